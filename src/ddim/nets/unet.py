@@ -1,0 +1,516 @@
+"""The UNet of DDPM, with the parameter names and the arithmetic of diffusers' ``UNet2DModel``.
+
+A state dict moves between the two without renaming. What differs is how the forward pass is
+organised: everything that depends on the time and the class label alone is one call
+(:meth:`UNet.condition`, two small matrix products and one large one), whose result can be kept
+for a whole sampling run, and query, key and value are one matrix product.
+
+References:
+    Ho, Jain, Abbeel, *Denoising Diffusion Probabilistic Models*, 2020, appendix B,
+    https://arxiv.org/abs/2006.11239.
+    Dhariwal, Nichol, *Diffusion Models Beat GANs on Image Synthesis*, 2021 (scale-shift
+    normalisation, residual up- and downsampling), https://arxiv.org/abs/2105.05233.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["UNet", "UNetConfig", "count_flops", "timestep_embedding"]
+
+_DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+_UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """The fields of diffusers' ``unet/config.json``, with its defaults made explicit.
+
+    Only what checkpoints of the DDPM family use is accepted: positional time embeddings, the
+    plain, attention and residual-resampling blocks, SiLU.
+
+    Raises:
+        ValueError: for a block type, an activation or an embedding that is not supported, or
+            channel counts that the group normalisation cannot divide.
+    """
+
+    sample_size: int = 32
+    in_channels: int = 3
+    out_channels: int = 3
+    center_input_sample: bool = False
+    time_embedding_type: str = "positional"
+    time_embedding_dim: int | None = None
+    freq_shift: float = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D")
+    mid_block_type: str | None = "UNetMidBlock2D"
+    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "UpBlock2D")
+    block_out_channels: tuple[int, ...] = (64, 128)
+    layers_per_block: int = 2
+    mid_block_scale_factor: float = 1
+    downsample_padding: int = 1
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
+    dropout: float = 0.0
+    act_fn: str = "silu"
+    attention_head_dim: int | None = 8
+    norm_num_groups: int = 32
+    attn_norm_num_groups: int | None = None
+    norm_eps: float = 1e-5
+    resnet_time_scale_shift: str = "default"
+    add_attention: bool = True
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
+    num_train_timesteps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("down_block_types", "up_block_types", "block_out_channels"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        levels = len(self.block_out_channels)
+        if not levels == len(self.down_block_types) == len(self.up_block_types):
+            raise ValueError(
+                f"a UNet needs as many down_block_types ({len(self.down_block_types)}) and "
+                f"up_block_types ({len(self.up_block_types)}) as block_out_channels ({levels})"
+            )
+        _one_of("time_embedding_type", self.time_embedding_type, ("positional",))
+        _one_of("act_fn", self.act_fn, ("silu", "swish"))
+        _one_of("resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift"))
+        _one_of("class_embed_type", self.class_embed_type, (None, "timestep", "identity"))
+        _one_of("mid_block_type", self.mid_block_type, (None, "UNetMidBlock2D"))
+        _one_of("downsample_type", self.downsample_type, ("conv", "resnet"))
+        _one_of("upsample_type", self.upsample_type, ("conv", "resnet"))
+        for name in self.down_block_types:
+            _one_of("down_block_types", name, _DOWN)
+        for name in self.up_block_types:
+            _one_of("up_block_types", name, _UP)
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise ValueError(
+                    f"block_out_channels {channels} is not a multiple of norm_num_groups "
+                    f"{self.norm_num_groups}"
+                )
+            if self.attention_head_dim and channels % self.attention_head_dim:
+                attending = (*self.down_block_types, *self.up_block_types)
+                if self.add_attention or any(name.startswith("Attn") for name in attending):
+                    raise ValueError(
+                        f"block_out_channels {channels} is not a multiple of attention_head_dim "
+                        f"{self.attention_head_dim}"
+                    )
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the network takes class labels."""
+        return self.num_class_embeds is not None or self.class_embed_type is not None
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> UNetConfig:
+        """Read a diffusers ``config.json``; keys that start with ``_`` are bookkeeping.
+
+        Raises:
+            ValueError: for a key that is not a field, named in the message.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {key: value for key, value in config.items() if not key.startswith("_")}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]!r} in the UNet's config")
+        size = values.get("sample_size")
+        if isinstance(size, list | tuple):
+            if len(set(size)) != 1:
+                raise ValueError(f"sample_size {tuple(size)} is not square")
+            values["sample_size"] = size[0]
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """The mapping that diffusers' ``UNet2DModel.from_config`` reads."""
+        values = dataclasses.asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} {value!r} is not supported: it is one of {allowed}")
+
+
+def timestep_embedding(
+    t: Tensor, dim: int, *, flip_sin_to_cos: bool = False, freq_shift: float = 1
+) -> Tensor:
+    """Sinusoidal features of the time, ``[sin, cos]`` or, flipped, ``[cos, sin]``.
+
+    The frequencies are 10000^(-i / (dim/2 - freq_shift)), i = 0..dim/2-1, in float32 as the
+    networks were trained with (Ho et al. 2020; Vaswani et al. 2017, section 3.5).
+
+    Args:
+        t: times of any real dtype, shape (N,).
+        dim: number of features; an odd one is padded with a zero.
+
+    Returns:
+        float32 of shape (N, dim).
+    """
+    half = dim // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device)
+    angle = t[:, None].float() * torch.exp(exponent / (half - freq_shift))[None, :]
+    parts = (angle.cos(), angle.sin()) if flip_sin_to_cos else (angle.sin(), angle.cos())
+    return F.pad(torch.cat(parts, dim=-1), (0, dim % 2))
+
+
+class _TimeMLP(nn.Module):
+    def __init__(self, dim_in: int, dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(dim_in, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(features)))
+
+
+class _Conv(nn.Module):
+    """A convolution under the name ``conv``, as diffusers' resamplers keep theirs."""
+
+    def __init__(self, channels: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=padding)
+        self.pad_after = stride == 2 and padding == 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad_after else x)
+
+
+class _Downsample(_Conv):
+    def __init__(self, channels: int, config: UNetConfig) -> None:
+        super().__init__(channels, stride=2, padding=config.downsample_padding)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class _Upsample(_Conv):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, stride=1, padding=1)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class _Resnet(nn.Module):
+    """GroupNorm, SiLU, convolution, twice, with the time added (or as scale and shift) between."""
+
+    def __init__(
+        self, channels_in: int, channels: int, time_dim: int, config: UNetConfig, *, scale=1.0, resample=""
+    ) -> None:
+        super().__init__()
+        groups, eps = config.norm_num_groups, config.norm_eps
+        self.scale_shift = config.resnet_time_scale_shift == "scale_shift"
+        self.norm1 = nn.GroupNorm(groups, channels_in, eps=eps)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_dim, channels * (2 if self.scale_shift else 1))
+        self.norm2 = nn.GroupNorm(groups, channels, eps=eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_shortcut = (
+            nn.Conv2d(channels_in, channels, 1) if channels_in != channels else None
+        )
+        self.output_scale_factor = scale
+        self.resample = resample
+        self.cond_slice = slice(0, 0)  # which columns of the condition are ours; the UNet sets it
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        h = F.silu(self.norm1(x))
+        if self.resample == "up":
+            x, h = (F.interpolate(z, scale_factor=2.0, mode="nearest") for z in (x, h))
+        elif self.resample == "down":
+            x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
+        h = self.conv1(h)
+        time = cond[:, self.cond_slice, None, None]
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + time)
+        h = self.conv2(self.dropout(F.silu(h)))
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        out = x + h
+        return out if self.output_scale_factor == 1 else out / self.output_scale_factor
+
+
+class _Attention(nn.Module):
+    """Self-attention over the pixels, in heads of contiguous channels, with a residual."""
+
+    def __init__(self, channels: int, config: UNetConfig, *, groups: int | None, scale=1.0) -> None:
+        super().__init__()
+        self.heads = channels // (config.attention_head_dim or channels)
+        self.group_norm = nn.GroupNorm(groups, channels, eps=config.norm_eps) if groups else None
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.rescale_output_factor = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        tokens = x if self.group_norm is None else self.group_norm(x)
+        tokens = tokens.flatten(2).transpose(1, 2)
+        weight = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
+        bias = torch.cat([self.to_q.bias, self.to_k.bias, self.to_v.bias])
+        qkv = F.linear(tokens, weight, bias)
+        qkv = qkv.view(batch, -1, 3, self.heads, channels // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = self.to_out[0](attended.transpose(1, 2).reshape(batch, -1, channels))
+        out = x + attended.transpose(1, 2).reshape(batch, channels, height, width)
+        return out if self.rescale_output_factor == 1 else out / self.rescale_output_factor
+
+
+class _Level(nn.Module):
+    """The residual blocks of one resolution, with attention after each where asked for."""
+
+    def __init__(
+        self, kind: str, channels_in: list[int], channels: int, time_dim: int, config: UNetConfig
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(_Resnet(c, channels, time_dim, config) for c in channels_in)
+        attends = kind.startswith("Attn")
+        groups = config.norm_num_groups
+        self.attentions = (
+            nn.ModuleList(_Attention(channels, config, groups=groups) for _ in channels_in)
+            if attends
+            else None
+        )
+
+    def layer(self, i: int, x: Tensor, cond: Tensor) -> Tensor:
+        x = self.resnets[i](x, cond)
+        return x if self.attentions is None else self.attentions[i](x)
+
+
+def _residual_resampling(kind: str, style: str) -> bool:
+    return kind.startswith("Resnet") or (kind.startswith("Attn") and style == "resnet")
+
+
+class _Down(_Level):
+    def __init__(
+        self, kind: str, channels_in: int, channels: int, time_dim: int, config: UNetConfig, last: bool
+    ) -> None:
+        inputs = [channels_in] + [channels] * (config.layers_per_block - 1)
+        super().__init__(kind, inputs, channels, time_dim, config)
+        self.downsamplers = None
+        if not last:
+            residual = _residual_resampling(kind, config.downsample_type)
+            self.downsamplers = nn.ModuleList(
+                [
+                    _Resnet(channels, channels, time_dim, config, resample="down")
+                    if residual
+                    else _Downsample(channels, config)
+                ]
+            )
+
+    def forward(self, x: Tensor, cond: Tensor, skips: list[Tensor]) -> Tensor:
+        for i in range(len(self.resnets)):
+            x = self.layer(i, x, cond)
+            skips.append(x)
+        if self.downsamplers is not None:
+            x = self.downsamplers[0](x, cond)
+            skips.append(x)
+        return x
+
+
+class _Up(_Level):
+    def __init__(
+        self, kind: str, channels_in: list[int], channels: int, time_dim: int, config: UNetConfig, last: bool
+    ) -> None:
+        super().__init__(kind, channels_in, channels, time_dim, config)
+        self.upsamplers = None
+        if not last:
+            residual = _residual_resampling(kind, config.upsample_type)
+            self.upsamplers = nn.ModuleList(
+                [
+                    _Resnet(channels, channels, time_dim, config, resample="up")
+                    if residual
+                    else _Upsample(channels)
+                ]
+            )
+
+    def forward(self, x: Tensor, cond: Tensor, skips: list[Tensor]) -> Tensor:
+        for i in range(len(self.resnets)):
+            x = self.layer(i, torch.cat([x, skips.pop()], dim=1), cond)
+        return x if self.upsamplers is None else self.upsamplers[0](x, cond)
+
+
+class _Mid(nn.Module):
+    def __init__(self, channels: int, time_dim: int, config: UNetConfig) -> None:
+        super().__init__()
+        scale = config.mid_block_scale_factor
+        groups = config.attn_norm_num_groups
+        if groups is None and config.resnet_time_scale_shift == "default":
+            groups = config.norm_num_groups
+        self.resnets = nn.ModuleList(
+            _Resnet(channels, channels, time_dim, config, scale=scale) for _ in range(2)
+        )
+        self.attentions = (
+            nn.ModuleList([_Attention(channels, config, groups=groups, scale=scale)])
+            if config.add_attention
+            else None
+        )
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        x = self.resnets[0](x, cond)
+        if self.attentions is not None:
+            x = self.attentions[0](x)
+        return self.resnets[1](x, cond)
+
+
+class UNet(nn.Module):
+    """Noise-prediction network, compatible with diffusers' ``UNet2DModel``.
+
+    Args:
+        config: the architecture.
+
+    Example:
+        >>> net = UNet(UNetConfig(sample_size=8, in_channels=1, out_channels=1,
+        ...     down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+        ...     block_out_channels=(8,), norm_num_groups=4, attention_head_dim=None))
+        >>> net(torch.zeros(2, 1, 8, 8), torch.tensor([0, 5])).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.block_out_channels
+        time_dim = config.time_embedding_dim or widths[0] * 4
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = _TimeMLP(widths[0], time_dim)
+        self.class_embedding: nn.Module | None = None
+        if config.class_embed_type == "timestep":
+            self.class_embedding = _TimeMLP(widths[0], time_dim)
+        elif config.class_embed_type == "identity":
+            self.class_embedding = nn.Identity()
+        elif config.num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(config.num_class_embeds, time_dim)
+
+        skips = [widths[0]]
+        self.down_blocks = nn.ModuleList()
+        for i, kind in enumerate(config.down_block_types):
+            last = i == len(widths) - 1
+            before = widths[max(i - 1, 0)]
+            self.down_blocks.append(_Down(kind, before, widths[i], time_dim, config, last))
+            skips += [widths[i]] * (config.layers_per_block + (not last))
+        self.mid_block = _Mid(widths[-1], time_dim, config) if config.mid_block_type else None
+        self.up_blocks = nn.ModuleList()
+        current = widths[-1]
+        for i, kind in enumerate(config.up_block_types):
+            channels = widths[-1 - i]
+            inputs = []
+            for _ in range(config.layers_per_block + 1):
+                inputs.append(current + skips.pop())
+                current = channels
+            last = i == len(widths) - 1
+            self.up_blocks.append(_Up(kind, inputs, channels, time_dim, config, last))
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+        start = 0
+        for block in self._resnets():
+            size = block.time_emb_proj.out_features
+            block.cond_slice = slice(start, start + size)
+            start += size
+
+    def _resnets(self) -> list[_Resnet]:
+        return [module for module in self.modules() if isinstance(module, _Resnet)]
+
+    def condition(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """All that the blocks are told of the time and the class, in one row an image.
+
+        It depends on nothing else, so a sampler computes it once a step for all images.
+
+        Args:
+            t: times as the network was trained on them, shape (N,).
+            labels: class indices, shape (N,) or (M,) with N = 1; times or embeddings where
+                ``class_embed_type`` says so; None for a network without classes.
+
+        Returns:
+            shape (N, C) or (M, C); C is the sum of the blocks' channels.
+
+        Raises:
+            ValueError: labels for a network without classes, or none for one with classes.
+        """
+        config = self.config
+        features = timestep_embedding(
+            t,
+            config.block_out_channels[0],
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
+        )
+        embedding = self.time_embedding(features.to(self.conv_in.weight.dtype))
+        if (labels is None) != (self.class_embedding is None):
+            raise ValueError(
+                "this network is class-conditional: it needs labels"
+                if labels is None
+                else "labels were given to a network without classes"
+            )
+        if self.class_embedding is not None and labels is not None:
+            if config.class_embed_type == "timestep":
+                labels = timestep_embedding(
+                    labels,
+                    config.block_out_channels[0],
+                    flip_sin_to_cos=config.flip_sin_to_cos,
+                    freq_shift=config.freq_shift,
+                ).to(embedding.dtype)
+            embedding = embedding + self.class_embedding(labels)
+        projections = [block.time_emb_proj for block in self._resnets()]
+        weight = torch.cat([layer.weight for layer in projections])
+        bias = torch.cat([layer.bias for layer in projections])
+        return F.linear(F.silu(embedding), weight, bias)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Predict the target for noisy images.
+
+        Args:
+            x: noisy images, shape (N, in_channels, H, W); H and W divisible by
+                2^(levels - 1).
+            t: times as the network was trained on them, shape (N,), (1,) or ().
+            labels: class indices, shape (N,), or None.
+
+        Returns:
+            shape (N, out_channels, H, W).
+        """
+        return self.conditioned(x, self.condition(t.reshape(-1), labels))
+
+    def conditioned(self, x: Tensor, cond: Tensor) -> Tensor:
+        """The forward pass, given what :meth:`condition` returned: one row, or one an image."""
+        if self.config.center_input_sample:
+            x = 2 * x - 1.0
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            x = block(x, cond, skips)
+        if self.mid_block is not None:
+            x = self.mid_block(x, cond)
+        for block in self.up_blocks:
+            x = block(x, cond, skips)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def count_flops(net: UNet) -> int:
+    """Floating-point operations of one forward pass of one image, a multiply-add counting two.
+
+    Convolutions, matrix products and attention are counted, as torch's own counter does.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size, config = net.config.sample_size, net.config
+    parameter = net.conv_in.weight
+    x = torch.zeros(1, config.in_channels, size, size, dtype=parameter.dtype, device=parameter.device)
+    labels = None
+    if config.has_classes:
+        labels = torch.zeros(1, dtype=torch.long, device=x.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(x, torch.zeros(1, device=x.device), labels)
+    return int(counter.get_total_flops())
