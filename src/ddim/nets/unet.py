@@ -90,19 +90,25 @@ class UNetConfig:
             _one_of("down_block_types", name, _DOWN)
         for name in self.up_block_types:
             _one_of("up_block_types", name, _UP)
-        for channels in self.block_out_channels:
+        widths = self.block_out_channels
+        for channels in widths:
             if channels % self.norm_num_groups:
                 raise ValueError(
                     f"block_out_channels {channels} is not a multiple of norm_num_groups "
                     f"{self.norm_num_groups}"
                 )
-            if self.attention_head_dim and channels % self.attention_head_dim:
-                attending = (*self.down_block_types, *self.up_block_types)
-                if self.add_attention or any(name.startswith("Attn") for name in attending):
-                    raise ValueError(
-                        f"block_out_channels {channels} is not a multiple of attention_head_dim "
-                        f"{self.attention_head_dim}"
-                    )
+        attending = {widths[-1]} if self.mid_block_type and self.add_attention else set()
+        for kind, channels in (
+            *zip(self.down_block_types, widths, strict=True),
+            *zip(self.up_block_types, reversed(widths), strict=True),
+        ):
+            attending |= {channels} if kind.startswith("Attn") else set()
+        for channels in sorted(attending):
+            if channels % (self.attention_head_dim or channels):
+                raise ValueError(
+                    f"block_out_channels {channels} is not a multiple of attention_head_dim "
+                    f"{self.attention_head_dim}"
+                )
 
     @property
     def has_classes(self) -> bool:

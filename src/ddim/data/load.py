@@ -1,0 +1,126 @@
+"""The one way to open images: by name or by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddim.data.base import ArrayData, ImageData
+from ddim.data.cifar import find_cifar, load_cifar
+from ddim.data.folder import FolderData
+from ddim.data.idx import SPLIT_PREFIX, find_idx, find_labels, load_idx, plain_name
+from ddim.data.named import ALIASES, DATASETS, data_root, load_named
+from ddim.data.npz import load_npz
+from ddim.errors import InputError, unknown
+
+__all__ = ["load_data"]
+
+_SPLITS = ("train", "test")
+_VALIDATION = frozenset({"val", "valid", "validation"})
+
+
+def load_data(
+    source: str,
+    *,
+    split: str = "train",
+    size: int | None = None,
+    channels: int | None = None,
+    root: Path | None = None,
+    download: bool = True,
+) -> ImageData:
+    """Open a set of images.
+
+    Arguments:
+        source: A name (``mnist``, ``fashion-mnist`` or ``fashion``, ``cifar10``, ``digits``; a
+            folder of the same name is ``./mnist``), or a path: a folder of MNIST's IDX files, of
+            CIFAR-10's binary files or of images, an ``.npz`` file, or a file of IDX images, whose
+            labels are taken from the file beside it that is named alike.
+        split: ``train`` or ``test``. A folder of images is split by its subfolders ``train`` and
+            ``test``; without them, all of it is for training, as a single file is.
+        size: Height and width in pixels. A folder of images is resized to it (64 if None);
+            elsewhere it must be what the images have.
+        channels: Number of channels, 1 or 3. A folder of images is converted to it (3 if None);
+            elsewhere it must be what the images have.
+        root: Where named sets are kept; ``DDIM_DATA`` or ``~/.cache/ddim/data`` if None.
+        download: Whether a named set that is not there may be downloaded.
+
+    Raises:
+        InputError: if there is no such set, split, size or number of channels, or a file is not
+            what it should be.
+        RunError: if a download fails.
+    """
+    if split not in _SPLITS:
+        raise unknown("split", split, _SPLITS)
+    name = ALIASES.get(source, source)
+    if name in DATASETS:
+        data = load_named(name, split, root or data_root(), download=download)
+        return _require(data, size, channels)
+    path = Path(source).expanduser()
+    if not source or not path.exists():
+        raise InputError(
+            f"{unknown('data', source, DATASETS)}; nor is there a file or folder of that name"
+        )
+    if not path.is_dir():
+        return _require(_load_file(path, split), size, channels)
+    data = _load_array_folder(path, split)
+    if data is not None:
+        return _require(data, size, channels)
+    return FolderData(
+        _name(path),
+        _image_folder(path, split),
+        64 if size is None else size,
+        3 if channels is None else channels,
+    )
+
+
+def _load_file(path: Path, split: str) -> ArrayData:
+    if split != "train":
+        raise InputError(f"{path} is a single file and has no {split} split: give another file")
+    if path.suffix.lower() == ".npz":
+        return load_npz(path)
+    return load_idx(plain_name(path), path, find_labels(path))
+
+
+def _load_array_folder(folder: Path, split: str) -> ArrayData | None:
+    """What is in a folder of IDX files or of CIFAR-10's; None if it is neither."""
+    stems = {part: f"{prefix}-images-idx3-ubyte" for part, prefix in SPLIT_PREFIX.items()}
+    found = {part: find_idx(folder, stem) for part, stem in stems.items()}
+    if any(found.values()):
+        images = found[split]
+        if images is None:
+            raise InputError(f"{folder} has no {split} split: {stems[split]}[.gz] is not in it")
+        return load_idx(_name(folder), images, find_labels(images))
+    cifar = find_cifar(folder)
+    return None if cifar is None else load_cifar(_name(folder), cifar, split)
+
+
+def _image_folder(folder: Path, split: str) -> Path:
+    """The folder that holds the images of a split."""
+    names = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."}
+    # A class can be called 'train' too: among others it is one, unless 'test' is there as well.
+    is_split = names >= set(_SPLITS) or names <= {*_SPLITS, *_VALIDATION}
+    if names.isdisjoint(_SPLITS) or not is_split:
+        if split != "train":
+            raise InputError(f"{folder} has no {split} split: there is no subfolder {split!r}")
+        return folder
+    if split not in names:
+        raise InputError(f"{folder} has no {split} split: its subfolders are {sorted(names)}")
+    return folder / split
+
+
+def _name(folder: Path) -> str:
+    return folder.resolve().name
+
+
+def _require(data: ArrayData, size: int | None, channels: int | None) -> ArrayData:
+    found, height, width = data.shape
+    if size is not None and (height, width) != (size, size):
+        raise InputError(
+            f"{data.name} has images of {height} x {width} pixels, not {size} x {size}: only a "
+            "folder of images is resized"
+        )
+    if channels is not None and found != channels:
+        raise InputError(
+            f"{data.name} has images with {found} channel{'s' * (found > 1)}, not {channels}: "
+            "only a folder of images is converted"
+        )
+    return data

@@ -1,0 +1,220 @@
+"""What a training run is: one flat, frozen record, and the presets. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ddim.errors import InputError, unknown
+
+__all__ = ["PRESETS", "TrainConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Every number that a training run depends on.
+
+    Two runs of one configuration on one machine with as many threads see the same images in the
+    same order with the same noise, and end with the same weights.
+    """
+
+    data: str = "mnist"
+    """A data set's name, a folder of images, of IDX or of CIFAR-10 files, or an .npz file."""
+    data_root: str | None = None
+    """Where named data sets lie or are downloaded to."""
+    size: int | None = None
+    """Images are resized and cropped to this (folders of images only)."""
+
+    # The network.
+    channels: tuple[int, ...] = (32, 64, 64)
+    """Channels at each resolution; each is half of the one before."""
+    blocks: int = 2
+    """Residual blocks at each resolution."""
+    attention: tuple[int, ...] = ()
+    """Resolutions, in pixels, with attention after each block; the middle always has one."""
+    head_dim: int | None = None
+    """Channels of an attention head; None for a single head."""
+    groups: int = 32
+    """Groups of each group normalisation."""
+    dropout: float = 0.0
+    """Dropout probability within the residual blocks."""
+    classes: bool = False
+    """Condition on the class labels of the data."""
+    label_dropout: float = 0.1
+    """Share of labels replaced by 'none', which classifier-free guidance needs."""
+
+    # The diffusion.
+    T: int = 1000
+    """Number of noising steps."""
+    schedule: Literal["linear", "scaled-linear", "cosine", "sigmoid"] = "linear"
+    """Noise schedule."""
+    beta_start: float = 1e-4
+    """First β of a linear schedule."""
+    beta_end: float = 0.02
+    """Last β of a linear schedule."""
+    target: Literal["eps", "x0", "v"] = "eps"
+    """What the network predicts."""
+    weighting: Literal["uniform", "min-snr"] = "uniform"
+    """How the noise levels weigh in the loss."""
+    gamma: float = 5.0
+    """γ of the min-SNR weighting."""
+    antithetic: bool = True
+    """Draw noise levels in mirrored pairs."""
+
+    # The optimisation.
+    images: int = 600_000
+    """Training images to see in all."""
+    batch_size: int = 128
+    """Images a step."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Optimizer; adamw decouples the weight decay."""
+    lr: float = 2e-4
+    """Learning rate after the warm-up."""
+    weight_decay: float = 0.0
+    """Weight decay."""
+    warmup_images: int = 0
+    """Images over which the learning rate rises from zero."""
+    decay_images: int = 0
+    """Images at the end over which the learning rate falls to zero."""
+    clip: float | None = 1.0
+    """Largest gradient norm."""
+    ema: float = 0.9999
+    """Decay of the moving average of the weights, a step; lower while the run is young."""
+    flip: bool = False
+    """Mirror images left to right, half of the time."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the network's arithmetic; bfloat16 is autocast, weights stay float32."""
+    device: str = "auto"
+    """Where to train: auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads; the weights' last bits depend on it."""
+    seed: int = 0
+    """Everything random follows from it."""
+
+    # The record.
+    save_every: int = 50_000
+    """Images between checkpoints."""
+    sample_every: int = 100_000
+    """Images between sample grids; 0 for none."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = False
+    """Write TensorBoard events too."""
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "attention"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("T", "images", "batch_size", "blocks", "groups", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("warmup_images", "decay_images", "sample_every", "seed", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative: {getattr(self, name)}")
+        for name in ("dropout", "label_dropout", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if self.lr <= 0:
+            raise InputError(f"lr must be positive, not {self.lr}")
+        if not self.channels:
+            raise InputError("channels must name at least one resolution")
+        if self.schedule == "scaled-linear" or self.schedule == "linear":
+            if not 0 < self.beta_start <= self.beta_end <= 1:
+                raise InputError(
+                    f"β must rise within (0, 1]: {self.beta_start} to {self.beta_end}"
+                )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all; the last batch is full."""
+        return -(-self.images // self.batch_size)
+
+    def schedule_spec(self) -> dict[str, Any]:
+        """The schedule as :meth:`ddim.Schedule.from_spec` reads it."""
+        spec: dict[str, Any] = {"kind": self.schedule, "T": self.T}
+        if self.schedule in ("linear", "scaled-linear"):
+            spec |= {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        return spec
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, every field."""
+        values = dataclasses.asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The inverse of :meth:`to_json`; fields that are absent keep their defaults.
+
+        Raises:
+            InputError: an unknown field, with the nearest one offered.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f": did you mean {near[0]!r}?" if near else ""
+                raise InputError(f"unknown key {key!r} in the training configuration{hint}")
+        return cls(**values)
+
+    @classmethod
+    def preset(cls, name: str) -> TrainConfig:
+        """The preset of that name.
+
+        Raises:
+            InputError: unknown name, with the nearest one offered.
+        """
+        if name not in PRESETS:
+            raise unknown("preset", name, PRESETS)
+        return PRESETS[name]
+
+
+_MNIST = TrainConfig(
+    data="mnist",
+    channels=(16, 48, 96),
+    blocks=1,
+    groups=8,
+    head_dim=24,
+    T=500,
+    beta_start=2e-4,
+    beta_end=0.04,
+    weighting="min-snr",
+    batch_size=64,
+    images=600_000,
+    optimizer="adamw",
+    lr=1.5e-3,
+    warmup_images=12_800,
+    decay_images=150_000,
+    ema=0.999,
+    precision="bfloat16",
+)
+
+# The official configuration of the DDIM paper's CIFAR-10 and CelebA networks: 800,000 steps of 128
+# and 500,000 steps of 128 (Ho et al. 2020, appendix B).
+_CIFAR10 = TrainConfig(
+    data="cifar10",
+    channels=(128, 256, 256, 256),
+    attention=(16,),
+    dropout=0.1,
+    images=800_000 * 128,
+    flip=True,
+    save_every=1_280_000,
+    sample_every=1_280_000,
+)
+
+PRESETS: dict[str, TrainConfig] = {
+    "mnist": _MNIST,
+    "mnist-cond": dataclasses.replace(_MNIST, classes=True),
+    "fashion": dataclasses.replace(_MNIST, data="fashion-mnist", flip=True),
+    "digits": dataclasses.replace(
+        _MNIST, data="digits", channels=(32, 64), images=300_000, save_every=20_000
+    ),
+    "cifar10": _CIFAR10,
+    "celeba": dataclasses.replace(
+        _CIFAR10, data="celeba", size=64, channels=(128, 256, 256, 256, 512), images=500_000 * 128
+    ),
+}
+"""Configurations by name; ``cifar10`` and ``celeba`` are the official ones."""

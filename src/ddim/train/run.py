@@ -1,0 +1,246 @@
+"""A training run in a folder: data, network, checkpoints, metrics, and resuming."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim import images
+from ddim.data import ImageData, load_data
+from ddim.errors import InputError
+from ddim.files import write_bytes, write_json
+from ddim.nets import UNet, UNetConfig
+from ddim.schedule import Schedule
+from ddim.train.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from ddim.train.config import TrainConfig
+from ddim.train.loop import TrainState, TrainStep, train
+
+__all__ = ["CHECKPOINT", "Run", "pick_device", "unet_config"]
+
+CHECKPOINT = "checkpoint.safetensors"
+METRICS = "metrics.jsonl"
+
+
+class _Scaled:
+    """Image data in [-1, 1], as the loop reads it."""
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return images.from_pixels(self.data.batch(indices))
+
+    def labels(self, indices: Tensor) -> Tensor | None:
+        return self.data.labels(indices)
+
+
+def unet_config(config: TrainConfig, shape: tuple[int, int, int], classes: int | None) -> UNetConfig:
+    """The UNet that a configuration asks for, for images of that shape.
+
+    Time embedding, normalisation eps and downsampling are those of the official DDPM network.
+    The label after the last class stands for 'none'.
+
+    Raises:
+        InputError: images that are not square or cannot be halved often enough.
+    """
+    channels, height, width = shape
+    factor = 2 ** (len(config.channels) - 1)
+    if height != width or height % factor:
+        raise InputError(
+            f"images of {height}×{width} cannot pass through {len(config.channels)} resolutions: "
+            f"they must be square and divisible by {factor}"
+        )
+    attends = [height // 2**i in config.attention for i in range(len(config.channels))]
+    down = tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends)
+    up = tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends))
+    try:
+        return UNetConfig(
+            sample_size=height,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=config.channels,
+            layers_per_block=config.blocks,
+            down_block_types=down,
+            up_block_types=up,
+            attention_head_dim=config.head_dim,
+            norm_num_groups=config.groups,
+            norm_eps=1e-6,
+            dropout=config.dropout,
+            downsample_padding=0,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            num_class_embeds=classes + 1 if classes is not None else None,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is CUDA where there is one, else MPS, else the CPU.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+class Run:
+    """One training run and its folder.
+
+    ``metrics.jsonl`` gets a line every ``log_every`` steps; ``checkpoint.safetensors`` the whole
+    state; ``model/`` the averaged weights as a model folder; ``samples/`` grids drawn with them.
+
+    Args:
+        config: the run.
+        output: its folder; made if need be.
+        resume: go on from the folder's checkpoint, if it has one.
+
+    Raises:
+        InputError: bad data, a network that does not fit it, a checkpoint of another run.
+    """
+
+    def __init__(self, config: TrainConfig, output: Path, *, resume: bool = False) -> None:
+        self.config = config
+        self.output = Path(output)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.device = pick_device(config.device)
+        root = Path(config.data_root) if config.data_root else None
+        self.data = load_data(config.data, size=config.size, root=root)
+        if config.classes and self.data.classes is None:
+            raise InputError(f"{config.data} has no labels, which a class-conditional model needs")
+        self.schedule = Schedule.from_spec(config.schedule_spec())
+        classes = self.data.classes if config.classes else None
+        self.unet = unet_config(config, self.data.shape, classes)
+        self.null_label = classes or 0
+        self.state = self._fresh_state()
+        self._interval = [0.0, 0.0]
+        checkpoint = self.output / CHECKPOINT
+        if resume and checkpoint.exists():
+            saved = read_checkpoint(checkpoint)
+            load_checkpoint(saved, self.state)
+            self._interval = list(saved.facts["interval"])
+        self.output.mkdir(parents=True, exist_ok=True)
+        self._truncate_metrics()
+
+    def _fresh_state(self) -> TrainState:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.config.seed)
+            net = UNet(self.unet)
+        net = net.to(self.device)
+        if self.device.type == "cuda":
+            net = net.to(memory_format=torch.channels_last)
+        average = copy.deepcopy(net).requires_grad_(False)
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        optimizer = kinds[self.config.optimizer](
+            net.parameters(),
+            lr=self.config.lr,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            weight_decay=self.config.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        return TrainState(net, average, optimizer)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a model folder says about the network beside its weights."""
+        return {
+            "unet": self.unet.to_json(),
+            "schedule": dict(self.schedule.spec),
+            "target": self.config.target,
+            "classes": self.data.classes if self.config.classes else None,
+            "data": {"name": self.data.name, "sha256": self.data.checksums},
+            "images_seen": self.state.step * self.config.batch_size,
+            "seed": self.config.seed,
+            "threads": torch.get_num_threads(),
+        }
+
+    def steps(self) -> Iterator[TrainStep]:
+        """Train to the end of the configuration, saving as it goes; see :func:`train`.
+
+        The state is saved too when the caller stops early, by closing the iterator.
+        """
+        config = self.config
+        write_json(self.output / "config.json", config.to_json())
+        data = _Scaled(self.data)
+        saved = self.state.step
+        clock = time.perf_counter()
+        clock_step = saved
+        try:
+            for step in train(self.state, data, self.schedule, config, self.null_label):
+                self._interval[0] += step.loss
+                self._interval[1] += 1
+                last = step.step == config.steps
+                if step.step % config.log_every == 0 or last:
+                    now = time.perf_counter()
+                    rate = (step.step - clock_step) * config.batch_size / (now - clock)
+                    clock, clock_step = now, step.step
+                    self._log(step, rate)
+                if last or self._crosses(step.step, config.save_every):
+                    self.save()
+                    saved = step.step
+                yield step
+        finally:
+            if self.state.step != saved:
+                self.save()
+
+    def _crosses(self, step: int, every: int) -> bool:
+        """Whether this step is the first at or past a multiple of ``every`` images."""
+        if every == 0:
+            return False
+        size = self.config.batch_size
+        return step * size // every > (step - 1) * size // every
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        facts = {**self.facts, "interval": self._interval}
+        save_checkpoint(self.output / CHECKPOINT, self.state, self.config, facts)
+
+    def _log(self, step: TrainStep, rate: float) -> None:
+        line = {
+            "step": step.step,
+            "images": step.step * self.config.batch_size,
+            "loss": self._interval[0] / self._interval[1],
+            "grad_norm": step.grad_norm,
+            "lr": step.lr,
+            "images_per_s": round(rate, 1),
+        }
+        self._interval = [0.0, 0.0]
+        with (self.output / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _truncate_metrics(self) -> None:
+        """Drop the lines that a killed run wrote after its last checkpoint: they come again."""
+        path = self.output / METRICS
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                step = json.loads(line)["step"]
+            except (json.JSONDecodeError, KeyError):
+                break  # the line that the kill cut off
+            if step > self.state.step:
+                break
+            kept.append(line + "\n")
+        write_bytes(path, "".join(kept).encode())

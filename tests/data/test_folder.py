@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddim.data import FolderData
+from ddim.errors import InputError
+
+
+def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return pixels[..., 0] if channels == 1 else pixels
+
+
+def save(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def only(folder: Path, size: int, channels: int = 3) -> np.ndarray:
+    """The one image of a folder, with shape (C, H, W)."""
+    return FolderData("f", folder, size, channels).batch(torch.tensor([0]))[0].numpy()
+
+
+def test_sorted_recursive_and_without_labels(tmp_path: Path):
+    for i, name in enumerate(["b.png", "a/z.PNG", "c.jpeg", "a/b/y.webp", "x.bmp", "d.jpg"]):
+        save(tmp_path / name, np.full((9, 9, 3), 40 * i, np.uint8))
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "._b.png").write_text("nor is this")
+    (tmp_path / ".thumbnails").mkdir()
+    save(tmp_path / ".thumbnails/b.png", noise(4, 4))
+    data = FolderData("f", tmp_path, 8)
+    names = [path.relative_to(tmp_path).as_posix() for path in data.files]
+    assert names == ["a/b/y.webp", "a/z.PNG", "b.png", "c.jpeg", "d.jpg", "x.bmp"]
+    assert (len(data), data.shape, data.classes, data.checksums) == (6, (3, 8, 8), None, {})
+    batch = data.batch(torch.tensor([5, 1, 5]))
+    assert batch.dtype == torch.uint8
+    assert batch[:, 0, 0, 0].tolist() == [160, 40, 160]
+    assert data.labels(torch.tensor([0])) is None
+    assert data.batch(torch.tensor([], dtype=torch.int64)).shape == (0, 3, 8, 8)
+
+
+def test_subfolders_are_classes(tmp_path: Path):
+    for name in ["dog/1.png", "cat/deep/1.png", "cat/2.png"]:
+        save(tmp_path / name, noise(4, 4))
+    data = FolderData("f", tmp_path, 4)
+    assert (data.classes, data.class_names) == (2, ("cat", "dog"))
+    targets = data.labels(torch.tensor([2, 0, 1]))
+    assert targets is not None
+    assert targets.dtype == torch.int64
+    assert targets.tolist() == [1, 0, 0]
+
+
+def test_one_subfolder_is_no_class(tmp_path: Path):
+    save(tmp_path / "cat/1.png", noise(4, 4))
+    assert FolderData("f", tmp_path).classes is None
+
+
+def test_central_square_is_exact_where_nothing_is_resized(tmp_path: Path):
+    pixels = noise(8, 13)
+    save(tmp_path / "wide.png", pixels)
+    np.testing.assert_array_equal(only(tmp_path, 8), pixels[:, 2:10].transpose(2, 0, 1))
+
+
+def test_tall_image(tmp_path: Path):
+    pixels = noise(12, 8)
+    save(tmp_path / "tall.png", pixels)
+    np.testing.assert_array_equal(only(tmp_path, 8), pixels[2:10].transpose(2, 0, 1))
+
+
+def test_resizing_is_antialiased(tmp_path: Path):
+    stripes = np.zeros((256, 256), np.uint8)
+    stripes[:, ::2] = 255
+    save(tmp_path / "stripes.png", stripes)
+    small = only(tmp_path, 16, channels=1)
+    assert small.min() > 120
+    assert small.max() < 135
+
+
+def test_small_images_are_enlarged(tmp_path: Path):
+    save(tmp_path / "dot.png", np.full((2, 3, 3), 77, np.uint8))
+    assert (only(tmp_path, 16) == 77).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg"])
+def test_exif_orientation(tmp_path: Path, suffix: str):
+    pixels = np.zeros((16, 16), np.uint8)
+    pixels[:8] = 255  # bright above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise: bright at the right
+    save(tmp_path / f"turned{suffix}", pixels, exif=exif)
+    upright = only(tmp_path, 16, channels=1)[0]
+    assert upright[:, 9:].min() > 240
+    assert upright[:, :7].max() < 15
+
+
+def test_conversions(tmp_path: Path):
+    rgb = noise(6, 6)
+    save(tmp_path / "a.png", rgb)
+    grey = np.array(Image.fromarray(rgb).convert("L"))
+    np.testing.assert_array_equal(only(tmp_path, 6, channels=1)[0], grey)
+    save(tmp_path / "a.png", grey)
+    np.testing.assert_array_equal(only(tmp_path, 6), np.stack([grey] * 3))
+
+
+def test_transparency_is_dropped_without_a_warning(tmp_path: Path):
+    rgb = noise(6, 6)
+    rgba = np.dstack([rgb, noise(6, 6, 1, seed=1)])
+    save(tmp_path / "a.png", rgba)
+    np.testing.assert_array_equal(only(tmp_path, 6), rgb.transpose(2, 0, 1))
+    palette = Image.fromarray(rgb).quantize(16)
+    palette.save(tmp_path / "a.png", transparency=bytes(range(16)))
+    expected = np.array(palette.convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(only(tmp_path, 6), expected)
+
+
+def test_empty_folder(tmp_path: Path):
+    with pytest.raises(InputError, match=r"holds no images \(\.bmp, \.jpeg, \.jpg, \.png"):
+        FolderData("f", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"this is text", b"\x89PNG\r\n\x1a\n\0\0"])
+def test_broken_header_is_found_at_once(tmp_path: Path, content: bytes):
+    save(tmp_path / "a.png", noise(4, 4))
+    (tmp_path / "broken.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"broken\.png cannot be read as an image"):
+        FolderData("f", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp"])
+def test_truncated_file_is_named_when_read(tmp_path: Path, suffix: str):
+    path = save(tmp_path / f"cut{suffix}", noise(64, 64))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    save(tmp_path / "whole.png", noise(64, 64))
+    with pytest.raises(InputError, match=rf"cut\{suffix} cannot be read as an image"):
+        FolderData("f", tmp_path, 64).batch(torch.tensor([1, 0]))
+
+
+def test_sixteen_bits_are_refused(tmp_path: Path):
+    save(tmp_path / "deep.png", np.full((4, 4), 30000, np.uint16))
+    with pytest.raises(InputError, match=r"deep\.png has more than 8 bits"):
+        FolderData("f", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "message"),
+    [(0, 3, "size must be at least 1"), (8, 2, "channels must be 1 or 3, not 2")],
+)
+def test_bad_size_and_channels(tmp_path: Path, size: int, channels: int, message: str):
+    with pytest.raises(InputError, match=message):
+        FolderData("f", tmp_path, size, channels)
