@@ -2,8 +2,8 @@
 
 A state dict moves between the two without renaming. What differs is how the forward pass is
 organised: everything that depends on the time and the class label alone is one call
-(:meth:`UNet.condition`, two small matrix products and one large one), whose result can be kept
-for a whole sampling run, and query, key and value are one matrix product.
+(:meth:`UNet.embed` and :meth:`UNet.condition`), whose result can be kept for a whole sampling
+run, and query, key and value are one matrix product.
 
 References:
     Ho, Jain, Abbeel, *Denoising Diffusion Probabilistic Models*, 2020, appendix B,
@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddim.errors import InputError
+
 __all__ = ["UNet", "UNetConfig", "count_flops", "timestep_embedding"]
 
 _DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
@@ -37,7 +39,7 @@ class UNetConfig:
     plain, attention and residual-resampling blocks, SiLU.
 
     Raises:
-        ValueError: for a block type, an activation or an embedding that is not supported, or
+        InputError: for a block type, an activation or an embedding that is not supported, or
             channel counts that the group normalisation cannot divide.
     """
 
@@ -75,7 +77,7 @@ class UNetConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         levels = len(self.block_out_channels)
         if not levels == len(self.down_block_types) == len(self.up_block_types):
-            raise ValueError(
+            raise InputError(
                 f"a UNet needs as many down_block_types ({len(self.down_block_types)}) and "
                 f"up_block_types ({len(self.up_block_types)}) as block_out_channels ({levels})"
             )
@@ -93,7 +95,7 @@ class UNetConfig:
         widths = self.block_out_channels
         for channels in widths:
             if channels % self.norm_num_groups:
-                raise ValueError(
+                raise InputError(
                     f"block_out_channels {channels} is not a multiple of norm_num_groups "
                     f"{self.norm_num_groups}"
                 )
@@ -105,7 +107,7 @@ class UNetConfig:
             attending |= {channels} if kind.startswith("Attn") else set()
         for channels in sorted(attending):
             if channels % (self.attention_head_dim or channels):
-                raise ValueError(
+                raise InputError(
                     f"block_out_channels {channels} is not a multiple of attention_head_dim "
                     f"{self.attention_head_dim}"
                 )
@@ -120,17 +122,17 @@ class UNetConfig:
         """Read a diffusers ``config.json``; keys that start with ``_`` are bookkeeping.
 
         Raises:
-            ValueError: for a key that is not a field, named in the message.
+            InputError: for a key that is not a field, named in the message.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         values = {key: value for key, value in config.items() if not key.startswith("_")}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r} in the UNet's config")
+            raise InputError(f"unknown key {unknown[0]!r} in the UNet's config")
         size = values.get("sample_size")
         if isinstance(size, list | tuple):
             if len(set(size)) != 1:
-                raise ValueError(f"sample_size {tuple(size)} is not square")
+                raise InputError(f"sample_size {tuple(size)} is not square")
             values["sample_size"] = size[0]
         return cls(**values)
 
@@ -142,7 +144,7 @@ class UNetConfig:
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} {value!r} is not supported: it is one of {allowed}")
+        raise InputError(f"{name} {value!r} is not supported: it is one of {allowed}")
 
 
 def timestep_embedding(
@@ -431,22 +433,18 @@ class UNet(nn.Module):
     def _resnets(self) -> list[_Resnet]:
         return [module for module in self.modules() if isinstance(module, _Resnet)]
 
-    def condition(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """All that the blocks are told of the time and the class, in one row an image.
-
-        It depends on nothing else, so a sampler computes it once a step for all images.
+    def embed(self, t: Tensor) -> Tensor:
+        """The embedding of the time, which is all that a sampler's step has of it.
 
         Args:
             t: times as the network was trained on them, shape (N,).
-            labels: class indices, shape (N,) or (M,) with N = 1; times or embeddings where
-                ``class_embed_type`` says so; None for a network without classes.
 
         Returns:
-            shape (N, C) or (M, C); C is the sum of the blocks' channels.
-
-        Raises:
-            ValueError: labels for a network without classes, or none for one with classes.
+            shape (N, D).
         """
+        return self.time_embedding(self._sinusoids(t))
+
+    def _sinusoids(self, t: Tensor) -> Tensor:
         config = self.config
         features = timestep_embedding(
             t,
@@ -454,21 +452,31 @@ class UNet(nn.Module):
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
-        embedding = self.time_embedding(features.to(self.conv_in.weight.dtype))
+        return features.to(self.conv_in.weight.dtype)
+
+    def condition(self, embedding: Tensor, labels: Tensor | None = None) -> Tensor:
+        """All that the blocks are told of the time and the class, in one row an image.
+
+        Args:
+            embedding: what :meth:`embed` returned, shape (N, D) or (1, D).
+            labels: class indices, shape (N,); times or embeddings where ``class_embed_type``
+                says so; None for a network without classes.
+
+        Returns:
+            shape (N, C); C is the sum of the blocks' channels.
+
+        Raises:
+            InputError: labels for a network without classes, or none for one with classes.
+        """
         if (labels is None) != (self.class_embedding is None):
-            raise ValueError(
+            raise InputError(
                 "this network is class-conditional: it needs labels"
                 if labels is None
                 else "labels were given to a network without classes"
             )
         if self.class_embedding is not None and labels is not None:
-            if config.class_embed_type == "timestep":
-                labels = timestep_embedding(
-                    labels,
-                    config.block_out_channels[0],
-                    flip_sin_to_cos=config.flip_sin_to_cos,
-                    freq_shift=config.freq_shift,
-                ).to(embedding.dtype)
+            if self.config.class_embed_type == "timestep":
+                labels = self._sinusoids(labels)
             embedding = embedding + self.class_embedding(labels)
         projections = [block.time_emb_proj for block in self._resnets()]
         weight = torch.cat([layer.weight for layer in projections])
@@ -487,7 +495,7 @@ class UNet(nn.Module):
         Returns:
             shape (N, out_channels, H, W).
         """
-        return self.conditioned(x, self.condition(t.reshape(-1), labels))
+        return self.conditioned(x, self.condition(self.embed(t.reshape(-1)), labels))
 
     def conditioned(self, x: Tensor, cond: Tensor) -> Tensor:
         """The forward pass, given what :meth:`condition` returned: one row, or one an image."""

@@ -174,10 +174,10 @@ class TrainConfig:
 
 _MNIST = TrainConfig(
     data="mnist",
-    channels=(16, 48, 96),
+    channels=(32, 32, 80),
     blocks=1,
     groups=8,
-    head_dim=24,
+    head_dim=20,
     T=500,
     beta_start=2e-4,
     beta_end=0.04,
@@ -210,7 +210,7 @@ PRESETS: dict[str, TrainConfig] = {
     "mnist-cond": dataclasses.replace(_MNIST, classes=True),
     "fashion": dataclasses.replace(_MNIST, data="fashion-mnist", flip=True),
     "digits": dataclasses.replace(
-        _MNIST, data="digits", channels=(32, 64), images=300_000, save_every=20_000
+        _MNIST, data="digits", channels=(32, 64), head_dim=32, images=300_000, save_every=20_000
     ),
     "cifar10": _CIFAR10,
     "celeba": dataclasses.replace(

@@ -63,26 +63,23 @@ def unet_config(config: TrainConfig, shape: tuple[int, int, int], classes: int |
     attends = [height // 2**i in config.attention for i in range(len(config.channels))]
     down = tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends)
     up = tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends))
-    try:
-        return UNetConfig(
-            sample_size=height,
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=config.channels,
-            layers_per_block=config.blocks,
-            down_block_types=down,
-            up_block_types=up,
-            attention_head_dim=config.head_dim,
-            norm_num_groups=config.groups,
-            norm_eps=1e-6,
-            dropout=config.dropout,
-            downsample_padding=0,
-            flip_sin_to_cos=False,
-            freq_shift=1,
-            num_class_embeds=classes + 1 if classes is not None else None,
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    return UNetConfig(
+        sample_size=height,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=config.channels,
+        layers_per_block=config.blocks,
+        down_block_types=down,
+        up_block_types=up,
+        attention_head_dim=config.head_dim,
+        norm_num_groups=config.groups,
+        norm_eps=1e-6,
+        dropout=config.dropout,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        num_class_embeds=classes + 1 if classes is not None else None,
+    )
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,0 +1,168 @@
+"""Denoisers: from a state and its noise level to a prediction of the clean image and the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ddim.errors import InputError
+from ddim.nets import UNet
+from ddim.schedule import Level
+from ddim.target import Target
+
+__all__ = ["Clip", "Denoiser", "Guided", "NetworkDenoiser", "Prediction", "Threshold"]
+
+
+class Prediction(NamedTuple):
+    """What a denoiser makes of x = α·x0 + σ·eps; the two always satisfy that equation.
+
+    ``var`` is the interpolation of a learned variance, v in [0, 1] a pixel, or None.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    var: Tensor | None = None
+
+
+class Denoiser(Protocol):
+    """Anything that predicts; networks read ``level.t``, exact denoisers α and σ."""
+
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """Predict from a state of any shape (N, *), leaving it unchanged."""
+        ...
+
+
+class NetworkDenoiser:
+    """A network, and what it outputs, as a denoiser.
+
+    Of a :class:`~ddim.nets.UNet` everything that depends on the time alone is computed once for
+    each level, however many batches pass through.
+
+    Args:
+        net: called as ``net(x, t)`` or ``net(x, t, labels)`` with t of shape (N,), int64 where
+            the level's time is whole; returns the shape of x, or twice its channels, of which the
+            second half interpolates a learned variance: v = (output + 1)/2 (Nichol and Dhariwal
+            2021, equation 15).
+        target: what the output means.
+        labels: class indices, shape (N,), for a class-conditional network.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module | Callable[..., Tensor],
+        target: Target | str = Target.EPS,
+        labels: Tensor | None = None,
+    ) -> None:
+        self.net = net
+        self.target = Target.named(target)
+        self.labels = labels
+        self._memo: dict[float, Tensor] = {}
+        parameter = next(net.parameters(), None) if isinstance(net, nn.Module) else None
+        self._dtype = None if parameter is None else parameter.dtype
+
+    def with_labels(self, labels: Tensor | None) -> NetworkDenoiser:
+        """The same network for other labels, sharing what was computed for the times."""
+        other = NetworkDenoiser(self.net, self.target, labels)
+        other._memo = self._memo
+        return other
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """Predict; see :class:`Denoiser`."""
+        output = self._output(x if self._dtype is None else x.to(self._dtype), level.t)
+        output = output.to(x.dtype)
+        var = None
+        if output.shape != x.shape:
+            if output.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
+                raise InputError(
+                    f"the network returned {tuple(output.shape)} for a state of {tuple(x.shape)}"
+                )
+            output, var = output.chunk(2, dim=1)
+            var = (var + 1) / 2
+        x0, eps = self.target.split(output, x, level)
+        return Prediction(x0, eps, var)
+
+    def _output(self, x: Tensor, t: float) -> Tensor:
+        if isinstance(self.net, UNet):
+            embedding = self._memo.get(t)
+            if embedding is None:
+                time = torch.tensor([t], device=x.device)
+                embedding = self.net.embed(time)
+                if not self.net.config.has_classes:
+                    embedding = self.net.condition(embedding)
+                self._memo[t] = embedding
+            if self.net.config.has_classes or self.labels is not None:
+                embedding = self.net.condition(embedding, self.labels)
+            return self.net.conditioned(x, embedding)
+        time = torch.full((len(x),), t, device=x.device)
+        if t == int(t):
+            time = time.long()
+        return self.net(x, time) if self.labels is None else self.net(x, time, self.labels)
+
+
+class Clip:
+    """Clamp the predicted x0 to ±limit and recompute eps from it."""
+
+    def __init__(self, denoiser: Denoiser, limit: float = 1.0) -> None:
+        if limit <= 0:
+            raise InputError(f"the clipping limit must be positive, not {limit}")
+        self.denoiser, self.limit = denoiser, limit
+
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """Predict; see :class:`Denoiser`."""
+        prediction = self.denoiser(x, level)
+        return _with_x0(prediction, prediction.x0.clamp(-self.limit, self.limit), x, level)
+
+
+class Threshold:
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3, https://arxiv.org/abs/2205.11487).
+
+    Each image's x0 is clamped to ±s and divided by s, s being the ``ratio`` quantile of its
+    absolute values, at least 1 and at most ``largest``; eps is recomputed.
+    """
+
+    def __init__(self, denoiser: Denoiser, ratio: float = 0.995, largest: float = 1.0) -> None:
+        if not 0 < ratio <= 1 or largest < 1:
+            raise InputError(
+                f"thresholding needs a ratio in (0, 1] and a largest value of at least 1, "
+                f"not {ratio} and {largest}"
+            )
+        self.denoiser, self.ratio, self.largest = denoiser, ratio, largest
+
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """Predict; see :class:`Denoiser`."""
+        prediction = self.denoiser(x, level)
+        magnitude = prediction.x0.flatten(1).abs()
+        s = torch.quantile(magnitude.float(), self.ratio, dim=1).clamp(1, self.largest).to(x.dtype)
+        s = s.view(-1, *(1,) * (x.ndim - 1))
+        return _with_x0(prediction, prediction.x0.clamp(-s, s) / s, x, level)
+
+
+class Guided:
+    """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598).
+
+    Both predictions are extrapolated from the unconditional one:
+    ``unconditional + scale · (conditional - unconditional)``. A scale of 1 is the conditional
+    model itself and needs no guidance; the paper's w is ``scale - 1``.
+    """
+
+    def __init__(self, conditional: Denoiser, unconditional: Denoiser, scale: float) -> None:
+        self.conditional, self.unconditional, self.scale = conditional, unconditional, scale
+
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """Predict; see :class:`Denoiser`. Two network calls."""
+        given = self.conditional(x, level)
+        free = self.unconditional(x, level)
+        return Prediction(
+            torch.lerp(free.x0, given.x0, self.scale),
+            torch.lerp(free.eps, given.eps, self.scale),
+            given.var,
+        )
+
+
+def _with_x0(prediction: Prediction, x0: Tensor, x: Tensor, level: Level) -> Prediction:
+    eps = torch.sub(x, x0, alpha=level.alpha).mul_(1 / level.sigma)
+    return Prediction(x0, eps, prediction.var)

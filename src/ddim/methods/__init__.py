@@ -1,0 +1,56 @@
+"""Samplers: each a function ``(schedule, nodes, *, options) -> Tableau`` and a line here.
+
+To add one, write the function and name it in :data:`METHODS`; everything else (the loop, seeding,
+progress, inspection, the command's options, the tests of consistency) comes with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from ddim.errors import InputError, unknown
+from ddim.methods.ddim import ddim, ddpm
+from ddim.nodes import Nodes
+from ddim.schedule import Schedule
+from ddim.tableau import Tableau
+
+__all__ = ["METHODS", "ddim", "ddpm", "make_tableau"]
+
+METHODS: dict[str, Callable[..., Tableau]] = {
+    "ddim": ddim,
+    "ddpm": ddpm,
+}
+"""Builders by name."""
+
+
+def make_tableau(schedule: Schedule, nodes: Nodes, method: str = "ddim", **options: object) -> Tableau:
+    """The tableau of a method by name.
+
+    Args:
+        schedule: the noise schedule.
+        nodes: as :func:`ddim.make_nodes` returns them.
+        method: a key of :data:`METHODS`.
+        options: the builder's own, such as ``eta``.
+
+    Raises:
+        InputError: unknown method, or an option that it does not have.
+
+    Example:
+        >>> schedule = Schedule.linear(10)
+        >>> make_tableau(schedule, (10, 5, 0), "ddim", eta=0.5).calls
+        2
+    """
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    builder = METHODS[method]
+    accepted = [
+        name
+        for name, parameter in inspect.signature(builder).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    for name in options:
+        if name not in accepted:
+            has = f"it has {', '.join(accepted)}" if accepted else "it has none"
+            raise InputError(f"method {method!r} has no option {name!r}: {has}")
+    return builder(schedule, nodes, **options)

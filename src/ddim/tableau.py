@@ -1,0 +1,195 @@
+"""A sampler as a table of numbers.
+
+Every training-free sampler is a list of linear rows, as a Runge-Kutta method is a Butcher tableau:
+
+    X_new = Σ A·(earlier states) + Σ B·(earlier x0) + Σ C·(earlier eps) + c·noise
+
+The numbers follow from the schedule, the nodes and the method alone. They are computed once, in
+float64, and check themselves when the table is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+from ddim.errors import InputError
+from ddim.schedule import Level
+
+__all__ = ["Row", "State", "Tableau"]
+
+Terms = tuple[tuple[int, float], ...]
+"""(index of a state, coefficient), …"""
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A state that integration starts from.
+
+    Attributes:
+        level: its noise level.
+        at: the level at which the network sees it; None where it never does.
+        k: its node, for people.
+    """
+
+    level: Level
+    at: Level | None
+    k: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One new state as a linear combination of what is there.
+
+    Attributes:
+        level: the new state's noise level.
+        at: the level at which the network will see it; None where it never will. It may differ
+            from ``level``.
+        k: the new state's node, for people; None for an inner stage between nodes.
+        states: A, on earlier states.
+        x0: B, on earlier predictions of x0, by the index of the state that they were made from.
+        eps: C, likewise on predictions of ε.
+        noise: c, on fresh standard normal noise; 0 draws none.
+        noise_max: where a network predicts its variance, v in [0, 1] a pixel, the noise is scaled
+            by ``noise**(1-v) * noise_max**v`` (Nichol and Dhariwal 2021, equation 15); None where
+            the method has no use for it.
+    """
+
+    level: Level
+    at: Level | None
+    k: int | None
+    states: Terms = ()
+    x0: Terms = ()
+    eps: Terms = ()
+    noise: float = 0.0
+    noise_max: float | None = None
+
+    @functools.cached_property
+    def needs(self) -> tuple[int, ...]:
+        """The states whose predictions this row reads, in ascending order."""
+        return tuple(sorted({i for i, _ in self.x0} | {i for i, _ in self.eps}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tableau:
+    """Initial states, rows, and which states come out.
+
+    States are numbered: the initial ones first, then one for each row.
+
+    Attributes:
+        method: the name of the builder.
+        initial: the states that integration starts from (reversible methods have two).
+        rows: in the order of evaluation.
+        returns: the indices of the states that are the result.
+        marginal: whether every row keeps the marginal variance. Only the probability-flow Euler
+            method and the larger-variance DDPM declare that they do not.
+        options: what the builder was given, for people and for records.
+
+    Raises:
+        InputError: a row that is not consistent: ΣA·α + ΣB = α_new; ΣA·σ + ΣC = √(σ_new² - c²)
+            where ``marginal``; indices out of order; numbers that are not finite.
+    """
+
+    method: str
+    initial: tuple[State, ...]
+    rows: tuple[Row, ...]
+    returns: tuple[int, ...]
+    marginal: bool = True
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for index, row in enumerate(self.rows, start=len(self.initial)):
+            self._check(index, row)
+        for index in self.returns:
+            if not 0 <= index < len(self.initial) + len(self.rows):
+                raise InputError(f"{self.method}: there is no state {index} to return")
+
+    def _check(self, index: int, row: Row) -> None:
+        terms = (*row.states, *row.x0, *row.eps)
+        numbers = [c for _, c in terms] + [row.noise, row.noise_max or 0.0]
+        if not all(map(math.isfinite, numbers)):
+            raise InputError(f"{self.method}: state {index} has a coefficient that is not finite")
+        if not all(0 <= i < index for i, _ in terms):
+            raise InputError(f"{self.method}: state {index} reads one that is not there yet")
+        if any(self.at(i) is None for i in row.needs):
+            raise InputError(f"{self.method}: state {index} reads a prediction that is never made")
+        signal = math.fsum([a * self.level(i).alpha for i, a in row.states] + [b for _, b in row.x0])
+        scale = math.fsum([abs(a) * self.level(i).alpha for i, a in row.states])
+        scale += math.fsum([abs(b) for _, b in row.x0]) + row.level.alpha
+        if abs(signal - row.level.alpha) > 1e-9 * scale:
+            raise InputError(
+                f"{self.method}: state {index} keeps {signal:.12g} of the signal, "
+                f"not α = {row.level.alpha:.12g}"
+            )
+        if not self.marginal:
+            return
+        carried = math.fsum([a * self.level(i).sigma for i, a in row.states] + [c for _, c in row.eps])
+        scale = math.fsum([abs(a) * self.level(i).sigma for i, a in row.states])
+        scale += math.fsum([abs(c) for _, c in row.eps]) + row.noise + row.level.sigma
+        if abs(math.hypot(carried, row.noise) - row.level.sigma) > 1e-9 * scale:
+            raise InputError(
+                f"{self.method}: state {index} has noise {math.hypot(carried, row.noise):.12g}, "
+                f"not σ = {row.level.sigma:.12g}"
+            )
+
+    def level(self, index: int) -> Level:
+        """The noise level of a state."""
+        start = len(self.initial)
+        return self.initial[index].level if index < start else self.rows[index - start].level
+
+    def at(self, index: int) -> Level | None:
+        """The level at which the network sees a state."""
+        start = len(self.initial)
+        return self.initial[index].at if index < start else self.rows[index - start].at
+
+    @functools.cached_property
+    def evaluated(self) -> tuple[int, ...]:
+        """The states that the network is called on, in order."""
+        return tuple(sorted({i for row in self.rows for i in row.needs}))
+
+    @property
+    def calls(self) -> int:
+        """Network calls for one image."""
+        return len(self.evaluated)
+
+    @functools.cached_property
+    def last_use(self) -> tuple[int, ...]:
+        """For each state, the last row that reads it or its prediction; -1 if none.
+
+        Returned states are never done with: theirs is the number of rows.
+        """
+        last = [-1] * (len(self.initial) + len(self.rows))
+        for n, row in enumerate(self.rows):
+            for i, _ in (*row.states, *row.x0, *row.eps):
+                last[i] = n
+        for i in self.returns:
+            last[i] = len(self.rows)
+        return tuple(last)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any row draws noise."""
+        return any(row.noise for row in self.rows)
+
+    def __str__(self) -> str:
+        """A line for each row, with its coefficients."""
+        options = "".join(f", {key}={value}" for key, value in self.options.items())
+        lines = [f"{self.method}{options}: {len(self.rows)} rows, {self.calls} network calls"]
+        lines += [f"{'state':>5} {'k':>5} {'alpha':>9} {'sigma':>9} {'t':>7}  = combination"]
+        for i, state in enumerate(self.initial):
+            lines.append(f"{_columns(i, state.k, state.level, state.at)}  = given")
+        for i, row in enumerate(self.rows, start=len(self.initial)):
+            parts = [f"{a:+.6g}·X{j}" for j, a in row.states]
+            parts += [f"{b:+.6g}·x0({j})" for j, b in row.x0 if b]
+            parts += [f"{c:+.6g}·eps({j})" for j, c in row.eps if c]
+            parts += [f"{row.noise:+.6g}·z"] if row.noise else []
+            lines.append(f"{_columns(i, row.k, row.level, row.at)}  = {' '.join(parts)}")
+        return "\n".join(lines)
+
+
+def _columns(index: int, k: int | None, level: Level, at: Level | None) -> str:
+    t = "" if at is None else f"{at.t:g}"
+    node = "" if k is None else str(k)
+    return f"{index:>5} {node:>5} {level.alpha:>9.6f} {level.sigma:>9.6f} {t:>7}"
