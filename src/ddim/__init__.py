@@ -1,0 +1,95 @@
+"""Denoising diffusion implicit models: train, sample in any number of steps, invert, measure.
+
+Names are imported when first used, so that the command can answer without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "errors": ["InputError", "RunError"],
+    "schedule": ["Level", "Schedule"],
+    "nodes": ["NODES", "make_nodes"],
+    "tableau": ["Row", "State", "Tableau"],
+    "methods": ["METHODS", "make_tableau"],
+    "target": ["Target"],
+    "denoiser": [
+        "Clip",
+        "Clipping",
+        "Denoiser",
+        "Guided",
+        "NetworkDenoiser",
+        "Prediction",
+        "Threshold",
+    ],
+    "integrate": ["Step", "final", "integrate"],
+    "noise": ["Noise"],
+    "loss": ["diffusion_loss", "draw_nodes", "loss_weights"],
+    "pipeline": ["Pipeline", "load", "shipped"],
+    "generate": ["Drawn", "generate", "sample"],
+    "images": ["from_pixels", "grid", "save_image", "to_pixels"],
+    "train.loop": ["TrainStep", "fit"],
+    "train.config": ["TrainConfig"],
+}
+_EXPORTS = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = ["__version__", *_EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from ddim.denoiser import Clip as Clip
+    from ddim.denoiser import Clipping as Clipping
+    from ddim.denoiser import Denoiser as Denoiser
+    from ddim.denoiser import Guided as Guided
+    from ddim.denoiser import NetworkDenoiser as NetworkDenoiser
+    from ddim.denoiser import Prediction as Prediction
+    from ddim.denoiser import Threshold as Threshold
+    from ddim.errors import InputError as InputError
+    from ddim.errors import RunError as RunError
+    from ddim.generate import Drawn as Drawn
+    from ddim.generate import generate as generate
+    from ddim.generate import sample as sample
+    from ddim.images import from_pixels as from_pixels
+    from ddim.images import grid as grid
+    from ddim.images import save_image as save_image
+    from ddim.images import to_pixels as to_pixels
+    from ddim.integrate import Step as Step
+    from ddim.integrate import final as final
+    from ddim.integrate import integrate as integrate
+    from ddim.loss import diffusion_loss as diffusion_loss
+    from ddim.loss import draw_nodes as draw_nodes
+    from ddim.loss import loss_weights as loss_weights
+    from ddim.methods import METHODS as METHODS
+    from ddim.methods import make_tableau as make_tableau
+    from ddim.nodes import NODES as NODES
+    from ddim.nodes import make_nodes as make_nodes
+    from ddim.noise import Noise as Noise
+    from ddim.pipeline import Pipeline as Pipeline
+    from ddim.pipeline import load as load
+    from ddim.pipeline import shipped as shipped
+    from ddim.schedule import Level as Level
+    from ddim.schedule import Schedule as Schedule
+    from ddim.tableau import Row as Row
+    from ddim.tableau import State as State
+    from ddim.tableau import Tableau as Tableau
+    from ddim.target import Target as Target
+    from ddim.train.config import TrainConfig as TrainConfig
+    from ddim.train.loop import TrainStep as TrainStep
+    from ddim.train.loop import fit as fit
+
+
+def __getattr__(name: str) -> object:
+    module = _EXPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module 'ddim' has no attribute {name!r}")
+    value = getattr(import_module(f"ddim.{module}"), name)
+    # Over the module of the same name, which importing it has bound here (integrate, generate).
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

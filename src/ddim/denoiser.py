@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ from ddim.nets import UNet
 from ddim.schedule import Level
 from ddim.target import Target
 
-__all__ = ["Clip", "Denoiser", "Guided", "NetworkDenoiser", "Prediction", "Threshold"]
+__all__ = ["Clip", "Clipping", "Denoiser", "Guided", "NetworkDenoiser", "Prediction", "Threshold"]
 
 
 class Prediction(NamedTuple):
@@ -139,6 +140,33 @@ class Threshold:
         s = torch.quantile(magnitude.float(), self.ratio, dim=1).clamp(1, self.largest).to(x.dtype)
         s = s.view(-1, *(1,) * (x.ndim - 1))
         return _with_x0(prediction, prediction.x0.clamp(-s, s) / s, x, level)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clipping:
+    """What is done to the predicted x0.
+
+    Attributes:
+        kind: ``none``, ``clip`` (to ±limit) or ``threshold`` (dynamic, per image).
+        limit: the clipping range, or the largest threshold.
+        ratio: the quantile of dynamic thresholding.
+    """
+
+    kind: str = "none"
+    limit: float = 1.0
+    ratio: float = 0.995
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("none", "clip", "threshold"):
+            raise InputError(f"clipping is none, clip or threshold, not {self.kind!r}")
+
+    def wrap(self, denoiser: Denoiser) -> Denoiser:
+        """The denoiser with this done to it."""
+        if self.kind == "clip":
+            return Clip(denoiser, self.limit)
+        if self.kind == "threshold":
+            return Threshold(denoiser, self.ratio, self.limit)
+        return denoiser
 
 
 class Guided:

@@ -152,7 +152,8 @@ class Schedule:
         # In logarithms, because 1 - ᾱ near the data would cancel.
         with np.errstate(divide="ignore"):
             log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
-        return cls(np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar)), spec)
+        sigma = np.sqrt(np.abs(np.expm1(log_alpha_bar)))  # abs, because -expm1(0) is -0
+        return cls(np.exp(log_alpha_bar / 2), sigma, spec)
 
     @classmethod
     def from_alpha_bar(cls, alpha_bar: npt.ArrayLike) -> Schedule:

@@ -1,0 +1,198 @@
+"""A loaded model: network, schedule, target, and what the data was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddim.checkpoints.diffusers import read_folder, write_folder
+from ddim.denoiser import Clipping, Denoiser, Guided, NetworkDenoiser
+from ddim.errors import InputError, unknown
+from ddim.nets import UNet, UNetConfig
+from ddim.schedule import Schedule
+from ddim.target import Target
+from ddim.train.checkpoint import read_checkpoint
+
+__all__ = ["Pipeline", "load", "shipped"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """A network and what is needed to sample it.
+
+    Attributes:
+        net: called as ``net(x, t)``, or ``net(x, t, labels)`` where ``classes`` is set.
+        schedule: the noise schedule that it was trained with.
+        target: what it predicts.
+        shape: (C, H, W) of its images.
+        classes: number of classes, or None.
+        null_label: the label for 'no class', which guidance needs; or None.
+        clipping: what is done to the predicted x0 by default.
+        name: what outputs call it.
+        facts: what is known of the training.
+    """
+
+    net: nn.Module
+    schedule: Schedule
+    target: Target
+    shape: tuple[int, int, int]
+    classes: int | None = None
+    null_label: int | None = None
+    clipping: Clipping = Clipping()
+    name: str = "model"
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.net.parameters()).device
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Pipeline:
+        """The same model elsewhere, or in another precision; the network itself is moved."""
+        return dataclasses.replace(self, net=self.net.to(device=device, dtype=dtype))
+
+    def denoiser(
+        self,
+        labels: Tensor | None = None,
+        guidance: float = 1.0,
+        clip: bool | None = None,
+        *,
+        network: NetworkDenoiser | None = None,
+    ) -> Denoiser:
+        """The denoiser for a batch.
+
+        Args:
+            labels: class indices, shape (N,), for a class-conditional model.
+            guidance: classifier-free guidance scale; 1 is none.
+            clip: clip x0 to [-1, 1], or do not; None for the model's own habit.
+            network: one that an earlier batch used, to share what it computed for the times.
+
+        Raises:
+            InputError: labels for a model without classes or the reverse, guidance without a
+                label for 'no class'.
+        """
+        if (labels is None) != (self.classes is None):
+            raise InputError(
+                f"{self.name} is class-conditional: give labels"
+                if labels is None
+                else f"{self.name} has no classes, so labels mean nothing to it"
+            )
+        network = network or NetworkDenoiser(self.net, self.target)
+        denoiser: Denoiser = network.with_labels(labels)
+        if guidance != 1.0:
+            if labels is None or self.null_label is None:
+                raise InputError(f"{self.name} was not trained for guidance: it has no 'none' label")
+            null = torch.full_like(labels, self.null_label)
+            denoiser = Guided(denoiser, network.with_labels(null), guidance)
+        clipping = self.clipping
+        if clip is not None:
+            clipping = Clipping("clip") if clip else Clipping()
+        return clipping.wrap(denoiser)
+
+    def save(self, folder: Path | str) -> None:
+        """Write a model folder that this package and diffusers open.
+
+        Raises:
+            InputError: the network is not a :class:`~ddim.nets.UNet`.
+        """
+        if not isinstance(self.net, UNet):
+            raise InputError(f"only a ddim UNet can be saved, not a {type(self.net).__name__}")
+        facts = {"name": self.name, "classes": self.classes, "null_label": self.null_label}
+        write_folder(
+            Path(folder),
+            self.net.config,
+            self.net.state_dict(),
+            self.schedule,
+            self.target,
+            self.clipping,
+            {**self.facts, **facts},
+        )
+
+
+def shipped() -> list[str]:
+    """The names of the models that come with the package."""
+    root = resources.files("ddim") / "models"
+    return sorted(p.name for p in root.iterdir() if (p / "model_index.json").is_file())
+
+
+def load(source: str | Path, *, device: str | torch.device = "cpu", weights: str = "ema") -> Pipeline:
+    """Open a model.
+
+    Args:
+        source: the name of a shipped model, a model folder (diffusers' layout), a training run's
+            folder, or a training checkpoint.
+        device: where to put it.
+        weights: of a checkpoint, ``ema`` or ``net`` (the raw ones).
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        InputError: nothing of that name, or not a model.
+
+    Example:
+        >>> load("mnist").shape
+        (1, 28, 28)
+    """
+    if weights not in ("ema", "net"):
+        raise unknown("weights", weights, ("ema", "net"))
+    path = Path(source)
+    if str(source) in shipped():
+        with resources.as_file(resources.files("ddim") / "models" / str(source)) as folder:
+            pipeline = _from_folder(folder)
+    elif not path.exists():
+        raise InputError(f"{unknown('model', str(source), shipped())} and there is no such path")
+    elif path.is_file():
+        pipeline = _from_checkpoint(path, weights)
+    elif (path / "checkpoint.safetensors").exists():
+        pipeline = _from_checkpoint(path / "checkpoint.safetensors", weights)
+    else:
+        pipeline = _from_folder(path)
+    pipeline.net.requires_grad_(False).eval()
+    pipeline.net.to(memory_format=torch.channels_last)
+    return pipeline.to(device)
+
+
+def _from_folder(folder: Path) -> Pipeline:
+    parts = read_folder(folder)
+    facts = parts.facts
+    config = parts.net.config
+    classes = facts.get("classes", config.num_class_embeds)
+    return Pipeline(
+        parts.net,
+        parts.schedule,
+        parts.target,
+        (config.in_channels, config.sample_size, config.sample_size),
+        classes=classes if config.has_classes else None,
+        null_label=facts.get("null_label"),
+        clipping=parts.clipping,
+        name=str(facts.get("name", folder.resolve().name)),
+        facts=facts,
+    )
+
+
+def _from_checkpoint(path: Path, weights: str) -> Pipeline:
+    checkpoint = read_checkpoint(path)
+    facts = checkpoint.facts
+    config = UNetConfig.from_json(facts["unet"])
+    net = UNet(config)
+    net.load_state_dict(checkpoint.weights(weights))
+    classes = facts["classes"]
+    return Pipeline(
+        net,
+        Schedule.from_spec(facts["schedule"]),
+        Target.named(facts["target"]),
+        (config.in_channels, config.sample_size, config.sample_size),
+        classes=classes,
+        null_label=classes,
+        name=path.resolve().parent.name,
+        facts=facts,
+    )
