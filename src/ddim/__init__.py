@@ -32,7 +32,7 @@ _WHERE = {
     "pipeline": ["Pipeline", "load", "shipped"],
     "generate": ["Drawn", "generate", "sample"],
     "images": ["from_pixels", "grid", "save_image", "to_pixels"],
-    "train.loop": ["TrainStep", "fit"],
+    "train.loop": ["TensorData", "TrainState", "TrainStep", "fit"],
     "train.config": ["TrainConfig"],
 }
 _EXPORTS = {name: module for module, names in _WHERE.items() for name in names}
@@ -77,6 +77,8 @@ if TYPE_CHECKING:
     from ddim.tableau import Tableau as Tableau
     from ddim.target import Target as Target
     from ddim.train.config import TrainConfig as TrainConfig
+    from ddim.train.loop import TensorData as TensorData
+    from ddim.train.loop import TrainState as TrainState
     from ddim.train.loop import TrainStep as TrainStep
     from ddim.train.loop import fit as fit
 

@@ -25,14 +25,12 @@ class Drawn:
     """One step of one tile.
 
     Attributes:
-        first: the position of the tile's first image among those asked for.
-        count: how many of the tile's images were asked for; the others are padding.
+        indices: the images of the tile that were asked for; the rest of it is padding.
         step: the step; its states have ``tile`` images.
-        images: the tile's images, shape (count, C, H, W) in [-1, 1], after its last step.
+        images: the tile's images, shape (len(indices), C, H, W) in [-1, 1], after its last step.
     """
 
-    first: int
-    count: int
+    indices: tuple[int, ...]
     step: Step
     images: Tensor | None
 
@@ -52,17 +50,16 @@ def default_tile(shape: Sequence[int], device: torch.device) -> int:
 def generate(
     pipeline: Pipeline,
     tableau: Tableau,
-    n: int,
+    indices: Sequence[int],
     *,
     seed: int = 0,
-    first: int = 0,
     labels: Sequence[int] | None = None,
     guidance: float = 1.0,
     clip: bool | None = None,
     tile: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Drawn]:
-    """Draw n images, yielding after every step of every tile.
+    """Draw images, yielding after every step of every tile.
 
     Image i depends on the seed, i and its label alone, given equal ``tile``, device and threads:
     the network always sees ``tile`` images, the last time filled up with padding.
@@ -70,9 +67,8 @@ def generate(
     Args:
         pipeline: the model.
         tableau: the sampler.
-        n: how many images, ≥ 1.
+        indices: which images of the seed, such as ``range(64)``.
         seed: of the noise.
-        first: the index of the first image, to go on where another call ended.
         labels: one for each image, or None for a model without classes.
         guidance: classifier-free guidance scale; 1 is none.
         clip: clip x0 to [-1, 1]; None for the model's own habit.
@@ -82,10 +78,9 @@ def generate(
     Raises:
         InputError: numbers out of range, labels that do not fit.
     """
+    n = len(indices)
     if n < 1:
         raise InputError(f"the number of images must be at least 1, not {n}")
-    if first < 0:
-        raise InputError(f"the first image's index must not be negative: {first}")
     device = pipeline.device
     size = default_tile(pipeline.shape, device) if tile is None else tile
     if size < 1:
@@ -96,9 +91,9 @@ def generate(
     spread = (start.alpha**2 + start.sigma**2) ** 0.5
     for offset in range(0, n, size):
         count = min(size, n - offset)
-        indices = [first + offset + i for i in range(count)]
-        indices += [indices[-1]] * (size - count)
-        noise = Noise(seed, indices, pipeline.shape, device, dtype)
+        wanted = [*indices[offset : offset + count]]
+        padded = wanted + wanted[-1:] * (size - count)
+        noise = Noise(seed, padded, pipeline.shape, device, dtype)
         tile_labels = None
         if label_tensor is not None:
             tile_labels = label_tensor[offset : offset + count]
@@ -108,7 +103,7 @@ def generate(
         x = noise(0).mul_(spread)
         for step in integrate(denoiser, tableau, x, noise):
             images = step.outputs[0][:count] if step.outputs else None
-            yield Drawn(offset, count, step, images)
+            yield Drawn(tuple(wanted), step, images)
 
 
 def _labels(pipeline: Pipeline, labels: Sequence[int] | None, n: int) -> Tensor | None:
@@ -179,7 +174,7 @@ def sample(
     drawn = generate(
         pipeline,
         tableau,
-        n,
+        range(n),
         seed=seed,
         labels=labels,
         guidance=guidance,

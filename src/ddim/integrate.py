@@ -24,7 +24,7 @@ class Step:
         total: how many there are.
         row: its numbers.
         x: the new state, shape (N, *).
-        prediction: the latest prediction of the network.
+        prediction: the latest prediction of the network; None before the first.
         outputs: the states that the tableau returns; all of them at the last step, else empty.
     """
 
@@ -32,7 +32,7 @@ class Step:
     total: int
     row: Row
     x: Tensor
-    prediction: Prediction
+    prediction: Prediction | None
     outputs: tuple[Tensor, ...] = ()
 
 
@@ -60,7 +60,9 @@ def integrate(
     """
     given = (x,) if isinstance(x, Tensor) else tuple(x)
     if len(given) != len(tableau.initial):
-        raise InputError(f"{tableau.method} starts from {len(tableau.initial)} states, not {len(given)}")
+        raise InputError(
+            f"{tableau.method} starts from {len(tableau.initial)} states, not {len(given)}"
+        )
     if any(z.shape != given[0].shape for z in given):
         raise InputError(f"initial states differ in shape: {[tuple(z.shape) for z in given]}")
     if noise is None and tableau.stochastic:
@@ -82,7 +84,6 @@ def integrate(
             predictions.pop(i, None)
         last = n == len(tableau.rows) - 1
         outputs = tuple(states[i] for i in tableau.returns) if last else ()
-        assert prediction is not None or not row.needs
         yield Step(n, len(tableau.rows), row, states[new], prediction, outputs)
 
 
@@ -111,9 +112,7 @@ def _combine(
 
 def final(steps: Iterator[Step]) -> tuple[Tensor, ...]:
     """Run to the end and return the tableau's outputs, without keeping anything in between."""
-    step = None
+    outputs: tuple[Tensor, ...] = ()
     for step in steps:
-        pass
-    if step is None:
-        raise InputError("there was no step to take")
-    return step.outputs
+        outputs = step.outputs
+    return outputs

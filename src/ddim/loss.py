@@ -47,7 +47,9 @@ def loss_weights(
         # x0's error is the error of ε times σ/α, so the weight stays finite where SNR = 0.
         weights[1:] = np.minimum(1.0, gamma / np.maximum(snr, 1e-300))
         return weights
-    p, q = (np.broadcast_to(np.asarray(c, float), snr.shape) for c in target.coefficients(alpha, sigma))
+    p, q = (
+        np.broadcast_to(np.asarray(c, float), snr.shape) for c in target.coefficients(alpha, sigma)
+    )
     # At fixed x: output error = (αq - σp)/(-σ) · x0 error.
     weights[1:] = np.minimum(snr, gamma) * (sigma / (alpha * q - sigma * p)) ** 2
     return weights

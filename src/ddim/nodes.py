@@ -6,6 +6,7 @@ every 1 ≤ S ≤ T. The reversed list is the one for encoding.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -51,7 +52,8 @@ def quadratic(schedule: Schedule, steps: int, *, start: float = 1.0) -> Nodes:
     if not 0 < start <= 1:
         raise InputError(f"start must be in (0, 1], not {start}")
     scaled = start * schedule.T
-    return tuple(max(int(scaled * (m / steps) ** 2 + 0.5), m) for m in range(steps, -1, -1))
+    # Divided last, because (m/S)² is already rounded and a half could fall to the wrong side.
+    return tuple(max(int(scaled * m**2 / steps**2 + 0.5), m) for m in range(steps, -1, -1))
 
 
 def log_snr(schedule: Schedule, steps: int) -> Nodes:
@@ -122,7 +124,7 @@ def check_nodes(schedule: Schedule, nodes: Sequence[int]) -> Nodes:
         raise InputError(f"a list of nodes needs at least two, not {len(listed)}")
     if min(listed) < 0 or max(listed) > schedule.T:
         raise InputError(f"nodes must be in 0..{schedule.T}: {list(listed)}")
-    steps = {(b > a) - (b < a) for a, b in zip(listed, listed[1:], strict=False)}
+    steps = {(b > a) - (b < a) for a, b in itertools.pairwise(listed)}
     if steps not in ({1}, {-1}):
         raise InputError(f"nodes must rise or fall strictly: {list(listed)}")
     return listed

@@ -44,7 +44,7 @@ class Pipeline:
     shape: tuple[int, int, int]
     classes: int | None = None
     null_label: int | None = None
-    clipping: Clipping = Clipping()
+    clipping: Clipping = dataclasses.field(default_factory=Clipping)
     name: str = "model"
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -89,7 +89,9 @@ class Pipeline:
         denoiser: Denoiser = network.with_labels(labels)
         if guidance != 1.0:
             if labels is None or self.null_label is None:
-                raise InputError(f"{self.name} was not trained for guidance: it has no 'none' label")
+                raise InputError(
+                    f"{self.name} was not trained for guidance: it has no 'none' label"
+                )
             null = torch.full_like(labels, self.null_label)
             denoiser = Guided(denoiser, network.with_labels(null), guidance)
         clipping = self.clipping
@@ -123,7 +125,9 @@ def shipped() -> list[str]:
     return sorted(p.name for p in root.iterdir() if (p / "model_index.json").is_file())
 
 
-def load(source: str | Path, *, device: str | torch.device = "cpu", weights: str = "ema") -> Pipeline:
+def load(
+    source: str | Path, *, device: str | torch.device = "cpu", weights: str = "ema"
+) -> Pipeline:
     """Open a model.
 
     Args:
@@ -157,7 +161,7 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", weights: str
     else:
         pipeline = _from_folder(path)
     pipeline.net.requires_grad_(False).eval()
-    pipeline.net.to(memory_format=torch.channels_last)
+    pipeline.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return pipeline.to(device)
 
 

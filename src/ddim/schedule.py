@@ -52,7 +52,7 @@ class Schedule:
         sigma = np.array(self.sigma, dtype=np.float64)
         if alpha.ndim != 1 or alpha.shape != sigma.shape or len(alpha) < 2:
             raise InputError(
-                f"a schedule needs two arrays of one length ≥ 2, not {alpha.shape} and {sigma.shape}"
+                f"a schedule needs two arrays of one length ≥ 2: {alpha.shape}, {sigma.shape}"
             )
         if not (np.isfinite(alpha).all() and np.isfinite(sigma).all()):
             raise InputError("a schedule must be finite everywhere")
@@ -98,7 +98,7 @@ class Schedule:
             [0.0002, 0.04]
         """
         scale = 1000 / _at_least_one(T) if scaled else 1.0
-        betas = np.linspace(beta_start * scale, beta_end * scale, T)
+        betas = np.linspace(beta_start * scale, beta_end * scale, _at_least_one(T))
         spec = {"beta_start": beta_start, "beta_end": beta_end, "scaled": scaled}
         return cls._from_betas(betas, {"kind": "linear", "T": T, **spec})
 
@@ -121,7 +121,12 @@ class Schedule:
 
     @classmethod
     def sigmoid(
-        cls, T: int = 1000, start: float = -3, end: float = 3, tau: float = 1, max_beta: float = 0.999
+        cls,
+        T: int = 1000,
+        start: float = -3,
+        end: float = 3,
+        tau: float = 1,
+        max_beta: float = 0.999,
     ) -> Schedule:
         """ᾱ a sigmoid in time (Jabri, Fleet, Chen 2022, https://arxiv.org/abs/2212.11972)."""
         u = np.arange(_at_least_one(T) + 1) / T
@@ -133,7 +138,7 @@ class Schedule:
 
     @classmethod
     def flow(cls, T: int = 1000) -> Schedule:
-        """Straight lines from data to noise: α = 1 - k/T, σ = k/T (Liu et al. 2022; Lipman et al. 2022)."""
+        """Straight lines: α = 1 - k/T, σ = k/T (Lipman et al. 2022, https://arxiv.org/abs/2210.02747)."""
         u = np.arange(_at_least_one(T) + 1) / T
         return cls(1 - u, u, {"kind": "flow", "T": T})
 
@@ -148,7 +153,9 @@ class Schedule:
         if betas.ndim != 1 or len(betas) == 0:
             raise InputError(f"betas must be a list of numbers, not an array of {betas.shape}")
         if not ((betas > 0) & (betas <= 1)).all():
-            raise InputError(f"every β must be in (0, 1]: they run from {betas.min()} to {betas.max()}")
+            raise InputError(
+                f"every β must be in (0, 1]: they run from {betas.min()} to {betas.max()}"
+            )
         # In logarithms, because 1 - ᾱ near the data would cancel.
         with np.errstate(divide="ignore"):
             log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
@@ -160,7 +167,9 @@ class Schedule:
         """ᾱ at the nodes 1..T or 0..T (then the first is 1), decreasing strictly."""
         alpha_bar = np.asarray(alpha_bar, dtype=np.float64)
         if alpha_bar.ndim != 1 or len(alpha_bar) == 0:
-            raise InputError(f"alpha_bar must be a list of numbers, not an array of {alpha_bar.shape}")
+            raise InputError(
+                f"alpha_bar must be a list of numbers, not an array of {alpha_bar.shape}"
+            )
         if alpha_bar[0] != 1:
             alpha_bar = np.concatenate([[1.0], alpha_bar])
         if not ((alpha_bar >= 0) & (alpha_bar <= 1)).all():
@@ -190,7 +199,9 @@ class Schedule:
             raise unknown("schedule", kind, SCHEDULES)
         try:
             schedule = SCHEDULES[kind](**arguments)
-        except TypeError as error:
+        except InputError:
+            raise
+        except (TypeError, ValueError) as error:
             raise InputError(f"schedule {kind!r}: {error}") from None
         return schedule.rescaled_to_zero_snr() if rescaled else schedule
 
@@ -206,6 +217,8 @@ class Schedule:
             raise InputError("only a variance-preserving schedule can be rescaled to zero SNR")
         if self.alpha[-1] == 0:
             return self
+        if self.T == 1:
+            raise InputError("a schedule of one step has no ᾱ₁ to keep beside ᾱ_T = 0")
         first, last = self.alpha[1], self.alpha[-1]
         alpha = self.alpha.copy()
         alpha[1:] = (alpha[1:] - last) * first / (first - last)
@@ -216,7 +229,7 @@ class Schedule:
     # -- derived --------------------------------------------------------------------------------
 
     @property
-    def T(self) -> int:
+    def T(self) -> int:  # noqa: N802
         """Number of noising steps; nodes are 0..T."""
         return len(self.alpha) - 1
 

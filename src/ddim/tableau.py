@@ -115,7 +115,9 @@ class Tableau:
             raise InputError(f"{self.method}: state {index} reads one that is not there yet")
         if any(self.at(i) is None for i in row.needs):
             raise InputError(f"{self.method}: state {index} reads a prediction that is never made")
-        signal = math.fsum([a * self.level(i).alpha for i, a in row.states] + [b for _, b in row.x0])
+        signal = math.fsum(
+            [a * self.level(i).alpha for i, a in row.states] + [b for _, b in row.x0]
+        )
         scale = math.fsum([abs(a) * self.level(i).alpha for i, a in row.states])
         scale += math.fsum([abs(b) for _, b in row.x0]) + row.level.alpha
         if abs(signal - row.level.alpha) > 1e-9 * scale:
@@ -125,9 +127,15 @@ class Tableau:
             )
         if not self.marginal:
             return
-        carried = math.fsum([a * self.level(i).sigma for i, a in row.states] + [c for _, c in row.eps])
+        carried = math.fsum(
+            [a * self.level(i).sigma for i, a in row.states] + [c for _, c in row.eps]
+        )
         scale = math.fsum([abs(a) * self.level(i).sigma for i, a in row.states])
         scale += math.fsum([abs(c) for _, c in row.eps]) + row.noise + row.level.sigma
+        if carried < -1e-9 * scale:
+            raise InputError(
+                f"{self.method}: state {index} keeps {carried:.12g} of the noise, below 0"
+            )
         if abs(math.hypot(carried, row.noise) - row.level.sigma) > 1e-9 * scale:
             raise InputError(
                 f"{self.method}: state {index} has noise {math.hypot(carried, row.noise):.12g}, "

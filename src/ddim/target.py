@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,8 +46,8 @@ class Target(enum.Enum):
             raise unknown("target", name, names)
         return cls(name)
 
-    def coefficients(self, alpha: float | Tensor, sigma: float | Tensor):
-        """(p, q) with ``output = p · x0 + q · eps`` at that level; numbers or tensors in and out."""
+    def coefficients(self, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+        """(p, q) with ``output = p · x0 + q · eps``; numbers, arrays or tensors in and out."""
         if self is Target.EPS:
             return 0.0, 1.0
         if self is Target.X0:

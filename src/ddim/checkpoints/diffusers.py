@@ -101,7 +101,9 @@ def load_weights(net: UNet, path: Path) -> None:
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
         parts = [f"{len(missing)} missing ({', '.join(missing[:3])}…)"] if missing else []
-        parts += [f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])}…)"] if unexpected else []
+        parts += (
+            [f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])}…)"] if unexpected else []
+        )
         raise InputError(f"{path} does not fit its config.json: {' and '.join(parts)} keys")
     for key, value in tensors.items():
         if value.shape != own[key].shape:

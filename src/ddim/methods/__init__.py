@@ -24,7 +24,9 @@ METHODS: dict[str, Callable[..., Tableau]] = {
 """Builders by name."""
 
 
-def make_tableau(schedule: Schedule, nodes: Nodes, method: str = "ddim", **options: object) -> Tableau:
+def make_tableau(
+    schedule: Schedule, nodes: Nodes, method: str = "ddim", **options: object
+) -> Tableau:
     """The tableau of a method by name.
 
     Args:

@@ -5,7 +5,9 @@ Song, Meng, Ermon, *Denoising Diffusion Implicit Models*, 2020, https://arxiv.or
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 
 from ddim.errors import InputError
 from ddim.nodes import Nodes
@@ -48,7 +50,9 @@ def ddpm(schedule: Schedule, nodes: Nodes, *, variance: str = "posterior") -> Ta
     if variance not in ("posterior", "large"):
         raise InputError(f"variance is 'posterior' or 'large', not {variance!r}")
     options = {"variance": variance}
-    return _first_order(schedule, nodes, "ddpm", eta=1.0, large=variance == "large", options=options)
+    return _first_order(
+        schedule, nodes, "ddpm", eta=1.0, large=variance == "large", options=options
+    )
 
 
 def posterior_std(source: Level, target: Level) -> float:
@@ -66,13 +70,19 @@ def noising_std(source: Level, target: Level) -> float:
     return math.sqrt(max(0.0, (source.sigma - carried) * (source.sigma + carried)))
 
 
+def _largest_eta(levels: list[Level]) -> float:
+    """The largest η for which every row's √(σ_s² - c²) is real, rounded down; at least 1."""
+    noisy = [(s, t) for s, t in itertools.pairwise(levels) if t.sigma]
+    return math.floor(1e3 * min(t.sigma / posterior_std(s, t) for s, t in noisy)) / 1e3
+
+
 def _first_order(
     schedule: Schedule,
     nodes: Nodes,
     method: str,
     *,
     eta: float,
-    options: dict[str, object],
+    options: Mapping[str, object],
     large: bool = False,
 ) -> Tableau:
     rising = nodes[-1] > nodes[0]
@@ -92,9 +102,9 @@ def _first_order(
         std = eta * smallest
         if std > target.sigma:
             raise InputError(
-                f"eta = {eta:g} is too large: the step from node {nodes[n - 1]} to {nodes[n]} would "
+                f"eta = {eta:g} is too large: the step from {nodes[n - 1]} to {nodes[n]} would "
                 f"inject {std:.4g}, more than its whole noise {target.sigma:.4g}; "
-                f"there the largest is {target.sigma / smallest:.4g}"
+                f"for these nodes the largest is {_largest_eta(levels):g}"
             )
         direction = math.sqrt((target.sigma - std) * (target.sigma + std))
         largest = noising_std(source, target) if smallest else 0.0

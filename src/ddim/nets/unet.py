@@ -179,39 +179,42 @@ class _TimeMLP(nn.Module):
         return self.linear_2(F.silu(self.linear_1(features)))
 
 
-class _Conv(nn.Module):
-    """A convolution under the name ``conv``, as diffusers' resamplers keep theirs."""
+class _Downsample(nn.Module):
+    """Halve the resolution by a convolution; diffusers' name for it is ``conv``."""
 
-    def __init__(self, channels: int, stride: int, padding: int) -> None:
+    def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=padding)
-        self.pad_after = stride == 2 and padding == 0
+        padding = config.downsample_padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.pad_after = padding == 0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad_after else x)
 
 
-class _Downsample(_Conv):
-    def __init__(self, channels: int, config: UNetConfig) -> None:
-        super().__init__(channels, stride=2, padding=config.downsample_padding)
+class _Upsample(nn.Module):
+    """Double the resolution, then convolve."""
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        return super().forward(x)
-
-
-class _Upsample(_Conv):
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, stride=1, padding=1)
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class _Resnet(nn.Module):
     """GroupNorm, SiLU, convolution, twice, with the time added (or as scale and shift) between."""
 
     def __init__(
-        self, channels_in: int, channels: int, time_dim: int, config: UNetConfig, *, scale=1.0, resample=""
+        self,
+        channels_in: int,
+        channels: int,
+        time_dim: int,
+        config: UNetConfig,
+        *,
+        scale=1.0,
+        resample="",
     ) -> None:
         super().__init__()
         groups, eps = config.norm_num_groups, config.norm_eps
@@ -304,7 +307,13 @@ def _residual_resampling(kind: str, style: str) -> bool:
 
 class _Down(_Level):
     def __init__(
-        self, kind: str, channels_in: int, channels: int, time_dim: int, config: UNetConfig, last: bool
+        self,
+        kind: str,
+        channels_in: int,
+        channels: int,
+        time_dim: int,
+        config: UNetConfig,
+        last: bool,
     ) -> None:
         inputs = [channels_in] + [channels] * (config.layers_per_block - 1)
         super().__init__(kind, inputs, channels, time_dim, config)
@@ -331,7 +340,13 @@ class _Down(_Level):
 
 class _Up(_Level):
     def __init__(
-        self, kind: str, channels_in: list[int], channels: int, time_dim: int, config: UNetConfig, last: bool
+        self,
+        kind: str,
+        channels_in: list[int],
+        channels: int,
+        time_dim: int,
+        config: UNetConfig,
+        last: bool,
     ) -> None:
         super().__init__(kind, channels_in, channels, time_dim, config)
         self.upsamplers = None
@@ -521,7 +536,9 @@ def count_flops(net: UNet) -> int:
 
     size, config = net.config.sample_size, net.config
     parameter = net.conv_in.weight
-    x = torch.zeros(1, config.in_channels, size, size, dtype=parameter.dtype, device=parameter.device)
+    x = torch.zeros(
+        1, config.in_channels, size, size, dtype=parameter.dtype, device=parameter.device
+    )
     labels = None
     if config.has_classes:
         labels = torch.zeros(1, dtype=torch.long, device=x.device)

@@ -105,7 +105,8 @@ def _load(module: nn.Module, weights: dict[str, Tensor], kind: str) -> None:
     for key, value in weights.items():
         if value.shape != own[key].shape:
             raise InputError(
-                f"{key} has shape {tuple(value.shape)} in the checkpoint, not {tuple(own[key].shape)}"
+                f"{key} has shape {tuple(value.shape)} in the checkpoint, "
+                f"not {tuple(own[key].shape)}"
             )
     with torch.no_grad():
         module.load_state_dict(weights)

@@ -122,11 +122,8 @@ class TrainConfig:
             raise InputError(f"lr must be positive, not {self.lr}")
         if not self.channels:
             raise InputError("channels must name at least one resolution")
-        if self.schedule == "scaled-linear" or self.schedule == "linear":
-            if not 0 < self.beta_start <= self.beta_end <= 1:
-                raise InputError(
-                    f"β must rise within (0, 1]: {self.beta_start} to {self.beta_end}"
-                )
+        if not 0 < self.beta_start <= self.beta_end <= 1:
+            raise InputError(f"β must rise within (0, 1]: {self.beta_start} to {self.beta_end}")
 
     @property
     def steps(self) -> int:

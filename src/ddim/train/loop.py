@@ -7,7 +7,9 @@ that is resumed from any checkpoint goes on to the same bits.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -21,7 +23,7 @@ from ddim.schedule import Schedule
 from ddim.target import Target
 from ddim.train.config import TrainConfig
 
-__all__ = ["TrainState", "TrainStep", "Trainable", "order", "train"]
+__all__ = ["TensorData", "TrainState", "TrainStep", "Trainable", "fit", "order"]
 
 
 class Trainable(Protocol):
@@ -38,6 +40,30 @@ class Trainable(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class TensorData:
+    """Images that are already tensors.
+
+    Attributes:
+        images: float32 in [-1, 1], shape (N, C, H, W).
+        targets: class indices, int64 of shape (N,), or None.
+    """
+
+    images: Tensor
+    targets: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Images at the indices."""
+        return self.images[indices]
+
+    def labels(self, indices: Tensor) -> Tensor | None:
+        """Class indices at the indices, or None."""
+        return None if self.targets is None else self.targets[indices]
+
+
 @dataclasses.dataclass
 class TrainState:
     """What a step changes: the network, its moving average, the optimizer, how many steps."""
@@ -46,6 +72,22 @@ class TrainState:
     ema: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
+
+    @classmethod
+    def start(cls, net: nn.Module, config: TrainConfig) -> TrainState:
+        """The state before the first step, for any network; it is trained in place."""
+        average = copy.deepcopy(net).requires_grad_(False).eval()
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        device = next(net.parameters()).device.type
+        optimizer = kind(
+            net.parameters(),
+            lr=config.lr,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            weight_decay=config.weight_decay,
+            fused=device in ("cpu", "cuda"),
+        )
+        return cls(net, average, optimizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +121,7 @@ def order(seed: int, length: int, start: int, count: int) -> Tensor:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of that step (from 0): a linear rise, a plateau, a linear fall to zero at the end."""
+    """The rate of that step (from 0): a linear rise, a plateau, a linear fall to zero."""
     seen = step * config.batch_size
     rise = min(1.0, (seen + config.batch_size) / max(config.warmup_images, config.batch_size))
     total = config.steps * config.batch_size
@@ -92,7 +134,7 @@ def ema_decay(limit: float, step: int) -> float:
     return min(limit, (1 + step) / (10 + step))
 
 
-def train(
+def fit(
     state: TrainState, data: Trainable, schedule: Schedule, config: TrainConfig, null_label: int = 0
 ) -> Iterator[TrainStep]:
     """Train from ``state.step`` to ``config.steps``, yielding after each step.
@@ -109,64 +151,49 @@ def train(
         null_label: the label that stands for 'no class', where ``config.classes``.
 
     Raises:
+        InputError: no images, or classes asked for and no labels.
         RunError: the loss is no longer finite.
     """
+    if len(data) == 0:
+        raise InputError("there are no images to train on")
     target = Target.named(config.target)
     weights = loss_weights(schedule, target, config.weighting, config.gamma)
     device = next(state.net.parameters()).device
     parameters = [p for p in state.net.parameters() if p.requires_grad]
-    averaged = list(zip(state.ema.state_dict().values(), state.net.state_dict().values(), strict=True))
+    averaged = list(
+        zip(state.ema.state_dict().values(), state.net.state_dict().values(), strict=True)
+    )
     random_network = any(isinstance(m, nn.Dropout) and m.p > 0 for m in state.net.modules())
     state.net.train()
-    cached_epoch: tuple[int, Tensor] | None = None
+    stream = _Stream(config.seed, len(data))
 
     while state.step < config.steps:
         n = state.step
-        start = n * config.batch_size
-        epoch, offset = divmod(start, len(data))
-        if cached_epoch is None or cached_epoch[0] != epoch:
-            cached_epoch = (epoch, order(config.seed, len(data), epoch * len(data), len(data)))
-        indices = cached_epoch[1][offset : offset + config.batch_size]
-        if len(indices) < config.batch_size:
-            indices = order(config.seed, len(data), start, config.batch_size)
-
-        # One generator a step and device. The CPU's decides all that is small.
-        generator = torch.Generator().manual_seed(derive(config.seed, 1, n))
-        x0 = data.batch(indices)
-        k = draw_nodes(len(x0), schedule.T, generator, antithetic=config.antithetic).to(device)
-        if config.flip:
-            mirrored = torch.rand(len(x0), generator=generator) < 0.5
-            x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
-        arguments: tuple[Tensor, ...] = ()
-        if config.classes:
-            labels = data.labels(indices)
-            if labels is None:
-                raise InputError("training with classes needs data with labels")
-            dropped = torch.rand(len(x0), generator=generator) < config.label_dropout
-            arguments = (torch.where(dropped, null_label, labels).to(device),)
-        if device.type != "cpu":
-            generator = torch.Generator(device).manual_seed(derive(config.seed, 1, n))
-        x0 = x0.to(device, non_blocking=True)
-        noise = torch.randn(x0.shape, generator=generator, device=device)
-
-        def network(x: Tensor, t: Tensor, extra: tuple[Tensor, ...] = arguments) -> Tensor:
-            with torch.autocast(
-                device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"
-            ):
-                return state.net(x, t, *extra)
-
+        indices = stream.take(n * config.batch_size, config.batch_size)
+        batch = _draw(data, indices, n, schedule, config, null_label, device)
         lr = learning_rate(config, n)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
+
+        def network(x: Tensor, t: Tensor, labels: tuple[Tensor, ...] = batch.labels) -> Tensor:
+            with torch.autocast(
+                device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"
+            ):
+                return state.net(x, t, *labels)
+
+        # The network's own randomness, dropout, comes from torch's global generators.
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=random_network):
             if random_network:
                 torch.manual_seed(derive(config.seed, 2, n))
-            loss = diffusion_loss(network, x0, k, noise, schedule, target, weights).mean()
+            losses = diffusion_loss(
+                network, batch.images, batch.k, batch.noise, schedule, target, weights
+            )
+            loss = losses.mean()
             loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
         value = loss.item()
-        if not (value < float("inf") and norm.isfinite()):
+        if not (math.isfinite(value) and math.isfinite(norm.item())):
             raise RunError(
                 f"the loss is no longer finite at step {n + 1}: try a lower lr or a longer warm-up"
             )
@@ -177,10 +204,68 @@ def train(
         yield TrainStep(n + 1, value, norm.item(), lr)
 
 
+class _Stream:
+    """:func:`order` with the current epoch kept."""
+
+    def __init__(self, seed: int, length: int) -> None:
+        self.seed, self.length = seed, length
+        self.epoch, self.shuffled = -1, torch.empty(0, dtype=torch.long)
+
+    def take(self, start: int, count: int) -> Tensor:
+        epoch, offset = divmod(start, self.length)
+        if offset + count > self.length:
+            return order(self.seed, self.length, start, count)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.shuffled = order(self.seed, self.length, epoch * self.length, self.length)
+        return self.shuffled[offset : offset + count]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    images: Tensor
+    k: Tensor
+    noise: Tensor
+    labels: tuple[Tensor, ...]
+
+
+def _draw(
+    data: Trainable,
+    indices: Tensor,
+    n: int,
+    schedule: Schedule,
+    config: TrainConfig,
+    null_label: int,
+    device: torch.device,
+) -> _Batch:
+    """Everything random about step n, but for the network's own dropout."""
+    # What is small is drawn on the CPU, the noise where it is used.
+    generator = torch.Generator().manual_seed(derive(config.seed, 1, n))
+    images = data.batch(indices)
+    k = draw_nodes(len(images), schedule.T, generator, antithetic=config.antithetic)
+    if config.flip:
+        mirrored = torch.rand(len(images), generator=generator) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    labels: tuple[Tensor, ...] = ()
+    if config.classes:
+        given = data.labels(indices)
+        if given is None:
+            raise InputError("training with classes needs data with labels")
+        dropped = torch.rand(len(images), generator=generator) < config.label_dropout
+        labels = (torch.where(dropped, null_label, given).to(device),)
+    if device.type != "cpu":
+        generator = torch.Generator(device).manual_seed(derive(config.seed, 1, n))
+    images = images.to(device, non_blocking=True)
+    noise = torch.randn(images.shape, generator=generator, device=device)
+    return _Batch(images, k.to(device), noise, labels)
+
+
 @torch.no_grad()
 def _average(pairs: list[tuple[Tensor, Tensor]], decay: float) -> None:
     floats = [(a, b) for a, b in pairs if a.is_floating_point()]
-    torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - decay)
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        [a for a, _ in floats], [b for _, b in floats], 1 - decay
+    )
     for a, b in pairs:
         if not a.is_floating_point():
             a.copy_(b)

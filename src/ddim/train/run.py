@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,11 +16,17 @@ from ddim import images
 from ddim.data import ImageData, load_data
 from ddim.errors import InputError
 from ddim.files import write_bytes, write_json
+from ddim.generate import sample
 from ddim.nets import UNet, UNetConfig
+from ddim.pipeline import Pipeline
 from ddim.schedule import Schedule
+from ddim.target import Target
 from ddim.train.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from ddim.train.config import TrainConfig
-from ddim.train.loop import TrainState, TrainStep, train
+from ddim.train.loop import TrainState, TrainStep, fit
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["CHECKPOINT", "Run", "pick_device", "unet_config"]
 
@@ -44,7 +50,9 @@ class _Scaled:
         return self.data.labels(indices)
 
 
-def unet_config(config: TrainConfig, shape: tuple[int, int, int], classes: int | None) -> UNetConfig:
+def unet_config(
+    config: TrainConfig, shape: tuple[int, int, int], classes: int | None
+) -> UNetConfig:
     """The UNet that a configuration asks for, for images of that shape.
 
     Time embedding, normalisation eps and downsampling are those of the official DDPM network.
@@ -131,6 +139,7 @@ class Run:
         self.null_label = classes or 0
         self.state = self._fresh_state()
         self._interval = [0.0, 0.0]
+        self.loss = float("nan")
         checkpoint = self.output / CHECKPOINT
         if resume and checkpoint.exists():
             saved = read_checkpoint(checkpoint)
@@ -138,6 +147,7 @@ class Run:
             self._interval = list(saved.facts["interval"])
         self.output.mkdir(parents=True, exist_ok=True)
         self._truncate_metrics()
+        self._board = _board(self.output) if config.tensorboard else None
 
     def _fresh_state(self) -> TrainState:
         with torch.random.fork_rng([]):
@@ -145,37 +155,24 @@ class Run:
             net = UNet(self.unet)
         net = net.to(self.device)
         if self.device.type == "cuda":
-            net = net.to(memory_format=torch.channels_last)
-        average = copy.deepcopy(net).requires_grad_(False)
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        optimizer = kinds[self.config.optimizer](
-            net.parameters(),
-            lr=self.config.lr,
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            weight_decay=self.config.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
-        return TrainState(net, average, optimizer)
+            net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return TrainState.start(net, self.config)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a model folder says about the network beside its weights."""
+        """What a model folder says of the training, which diffusers has no field for."""
         return {
-            "unet": self.unet.to_json(),
-            "schedule": dict(self.schedule.spec),
-            "target": self.config.target,
-            "classes": self.data.classes if self.config.classes else None,
             "data": {"name": self.data.name, "sha256": self.data.checksums},
             "images_seen": self.state.step * self.config.batch_size,
             "seed": self.config.seed,
             "threads": torch.get_num_threads(),
         }
 
-    def steps(self) -> Iterator[TrainStep]:
-        """Train to the end of the configuration, saving as it goes; see :func:`train`.
+    def steps(self) -> Generator[TrainStep, None, None]:
+        """Train to the end of the configuration, saving as it goes.
 
-        The state is saved too when the caller stops early, by closing the iterator.
+        The state is saved too when the caller stops early, by closing the iterator. See
+        :func:`~ddim.train.loop.fit`.
         """
         config = self.config
         write_json(self.output / "config.json", config.to_json())
@@ -184,15 +181,19 @@ class Run:
         clock = time.perf_counter()
         clock_step = saved
         try:
-            for step in train(self.state, data, self.schedule, config, self.null_label):
+            for step in fit(self.state, data, self.schedule, config, self.null_label):
                 self._interval[0] += step.loss
                 self._interval[1] += 1
+                self.loss = step.loss if math.isnan(self.loss) else self.loss
+                self.loss += 0.02 * (step.loss - self.loss)  # for people: it jumps less
                 last = step.step == config.steps
                 if step.step % config.log_every == 0 or last:
                     now = time.perf_counter()
                     rate = (step.step - clock_step) * config.batch_size / (now - clock)
                     clock, clock_step = now, step.step
                     self._log(step, rate)
+                if last or self._crosses(step.step, config.sample_every):
+                    self._draw()
                 if last or self._crosses(step.step, config.save_every):
                     self.save()
                     saved = step.step
@@ -209,9 +210,42 @@ class Run:
         return step * size // every > (step - 1) * size // every
 
     def save(self) -> None:
-        """Write the checkpoint."""
-        facts = {**self.facts, "interval": self._interval}
+        """Write the checkpoint, and the averaged weights as a model folder."""
+        facts = {
+            **self.facts,
+            "unet": self.unet.to_json(),
+            "schedule": dict(self.schedule.spec),
+            "target": self.config.target,
+            "classes": self.data.classes if self.config.classes else None,
+            "interval": self._interval,
+        }
         save_checkpoint(self.output / CHECKPOINT, self.state, self.config, facts)
+        self.pipeline().save(self.output / "model")
+
+    def pipeline(self) -> Pipeline:
+        """The averaged weights as a model."""
+        classes = self.data.classes if self.config.classes else None
+        return Pipeline(
+            self.state.ema,
+            self.schedule,
+            Target.named(self.config.target),
+            self.data.shape,
+            classes=classes,
+            null_label=classes,
+            name=self.output.resolve().name,
+            facts=self.facts,
+        )
+
+    def _draw(self) -> None:
+        """A grid of samples by the averaged weights, always from the same latents."""
+        if self.config.sample_every == 0:
+            return
+        steps = min(50, self.schedule.T)
+        seen = self.state.step * self.config.batch_size
+        drawn = sample(self.pipeline(), 64, steps=steps, clip=True)
+        images.save_image(self.output / "samples" / f"{seen:09d}.png", drawn)
+        if self._board is not None:
+            self._board.add_image("samples", images.grid(drawn), seen)
 
     def _log(self, step: TrainStep, rate: float) -> None:
         line = {
@@ -225,6 +259,9 @@ class Run:
         self._interval = [0.0, 0.0]
         with (self.output / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if self._board is not None:
+            for name in ("loss", "grad_norm", "lr", "images_per_s"):
+                self._board.add_scalar(name, line[name], line["images"])
 
     def _truncate_metrics(self) -> None:
         """Drop the lines that a killed run wrote after its last checkpoint: they come again."""
@@ -241,3 +278,11 @@ class Run:
                 break
             kept.append(line + "\n")
         write_bytes(path, "".join(kept).encode())
+
+
+def _board(output: Path) -> SummaryWriter:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--tensorboard needs it: pip install 'ddim[tensorboard]'") from None
+    return SummaryWriter(str(output / "tensorboard"))

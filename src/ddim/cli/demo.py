@@ -1,0 +1,155 @@
+"""``ddim demo``: the experiment that everything starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from ddim.cli.options import parse
+from ddim.cli.report import bar, print_json, record, table
+from ddim.errors import InputError
+from ddim.files import refuse_existing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DemoOptions", "main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoOptions:
+    """Draw the same latents with DDPM in all T steps and with DDIM in 50, 20 and 10.
+
+    One network, one set of starting noise; the grids side by side in one picture, with the method,
+    the network calls and the seconds under each.
+    """
+
+    model: str = "mnist"
+    """A shipped model's name, a model folder, a training run or its checkpoint."""
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64
+    """How many images in each grid."""
+    steps: tuple[int, ...] = (50, 20, 10)
+    """Steps of DDIM, one grid each."""
+    seed: int = 0
+    """Seed of the noise."""
+    ddpm: bool = True
+    """Draw the DDPM grid, which takes most of the time."""
+    output: str = "demo.png"
+    """The picture."""
+    tile: int | None = None
+    """Images in one network call."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads."""
+    force: bool = False
+    """Write over what is there."""
+    json: bool = False
+    """Print a JSON document instead of a table."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; see :class:`DemoOptions`."""
+    options = parse(DemoOptions, "demo", argv)
+    output = Path(options.output)
+    if output.suffix.lower() != ".png":
+        raise InputError(f"--output is a .png file, not {output.name}")
+    if options.n < 1:
+        raise InputError(f"-n must be at least 1, not {options.n}")
+    refuse_existing(output, force=options.force)
+
+    import torch
+
+    from ddim import images
+    from ddim.files import write_bytes
+    from ddim.generate import default_tile, generate
+    from ddim.methods import make_tableau
+    from ddim.nodes import uniform
+    from ddim.pipeline import load
+    from ddim.train.run import pick_device
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    pipeline = load(options.model, device=pick_device(options.device))
+    tile = default_tile(pipeline.shape, pipeline.device) if options.tile is None else options.tile
+    labels = None
+    if pipeline.classes is not None:
+        labels = [i % pipeline.classes for i in range(options.n)]
+    plan = [("ddpm", pipeline.schedule.T)] * options.ddpm + [("ddim", s) for s in options.steps]
+    tableaux = [
+        make_tableau(pipeline.schedule, uniform(pipeline.schedule, steps), method)
+        for method, steps in plan
+    ]
+    rows: list[dict[str, object]] = []
+    grids: list[Tensor] = []
+    for tableau in tableaux:
+        total = -(-options.n // tile) * len(tableau.rows)
+        name = tableau.method.upper()
+        label = f"{name} {len(tableau.rows):>4} steps"
+        start = time.perf_counter()
+        drawn = generate(
+            pipeline, tableau, range(options.n), seed=options.seed, labels=labels, tile=tile
+        )
+        steps = bar(drawn, total, label, quiet=options.quiet)
+        parts = [event.images.cpu() for event in steps if event.images is not None]
+        seconds = time.perf_counter() - start
+        grids.append(images.grid(torch.cat(parts)))
+        rows.append(
+            {
+                "method": name,
+                "network calls": tableau.calls,
+                "seconds": round(seconds, 2),
+                "images/s": round(options.n / seconds, 2),
+            }
+        )
+    captions = [
+        (f"{row['method']}, {row['network calls']} network calls", f"{row['seconds']:.1f} s")
+        for row in rows
+    ]
+    write_bytes(output, _picture(grids, captions))
+    record(output, "demo", dataclasses.replace(options, tile=tile), model=pipeline.name)
+    if options.json:
+        facts = {"output": str(output), "model": pipeline.name, "images": options.n, "tile": tile}
+        print_json({**facts, "threads": torch.get_num_threads(), "runs": rows})
+    else:
+        print(table(rows))
+        print(f"\n{output}: {options.n} images of each, from the same latents")
+    return 0
+
+
+def _picture(grids: Sequence[Tensor], captions: Sequence[tuple[str, str]]) -> bytes:
+    """The grids side by side, two lines of text under each, as a PNG."""
+    import io
+
+    from PIL import Image, ImageDraw, ImageFont
+
+    from ddim import images
+
+    shown = [images.picture(grid).convert("RGB") for grid in grids]
+    width = max(240, shown[0].width)
+    scale = width / shown[0].width
+    shown = [p.resize((width, round(p.height * scale)), Image.Resampling.NEAREST) for p in shown]
+    margin, text = 16, 52
+    canvas = Image.new(
+        "RGB",
+        (margin + len(shown) * (width + margin), shown[0].height + 2 * margin + text),
+        "white",
+    )
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=15)
+    for i, (grid, (first, second)) in enumerate(zip(shown, captions, strict=True)):
+        x = margin + i * (width + margin)
+        canvas.paste(grid, (x, margin))
+        y = margin + grid.height + 8
+        draw.text((x + width / 2, y), first, fill="black", font=font, anchor="ma")
+        draw.text((x + width / 2, y + 21), second, fill="dimgray", font=font, anchor="ma")
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

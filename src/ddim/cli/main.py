@@ -1,0 +1,86 @@
+"""``ddim VERB …``: which verb, and what becomes of errors."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ddim import __version__
+from ddim.errors import InputError, unknown
+
+__all__ = ["VERBS", "main"]
+
+VERBS = {
+    "demo": "500 DDPM steps beside 50, 20 and 10 DDIM steps, from the same network",
+    "train": "train a model on images",
+    "sample": "draw images from a model",
+    "inspect": "print and plot a schedule, its nodes and the sampler's table of numbers",
+}
+
+
+def usage() -> str:
+    """What ``ddim --help`` prints."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: ddim VERB [OPTIONS]",
+            "",
+            "Denoising diffusion implicit models: train, sample in any number of steps.",
+            "",
+            *lines,
+            "",
+            "ddim VERB --help explains a verb. Any verb takes --config FILE (TOML), whose keys are",
+            "its options, and --debug, which shows where an error comes from.",
+            "",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit status: 0 done, 2 wrong usage or bad input, 1 failure, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage(), end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"ddim {__version__}")
+        return 0
+    verb = arguments[0]
+    try:
+        if verb not in VERBS:
+            raise unknown("verb", verb, VERBS)
+        module = importlib.import_module(f"ddim.cli.{verb}")
+        return module.main(arguments[1:]) or 0
+    except KeyboardInterrupt:
+        print(f"ddim {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; say nothing more to them.
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        print(f"ddim {verb}: {_one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        where = f" {error.filename}:" if error.filename else ""
+        text = f"cannot write or read{where} {error.strerror}"
+    expected = isinstance(error, (InputError, OSError)) or type(error).__module__ == "ddim.errors"
+    return text if expected else f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

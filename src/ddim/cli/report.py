@@ -1,0 +1,75 @@
+"""What the verbs share in talking to people: tables, JSON, bars, the record of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ddim import __version__
+from ddim.cli.options import to_toml
+from ddim.files import write_bytes
+
+__all__ = ["bar", "print_json", "record", "table"]
+
+T = TypeVar("T")
+
+
+def bar(
+    items: Iterable[T], total: int, label: str, *, quiet: bool, unit: str = "step"
+) -> Iterator[T]:
+    """A progress bar on stderr."""
+    from tqdm import tqdm
+
+    return iter(
+        tqdm(items, total=total, desc=label, unit=unit, disable=quiet, file=sys.stderr, leave=True)
+    )
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as aligned columns, numbers to the right."""
+    columns = list(rows[0])
+    cells = [[_cell(row[c]) for c in columns] for row in rows]
+    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
+    right = [not isinstance(rows[0][c], str) for c in columns]
+
+    def line(parts: Sequence[str]) -> str:
+        padded = [
+            p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True)
+        ]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(columns), line(["-" * w for w in widths]), *map(line, cells)])
+
+
+def _cell(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def record(output: Path, verb: str, options: Any, **resolved: object) -> None:
+    """Write what was run beside its output, as TOML that ``--config`` takes again.
+
+    For a folder it is ``run.toml`` inside, for a file the same name with ``.run.toml``.
+    """
+    import torch
+
+    output = Path(output)
+    comment = "\n".join(
+        [
+            f"ddim {verb} --config THIS_FILE",
+            f"ddim {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+            f"{torch.get_num_threads()} threads",
+            *(f"{key}: {value}" for key, value in resolved.items()),
+        ]
+    )
+    path = output / "run.toml" if output.is_dir() else output.with_suffix(".run.toml")
+    write_bytes(path, to_toml(dataclasses.asdict(options), comment).encode())

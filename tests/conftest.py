@@ -1,0 +1,83 @@
+"""What every test shares: one thread, repeatable examples, the oracle and the Gaussian lab."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ddim.analytic import Gaussian
+from ddim.errors import InputError
+from ddim.integrate import final, integrate
+from ddim.schedule import Schedule
+from ddim.tableau import Tableau
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile(
+    "ddim", deadline=None, max_examples=60, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("ddim")
+
+
+@pytest.fixture(scope="session")
+def diffusers() -> SimpleNamespace:
+    """The parts of diffusers that serve as oracle; importing them takes seconds."""
+    pytest.importorskip("diffusers")
+    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
+    return SimpleNamespace(
+        DDIMScheduler=DDIMScheduler, DDPMScheduler=DDPMScheduler, UNet2DModel=UNet2DModel
+    )
+
+
+@pytest.fixture(scope="session")
+def refuses() -> Callable[[str], contextlib.AbstractContextManager[None]]:
+    """``with refuses(pattern):`` expects an InputError of one line that the pattern is found in."""
+
+    @contextlib.contextmanager
+    def check(match: str) -> Iterator[None]:
+        with pytest.raises(InputError, match=match) as info:
+            yield
+        assert "\n" not in str(info.value)
+
+    return check
+
+
+class GaussianLab:
+    """Data N(0.3, 0.5²), whose exact flow is known; levels uniform in λ from ρ = 2 to ρ = 0.05."""
+
+    data = Gaussian(0.3, 0.5)
+    x = torch.tensor([-1.5, -0.2, 0.4, 2.0], dtype=torch.float64)
+
+    def schedule(self, steps: int) -> Schedule:
+        """Nodes 1..steps+1 are the lab's levels; node 0, the data, is not stepped to."""
+        rho = np.geomspace(0.05, 2, steps + 1)
+        alpha = 1 / np.sqrt(1 + rho**2)
+        return Schedule.from_alpha_sigma([1, *alpha], [0, *(rho * alpha)])
+
+    def nodes(self, steps: int) -> tuple[int, ...]:
+        return tuple(range(steps + 1, 0, -1))
+
+    def run(self, tableau: Tableau, x: Tensor | None = None) -> Tensor:
+        return final(integrate(self.data, tableau, self.x if x is None else x))[0]
+
+    def error(self, builder: Callable[..., Tableau], steps: int) -> float:
+        """Largest distance from the exact solution at the last level."""
+        schedule = self.schedule(steps)
+        exact = self.data.flow(self.x, schedule.level(steps + 1), schedule.level(1))
+        return float((self.run(builder(schedule, self.nodes(steps))) - exact).abs().max())
+
+    def order(self, builder: Callable[..., Tableau], coarse: int = 160) -> float:
+        """The measured order of convergence: the slope of log error over log steps."""
+        return float(np.log2(self.error(builder, coarse) / self.error(builder, 2 * coarse)))
+
+
+@pytest.fixture(scope="session")
+def lab() -> GaussianLab:
+    return GaussianLab()
