@@ -141,7 +141,9 @@ class Run:
         self._interval = [0.0, 0.0]
         self.loss = float("nan")
         checkpoint = self.output / CHECKPOINT
-        if resume and checkpoint.exists():
+        if not resume:
+            checkpoint.unlink(missing_ok=True)
+        elif checkpoint.exists():
             saved = read_checkpoint(checkpoint)
             load_checkpoint(saved, self.state)
             self._interval = list(saved.facts["interval"])
