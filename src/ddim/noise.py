@@ -68,7 +68,9 @@ class Noise:
         else:
             flat = torch.empty(len(self.images), size)
             for row, image in zip(flat.numpy(), self.images, strict=True):
-                bits = np.random.Philox(key=[self.seed, image], counter=[0, 0, 0, state])
+                # As uint64, because NumPy would take a list with numbers above 2⁶³ through float64.
+                key = np.array([self.seed, image], dtype=np.uint64)
+                bits = np.random.Philox(key=key, counter=[0, 0, 0, state])
                 np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
         return flat.view(len(self.images), *self.shape).to(self.device, self.dtype)
 

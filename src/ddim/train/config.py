@@ -180,11 +180,11 @@ _MNIST = TrainConfig(
     beta_end=0.04,
     weighting="min-snr",
     batch_size=64,
-    images=600_000,
+    images=720_000,
     optimizer="adamw",
     lr=1.5e-3,
     warmup_images=12_800,
-    decay_images=150_000,
+    decay_images=180_000,
     ema=0.999,
     precision="bfloat16",
 )

@@ -1,0 +1,31 @@
+# `make demo` and `make test` do all the set-up on a fresh machine, and do nothing twice.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test slow clean
+
+demo: .venv/demo-installed
+	$(BIN)/ddim demo --force
+
+test: .venv/test-installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/pytest
+
+slow: .venv/test-installed
+	$(BIN)/pytest -m slow
+
+.venv/demo-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e . -c constraints.txt
+	touch $@
+
+.venv/test-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[test]' -c constraints.txt
+	touch $@ .venv/demo-installed
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+clean:
+	rm -rf .venv build src/*.egg-info

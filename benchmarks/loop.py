@@ -1,0 +1,260 @@
+"""Sampling beside diffusers, on the same weights: the loop alone, whole images, memory.
+
+    python benchmarks/loop.py
+    python benchmarks/loop.py --parts images --steps 50 --batch 1 16 64 --threads 1 2
+
+Three parts, of which ``--parts`` picks:
+
+overhead
+    Microseconds a step when the network costs nothing (a function that returns one and the same
+    tensor): :func:`ddim.integrate` and a plain loop over diffusers' ``DDIMScheduler.step``. Apart
+    from it, what each needs beforehand: the nodes and the tableau, or ``set_timesteps``.
+
+images
+    Images a second of :func:`ddim.sample` and of diffusers' ``DDIMPipeline``, both eager and in
+    float32, from drawing the noise to float images in [0, 1], η = 0: for the shipped ``mnist``
+    model, and for the network of the DDPM paper for CIFAR-10 with random weights (it predicts v,
+    because what such weights make of eps overflows). Loading is left out, and so is writing files.
+    The tile is the batch. Once in each case both are given the same noise, and the largest
+    difference of a pixel is printed.
+
+memory
+    Peak resident memory of a fresh process that draws images in 10 and in 200 steps.
+
+Time is wall time, interleaved (see ``measure.py``); a ratio above 1 says that ddim is faster.
+Targets are judged by CPU time where there is one thread, else by wall time. The exit status is 1
+where one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler
+from measure import Action, Report, gigaflops, interleave, median, parser, speedup
+from torch import Tensor
+
+import ddim
+from ddim.integrate import final, integrate
+from ddim.nets import UNet
+from ddim.nets.unet import count_flops
+from ddim.train.run import unet_config
+
+SHAPES = ((1, 1, 28, 28), (16, 3, 32, 32))
+FREE_STEPS = 100
+LEAST = {"mnist": 1.1, "cifar10": 1.0}
+CLOSE = 1e-3
+PEAK_STEPS, PEAK_GROWTH = (10, 200), 1.05
+PEAK = """
+import pathlib, resource, sys, ddim, torch
+torch.set_num_threads(1)
+ddim.sample(ddim.load("mnist"), 32, steps=int(sys.argv[1]), tile=32)
+status = pathlib.Path("/proc/self/status")
+lines = status.read_text().splitlines() if status.exists() else []
+peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+# The peak that getrusage tells begins with what the parent process had.
+peaks += [] if peaks else [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+print(peaks[0])
+"""
+
+
+def main() -> int:
+    args = arguments()
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    report = Report("sampling", args, ["torch", "diffusers", "ddim"])
+    if "overhead" in args.parts:
+        overhead(report, args.rounds)
+    if "images" in args.parts:
+        images(report, args)
+    if "memory" in args.parts:
+        memory(report)
+    return report.finish()
+
+
+def arguments() -> argparse.Namespace:
+    made = parser(__doc__)
+    parts = ["overhead", "images", "memory"]
+    made.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    made.add_argument("--models", nargs="+", choices=list(LEAST), default=list(LEAST))
+    made.add_argument("--steps", nargs="+", type=int, default=[50, 10], help="for mnist")
+    made.add_argument("--cifar10-steps", nargs="+", type=int, default=[4], help="for cifar10")
+    made.add_argument("--batch", nargs="+", type=int, default=[1, 16])
+    made.add_argument("--threads", nargs="+", type=int, default=[1])
+    args = made.parse_args()
+    if args.quick:
+        args.rounds, args.steps, args.cifar10_steps = min(args.rounds, 3), [10], [1]
+    return args
+
+
+def overhead(report: Report, rounds: int) -> None:
+    """The loop with a free network, one thread."""
+    torch.set_num_threads(1)
+    cases = {"×".join(map(str, shape)): _loops(shape) for shape in SHAPES}
+    rows = []
+    for case, contestants in {**cases, "none: the plan": _plans()}.items():
+        timings = interleave(contestants, max(rounds, 7))
+        row: dict[str, Any] = {"states": case}
+        for name, taken in timings.items():
+            row[name] = median(taken) / FREE_STEPS * 1e6
+        row["ratio"] = speedup(timings["diffusers"], timings["ddim"])
+        row["CPU ratio"] = speedup(timings["diffusers"], timings["ddim"], "cpu")
+        rows.append(row)
+    note = f"µs a step, {FREE_STEPS} steps, one thread; the network costs nothing, 0 GFLOP"
+    report.table("overhead", rows, note)
+    plan = rows.pop()["ddim"]
+    for row in rows:
+        report.target(
+            f"overhead a step below diffusers', states {row['states']}: {row['ddim']:.1f} µs and "
+            f"{plan:.1f} µs of plan, diffusers {row['diffusers']:.1f} µs",
+            row["ddim"] + plan < row["diffusers"],
+        )
+
+
+def _loops(shape: tuple[int, ...]) -> dict[str, Action]:
+    schedule = ddim.Schedule.linear(1000)
+    tableau = ddim.make_tableau(schedule, ddim.make_nodes(schedule, "uniform", FREE_STEPS))
+    generator = torch.Generator().manual_seed(0)
+    start, output = (torch.randn(shape, generator=generator) for _ in range(2))
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return output
+
+    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(FREE_STEPS)
+
+    def ours() -> Tensor:
+        return final(integrate(ddim.NetworkDenoiser(network), tableau, start))[0]
+
+    def theirs() -> Tensor:
+        x = start
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, t), t, x).prev_sample
+        return x
+
+    expected = theirs()
+    worst = ((ours() - expected).abs().max() / expected.abs().max()).item()
+    if worst > CLOSE:
+        raise RuntimeError(f"the two loops disagree by {worst:.1e}")
+    return {"ddim": ours, "diffusers": theirs}
+
+
+def _plans() -> dict[str, Action]:
+    schedule = ddim.Schedule.linear(1000)
+    scheduler = DDIMScheduler(timestep_spacing="trailing")
+
+    def ours() -> ddim.Tableau:
+        return ddim.make_tableau(schedule, ddim.make_nodes(schedule, "uniform", FREE_STEPS))
+
+    def theirs() -> None:
+        scheduler.set_timesteps(FREE_STEPS)
+
+    return {"ddim": ours, "diffusers": theirs}
+
+
+def images(report: Report, args: argparse.Namespace) -> None:
+    """Whole images, for each model, number of threads, batch size and number of steps."""
+    rows, flops = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.models:
+            ours, theirs = _opened(name, Path(folder) / name)
+            flops.append(f"{name}: {gigaflops(count_flops(ours.net))}")
+            steps = args.steps if name == "mnist" else args.cifar10_steps
+            for threads, batch, S in _grid(args.threads, args.batch, steps):
+                torch.set_num_threads(threads)
+                row = _one_case(ours, theirs, batch, S, args.rounds, threads)
+                row = {"model": name, "threads": threads, "batch": batch, "steps": S, **row}
+                print(f"{name}: batch {batch}, {S} steps done", file=sys.stderr)
+                rows.append(row)
+                _judge(report, row)
+    report.table("images", rows, "images/s; " + "; ".join(flops))
+
+
+def _grid(*axes: list[int]) -> list[tuple[int, ...]]:
+    grid: list[tuple[int, ...]] = [()]
+    for axis in axes:
+        grid = [(*point, value) for point in grid for value in axis]
+    return grid
+
+
+def _opened(name: str, folder: Path) -> tuple[ddim.Pipeline, DDIMPipeline]:
+    """The same weights, in a folder that both open."""
+    if name == "mnist":
+        ddim.load("mnist").save(folder)
+    else:
+        config = ddim.TrainConfig.preset("cifar10")
+        torch.manual_seed(0)
+        net = UNet(unet_config(config, (3, 32, 32), None))
+        schedule = ddim.Schedule.from_spec(config.schedule_spec())
+        ddim.Pipeline(net, schedule, ddim.Target.V, (3, 32, 32)).save(folder)
+    theirs = DDIMPipeline.from_pretrained(folder)
+    theirs.set_progress_bar_config(disable=True)
+    return ddim.load(folder), theirs
+
+
+def _one_case(
+    ours: ddim.Pipeline, theirs: DDIMPipeline, batch: int, steps: int, rounds: int, threads: int
+) -> dict[str, Any]:
+    draw = functools.partial(_ours, ours, batch, steps)
+    call = functools.partial(_theirs, theirs, batch, steps)
+    noise = ddim.Noise(0, range(batch), ours.shape)(0)
+    with mock.patch("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", return_value=noise):
+        difference = float(np.abs(draw() - call()).max())
+    timings = interleave({"ddim": draw, "diffusers": call}, rounds)
+    row = {name: batch / median(taken) for name, taken in timings.items()}
+    row |= {"ratio": speedup(timings["diffusers"], timings["ddim"])}
+    by_cpu = speedup(timings["diffusers"], timings["ddim"], "cpu") if threads == 1 else "-"
+    return row | {"CPU ratio": by_cpu, "difference": difference}
+
+
+def _ours(pipeline: ddim.Pipeline, batch: int, steps: int) -> np.ndarray:
+    drawn = ddim.sample(pipeline, batch, steps=steps, tile=batch)
+    return drawn.div(2).add_(0.5).clamp_(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def _theirs(pipeline: DDIMPipeline, batch: int, steps: int) -> np.ndarray:
+    return pipeline(batch, num_inference_steps=steps, output_type="np").images
+
+
+def _judge(report: Report, row: dict[str, Any]) -> None:
+    least = LEAST[row["model"]]
+    ratio = row["CPU ratio"] if row["threads"] == 1 else row["ratio"]
+    where = f"{row['model']}, batch {row['batch']}, {row['steps']} steps, {row['threads']} threads"
+    report.target(f"at least {least} × diffusers on {where}: {ratio}", ratio.median >= least)
+    report.target(
+        f"the same images within {CLOSE} on {where}: {row['difference']:.1e}",
+        row["difference"] < CLOSE,
+    )
+
+
+def memory(report: Report) -> None:
+    """Peak memory for few and for many steps."""
+    rows = [{"steps": steps, "peak MiB": _peak(steps)} for steps in PEAK_STEPS]
+    report.table("memory", rows, "of a fresh process that draws 32 images with the mnist model")
+    few, many = (row["peak MiB"] for row in rows)
+    report.target(
+        f"peak memory does not grow with the steps: {few:.0f} and {many:.0f} MiB",
+        many < PEAK_GROWTH * few,
+    )
+
+
+def _peak(steps: int) -> float:
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(steps)], check=True, capture_output=True, text=True
+    )
+    kib = int(done.stdout) if sys.platform != "darwin" else int(done.stdout) / 1024
+    return kib / 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Turn a finished training run into a model folder with its card: figures, loss curve, samples.
+
+    python scripts/model_card.py runs/mnist --name mnist --output src/ddim/models/mnist
+
+Draws ``--samples`` images by DDIM in 50 steps (uniform nodes, η = 0) and measures them with the
+shipped digit classifier. Writes the model folder, ``README.md`` (the card), ``samples.png`` and
+``loss.png`` into ``--output``. The pictures drawn so far are kept beside the run, so that a
+measurement that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import ddim
+from ddim.evaluate import DigitReport, report_digits
+from ddim.files import read_json, replacing, write_bytes
+from ddim.generate import generate
+from ddim.methods import make_tableau
+from ddim.nets import UNet
+from ddim.nets.unet import count_flops
+from ddim.nodes import uniform
+from ddim.train.config import PRESETS, TrainConfig
+
+STEPS = 50
+CHUNK = 500
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished training run")
+    parser.add_argument("--name", required=True, help="the model's name")
+    parser.add_argument("--output", type=Path, required=True, help="where the model folder goes")
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--tile", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+
+    model = dataclasses.replace(ddim.load(arguments.run), name=arguments.name)
+    drop = ("unet", "schedule", "target", "interval")
+    facts = {key: value for key, value in model.facts.items() if key not in drop}
+    model = dataclasses.replace(model, facts=facts)
+    images = draw(model, arguments.run / "measured", arguments)
+    report = report_digits(images)
+    print(report)
+    model.save(arguments.output)
+    ddim.save_image(arguments.output / "samples.png", images[:100], columns=10)
+    plot_loss(arguments.run / "metrics.jsonl", arguments.output / "loss.png")
+    card = write_card(
+        model, report, arguments, TrainConfig.from_json(read_json(arguments.run / "config.json"))
+    )
+    write_bytes(arguments.output / "README.md", card.encode())
+
+
+def draw(model: ddim.Pipeline, cache: Path, arguments: argparse.Namespace) -> torch.Tensor:
+    """The images, as the pixels that a file would hold; drawn in resumable chunks."""
+    weights = torch.cat([p.flatten() for p in model.net.parameters()])
+    key = {"sum": float(weights.double().sum()), "tile": arguments.tile, "seed": arguments.seed}
+    cache.mkdir(exist_ok=True)
+    marker = cache / "key.json"
+    if marker.exists() and json.loads(marker.read_text()) != key:
+        for old in cache.glob("*.npy"):
+            old.unlink()
+    marker.write_text(json.dumps(key))
+    tableau = make_tableau(model.schedule, uniform(model.schedule, STEPS), "ddim")
+    parts = []
+    for first in tqdm(range(0, arguments.samples, CHUNK)):
+        indices = range(first, min(first + CHUNK, arguments.samples))
+        path = cache / f"{first:06d}-{len(indices)}.npy"
+        if not path.exists():
+            labels = [i % model.classes for i in indices] if model.classes else None
+            drawn = generate(
+                model, tableau, indices, seed=arguments.seed, labels=labels, tile=arguments.tile
+            )
+            pixels = [ddim.to_pixels(event.images) for event in drawn if event.images is not None]
+            with replacing(path) as temporary:
+                np.save(temporary, torch.cat(pixels).numpy())
+        parts.append(torch.from_numpy(np.load(path)))
+    return ddim.from_pixels(torch.cat(parts))
+
+
+def plot_loss(metrics: Path, output: Path) -> None:
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogy([line["images"] for line in lines], [line["loss"] for line in lines], lw=0.8)
+    axes.set(xlabel="training images seen", ylabel="loss", ylim=(None, 0.1))
+    figure.savefig(output, dpi=110)
+
+
+def write_card(
+    model: ddim.Pipeline, report: DigitReport, arguments: argparse.Namespace, config: TrainConfig
+) -> str:
+    assert isinstance(model.net, UNet)
+    preset = arguments.name if arguments.name in PRESETS else None
+    command = (
+        f"ddim train --preset {preset} --threads {config.threads} --output runs/{arguments.name}"
+    )
+    parameters = sum(p.numel() for p in model.net.parameters())
+    shares = " ".join(f"{share:.1%}" for share in report.class_shares)
+    checksums = "\n".join(
+        f"| `{name}` | `{value}` |" for name, value in model.facts["data"]["sha256"].items()
+    )
+    labels = ", labels 0–9 in turn, no guidance" if model.classes else ""
+    kind = "class-conditional" if model.classes else "unconditional"
+    guidance = ""
+    if model.classes:
+        guidance = f"""
+Labels were dropped with probability {config.label_dropout:g}, for classifier-free guidance:
+label {model.null_label} is 'none'.
+"""
+    real = report.confident_share / report.relative_share
+    sampler = f"DDIM in {STEPS} steps (uniform nodes, η = 0, seed {arguments.seed}"
+    return f"""# {arguments.name}
+
+A {kind} DDPM of {model.shape[-2]}×{model.shape[-1]} handwritten digits, trained on MNIST: \
+T = {model.schedule.T}, β linear from {config.beta_start:g} to {config.beta_end:g}, predicts ε. The
+folder opens in `ddim` and in diffusers' `DDIMPipeline`; the weights are the moving average.
+
+| | |
+|---|---|
+| parameters | {parameters:,} ({parameters * 4 / 1e6:.1f} MB) |
+| forward pass | {count_flops(model.net) / 1e9:.3f} GFLOP an image |
+| images seen | {model.facts["images_seen"]:,} |
+| seed, threads | {model.facts["seed"]}, {model.facts["threads"]} |
+| loss | {config.weighting}, γ = {config.gamma:g} |
+| precision | {config.precision} autocast, float32 weights |
+
+```
+{command}
+```
+
+{guidance}
+## Figures
+
+{report.count:,} images by {sampler}, tile {arguments.tile}{labels}), judged by the
+classifier in `ddim/models/lenet`:
+
+| | this model | real test digits |
+|---|---|---|
+| share with top probability ≥ 0.9 | {report.confident_share:.4f} | {real:.4f} |
+| ratio of the two | {report.relative_share:.4f} | 1 |
+| LeNet-FD to the training set | {report.lenet_fd:.3f} | {report.floor:.4f} |
+| share of each class, 0–9 | {shares} | |
+
+Made by `python scripts/model_card.py RUN --name {arguments.name} --output FOLDER`.
+
+![samples](samples.png)
+
+![loss](loss.png)
+
+## Data
+
+MNIST (LeCun, Cortes, Burges), training set. SHA-256 of the uncompressed files:
+
+| file | SHA-256 |
+|---|---|
+{checksums}
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The import arrows point down: no module imports one of a higher level."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import ddim
+
+LEVELS = (
+    "errors files schedule nodes tableau target methods",
+    "denoiser integrate noise analytic latent loss calibrate nets",
+    "data images train checkpoints evaluate backends generate pipeline",
+    "cli web",
+)
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
+ROOT = Path(ddim.__file__).parent
+FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem[0] != "_")
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of ``ddim`` that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("ddim.")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert part in LEVEL, f"say in LEVELS where {part} belongs"
+    upwards = {name for name in imported(path) & LEVEL.keys() if LEVEL[name] > LEVEL[part]}
+    assert not upwards, f"{path} imports {upwards}"
+    if part == "nets":
+        assert imported(path) <= {"nets", "errors"}, "networks know nothing of schedules"
+    if LEVEL[part] < 3:
+        assert not imported(path) & {"cli", "web"}
