@@ -15,8 +15,16 @@ from ddim.methods import ddim
 from ddim.nodes import uniform
 from ddim.schedule import Level, Schedule
 
-LEVELS = [Level(0.8, 0.6, 0), Level(0.99, 0.05, 0), Level(0.1, 0.9, 0), Level(0.0, 1.0, 0), Level(1.0, 30.0, 0)]
-every_level = pytest.mark.parametrize("level", LEVELS, ids=lambda level: f"{level.alpha}-{level.sigma}")
+LEVELS = [
+    Level(0.8, 0.6, 0),
+    Level(0.99, 0.05, 0),
+    Level(0.1, 0.9, 0),
+    Level(0.0, 1.0, 0),
+    Level(1.0, 30.0, 0),
+]
+every_level = pytest.mark.parametrize(
+    "level", LEVELS, ids=lambda level: f"{level.alpha}-{level.sigma}"
+)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -42,7 +50,9 @@ def log_density(model: Mixture, x: Tensor, level: Level) -> Tensor:
         total = level.alpha**2 * variance + level.sigma**2
         distance = (x - level.alpha * mean).flatten(1).square().sum(1)
         dims = mean.numel()
-        components.append(weight.log() - distance / (2 * total) - dims / 2 * (2 * math.pi * total).log())
+        components.append(
+            weight.log() - distance / (2 * total) - dims / 2 * (2 * math.pi * total).log()
+        )
     return torch.stack(components, dim=1).logsumexp(dim=1)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim.analytic import Gaussian
-from ddim.denoiser import Clip, Guided, NetworkDenoiser, Prediction, Threshold
+from ddim.denoiser import Clip, Clipping, Guided, NetworkDenoiser, Prediction, Threshold
 from ddim.nets import UNet, UNetConfig
 from ddim.schedule import Level, Schedule
 from ddim.target import Target
@@ -212,7 +212,9 @@ def test_clipping_recomputes_eps(limit):
 
 def test_what_needs_no_clipping_is_unchanged():
     x = randn(4, 1, 5, 5)
-    plain, clipped = (d(x, LEVEL) for d in (NetworkDenoiser(wide, "x0"), Clip(NetworkDenoiser(wide, "x0"), 99)))
+    plain, clipped = (
+        d(x, LEVEL) for d in (NetworkDenoiser(wide, "x0"), Clip(NetworkDenoiser(wide, "x0"), 99))
+    )
     assert torch.equal(plain.x0, clipped.x0)
     torch.testing.assert_close(plain.eps, clipped.eps, rtol=1e-12, atol=1e-12)
 
@@ -239,6 +241,21 @@ def test_thresholding_does_not_let_one_image_dim_the_others():
     denoiser = Threshold(NetworkDenoiser(wide, "x0"), 0.9, 100.0)
     bright = torch.cat([x[:1], 50 * x[1:]])
     assert torch.equal(denoiser(x, LEVEL).x0[0], denoiser(bright, LEVEL).x0[0])
+
+
+def test_clipping_by_name(refuses):
+    x = randn(3, 1, 4, 4)
+    base = NetworkDenoiser(wide, "x0")
+    assert Clipping().wrap(base) is base
+    for clipping, same in (
+        (Clipping("clip", 0.5), Clip(base, 0.5)),
+        (Clipping("threshold", 2.0, 0.9), Threshold(base, 0.9, 2.0)),
+    ):
+        one, two = clipping.wrap(base)(x, LEVEL), same(x, LEVEL)
+        assert torch.equal(one.x0, two.x0)
+        assert torch.equal(one.eps, two.eps)
+    with refuses("none, clip or threshold, not 'clamp'"):
+        Clipping("clamp")
 
 
 def test_guidance():

@@ -6,7 +6,9 @@ from ddim.errors import InputError, RunError, unknown
 def test_unknown_offers_the_nearest_name_and_all_choices():
     error = unknown("schedule", "cosin", ["linear", "cosine"])
     assert isinstance(error, InputError)
-    assert str(error) == "unknown schedule 'cosin': did you mean 'cosine'? (choices: linear, cosine)"
+    assert (
+        str(error) == "unknown schedule 'cosin': did you mean 'cosine'? (choices: linear, cosine)"
+    )
 
 
 def test_unknown_offers_nothing_when_nothing_is_near():

@@ -59,7 +59,11 @@ def test_floats_survive_json_to_the_last_bit(tmp_path):
 def test_json_refusals(tmp_path, refuses):
     with refuses("there is no file"):
         read_json(tmp_path / "absent.json")
-    for content, message in ((b"{", "not valid JSON"), (b"\xff\xfe", "not valid JSON"), (b"[1]", "object")):
+    for content, message in (
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[1]", "object"),
+    ):
         (tmp_path / "bad.json").write_bytes(content)
         with refuses(message):
             read_json(tmp_path / "bad.json")

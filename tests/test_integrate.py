@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 
@@ -57,7 +58,7 @@ def heun(schedule: Schedule, nodes: tuple[int, ...]) -> Tableau:
     """Order 2 with an inner stage: Euler's step, then the mean of both slopes."""
     levels = [schedule.level(k) for k in nodes]
     rows, here = [], 0
-    for source, target in zip(levels, levels[1:], strict=False):
+    for source, target in itertools.pairwise(levels):
         step = target.alpha * (target.sigma / target.alpha - source.sigma / source.alpha)
         states = ((here, target.alpha / source.alpha),)
         stage = here + 1
@@ -170,7 +171,9 @@ def test_memory_does_not_grow_with_the_number_of_steps(method):
         alive.extend(weakref.ref(t) for t in (prediction.x0, prediction.eps))
         return prediction
 
-    for step in integrate(denoiser, method(schedule, nodes), randn(1, 2), lambda i: randn(1, 2, seed=i)):
+    for step in integrate(
+        denoiser, method(schedule, nodes), randn(1, 2), lambda i: randn(1, 2, seed=i)
+    ):
         alive.append(weakref.ref(step.x))
         del step
         alive = [reference for reference in alive if reference() is not None]
@@ -192,7 +195,14 @@ def test_what_the_caller_keeps_stays_as_it_was():
 def test_the_initial_state_is_not_written_to(method):
     x = randn(2, 1, 3, 3)
     before = x.clone()
-    final(integrate(Gaussian(0.3, 0.5), method(SCHEDULE, (100, 60, 20, 1)), x, lambda i: randn(2, 1, 3, 3, seed=i)))
+    final(
+        integrate(
+            Gaussian(0.3, 0.5),
+            method(SCHEDULE, (100, 60, 20, 1)),
+            x,
+            lambda i: randn(2, 1, 3, 3, seed=i),
+        )
+    )
     assert torch.equal(x, before)
 
 

@@ -15,7 +15,9 @@ ZERO_SNR = SCHEDULE.rescaled_to_zero_snr()
 def batch(count: int = 100) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images, noise and all nodes 1..T in turn, in float64."""
     generator = torch.Generator().manual_seed(0)
-    x0, noise = (torch.randn(count, 2, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+    x0, noise = (
+        torch.randn(count, 2, 3, dtype=torch.float64, generator=generator) for _ in range(2)
+    )
     return x0, noise, torch.arange(count) % SCHEDULE.T + 1
 
 
@@ -50,7 +52,9 @@ def test_the_network_is_shown_x_at_its_own_time():
         assert torch.equal(t, k - 1)
         for n in range(100):
             alpha, sigma = SCHEDULE.alpha[k[n]], SCHEDULE.sigma[k[n]]
-            torch.testing.assert_close(x[n], alpha * x0[n] + sigma * noise[n], rtol=1e-14, atol=1e-14)
+            torch.testing.assert_close(
+                x[n], alpha * x0[n] + sigma * noise[n], rtol=1e-14, atol=1e-14
+            )
         return torch.zeros_like(x)
 
     loss = diffusion_loss(network, x0, k, noise, SCHEDULE)
@@ -63,7 +67,9 @@ def test_min_snr_weighs_one_error_of_x0_the_same_for_all_targets(target, schedul
     """The weighted loss is min(SNR, γ)·|error of x0|², whatever the network outputs."""
     x0, noise, k = batch()
     x0, noise, k = x0[:99], noise[:99], k[:99]  # flow: α = 0 at the last node, where eps is silent
-    error = 0.1 * torch.randn(x0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    error = 0.1 * torch.randn(
+        x0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     weights = loss_weights(schedule, target, "min-snr", 5.0)
     network = Oracle(target, schedule, x0, error)
     loss = diffusion_loss(network, x0, k, noise, schedule, target, weights)
@@ -109,7 +115,12 @@ def test_uniform_weights_are_ones_and_the_same_as_none():
 def test_a_half_precision_network_still_has_a_float32_loss():
     x0, noise, k = batch()
     loss = diffusion_loss(
-        lambda x, t: x.bfloat16(), x0.float(), k, noise.float(), SCHEDULE, weights=loss_weights(SCHEDULE, Target.EPS)
+        lambda x, t: x.bfloat16(),
+        x0.float(),
+        k,
+        noise.float(),
+        SCHEDULE,
+        weights=loss_weights(SCHEDULE, Target.EPS),
     )
     assert loss.dtype == torch.float32
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -30,7 +31,7 @@ def assert_exact(nodes: tuple[int, ...], start: int, steps: int) -> None:
     assert len(nodes) == steps + 1
     assert nodes[0] == start
     assert nodes[-1] == 0
-    assert all(a > b for a, b in zip(nodes, nodes[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(nodes))
     assert all(type(k) is int for k in nodes)
 
 
@@ -111,7 +112,11 @@ def test_log_snr_starts_at_infinite_noise_and_spaces_the_rest():
 def test_names_and_lists():
     schedule = Schedule.linear(10)
     assert make_nodes(schedule) == tuple(range(10, -1, -1))
-    assert make_nodes(schedule, "uniform", 4) == make_nodes(schedule, "trailing", 4) == (10, 8, 5, 3, 0)
+    assert (
+        make_nodes(schedule, "uniform", 4)
+        == make_nodes(schedule, "trailing", 4)
+        == (10, 8, 5, 3, 0)
+    )
     assert make_nodes(schedule, "quadratic", 4) == (10, 6, 3, 1, 0)
     assert make_nodes(schedule, "10,4,0") == make_nodes(schedule, [10, 4, 0], 2) == (10, 4, 0)
     assert make_nodes(schedule, [0, 4, 10]) == (0, 4, 10)  # rising: encoding

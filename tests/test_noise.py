@@ -11,7 +11,9 @@ from ddim.noise import Noise, _normal_on_device, derive, philox
 CPU = torch.device("cpu")
 
 
-def normal_on_device(seed: int, images: list[int], state: int, shape: tuple[int, ...]) -> torch.Tensor:
+def normal_on_device(
+    seed: int, images: list[int], state: int, shape: tuple[int, ...]
+) -> torch.Tensor:
     """The CUDA path, which is tensor operations only and so runs anywhere."""
     size = int(np.prod(shape))
     return _normal_on_device(seed, images, state, size, CPU).view(len(images), *shape)
@@ -34,9 +36,21 @@ def same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
 @pytest.mark.parametrize(
     ("counter", "key", "words"),
     [
-        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+        (
+            "00000000 00000000 00000000 00000000",
+            "00000000 00000000",
+            "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+        ),
+        (
+            "ffffffff ffffffff ffffffff ffffffff",
+            "ffffffff ffffffff",
+            "408f276d 41c83b0e a20bc7c6 6d5451fd",
+        ),
+        (
+            "243f6a88 85a308d3 13198a2e 03707344",
+            "a4093822 299f31d0",
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
     ],
     ids=["zeros", "ones", "pi"],
 )
@@ -111,7 +125,7 @@ LARGE = 2**32
 
 @both_paths
 def test_every_seed_image_and_state_is_another(draw):
-    """Also those that agree in their lower 32 bits, which is all that torch's CPU generator keeps."""
+    """Also those that agree in their lower 32 bits, all that torch's CPU generator keeps."""
     seeds = [0, 1, 2, LARGE, LARGE + 1, 5 * LARGE, 2**63, 2**63 + 1, 2**64 - 1]
     images = [0, 1, 2, LARGE, LARGE + 1, 2**63, 2**63 + 1, 2**64 - 1]
     states = [0, 1, 2, 1000]
@@ -214,7 +228,9 @@ def test_refusals(seed, images, message, refuses):
 
 
 def test_derived_seeds_differ_and_fit_a_generator():
-    arguments = [(s, *c) for s in (0, 1, LARGE) for c in ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (LARGE,))]
+    arguments = [
+        (s, *c) for s in (0, 1, LARGE) for c in ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (LARGE,))
+    ]
     seeds = [derive(*a) for a in arguments]
     assert len(set(seeds)) == len(arguments)
     assert seeds == [derive(*a) for a in arguments]

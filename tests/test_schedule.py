@@ -194,7 +194,10 @@ def test_levels():
     ("ours", "theirs"),
     [
         (Schedule.linear(), {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}),
-        (Schedule.scaled_linear(), {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}),
+        (
+            Schedule.scaled_linear(),
+            {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        ),
         (Schedule.cosine(), {"beta_schedule": "squaredcos_cap_v2"}),
     ],
     ids=["linear", "scaled_linear", "squaredcos_cap_v2"],
@@ -205,7 +208,9 @@ def test_agrees_with_diffusers(diffusers, ours, theirs, zero_snr):
     scheduler = diffusers.DDIMScheduler(1000, rescale_betas_zero_snr=zero_snr, **theirs)
     ours = ours.rescaled_to_zero_snr() if zero_snr else ours
     expected = scheduler.alphas_cumprod.numpy().astype(np.float64)
-    np.testing.assert_allclose(ours.alpha_bar[1:], expected, rtol=1e-4 if zero_snr else 2e-5, atol=2e-6)
+    np.testing.assert_allclose(
+        ours.alpha_bar[1:], expected, rtol=1e-4 if zero_snr else 2e-5, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,9 @@ def kept(tableau: Tableau, row: Row) -> tuple[float, float]:
 @pytest.mark.parametrize("name", BUILDERS)
 @given(data=st.data())
 def test_every_builder_keeps_signal_and_noise(name, data):
-    schedule = SCHEDULES[data.draw(st.sampled_from(sorted(SCHEDULES)))](data.draw(st.integers(1, 120)))
+    schedule = SCHEDULES[data.draw(st.sampled_from(sorted(SCHEDULES)))](
+        data.draw(st.integers(1, 120))
+    )
     family = NODES[data.draw(st.sampled_from(sorted(NODES)))]
     nodes = family(schedule, data.draw(st.integers(1, schedule.T)))
     tableau = BUILDERS[name](schedule, nodes, data.draw(st.floats(0, 1)))
@@ -73,13 +75,13 @@ def test_every_method_is_tested_here():
     assert {tableau.method for tableau in tableaux} >= set(METHODS)
 
 
-# -- a table that is written by hand: two initial states, an inner stage, an old prediction ---------
+# -- a table that is written by hand: two initial states, an inner stage, an old prediction -------
 
 A, B, C, D = (Level(math.cos(u), math.sin(u), 9 * u) for u in (1.2, 0.9, 0.6, 0.3))
 
 
 def rows() -> tuple[Row, ...]:
-    """Rows that are right: each is a free combination closed by one coefficient of x0 and of eps."""
+    """Rows that are right: a free combination closed by one coefficient of x0 and one of eps."""
 
     def row(level: Level, at: Level | None, states, eps, x0, noise=0.0):
         signal = sum(a * LEVELS[i].alpha for i, a in states) + sum(b for _, b in x0[:-1])

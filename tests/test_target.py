@@ -64,7 +64,9 @@ def test_v_is_the_derivative_of_x_along_the_angle():
     x0, eps = pair()
     angle = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     x = angle.cos() * x0 + angle.sin() * eps
-    derivative = [torch.autograd.grad(element, angle, retain_graph=True)[0] for element in x.flatten()]
+    derivative = [
+        torch.autograd.grad(element, angle, retain_graph=True)[0] for element in x.flatten()
+    ]
     v = Target.V.of(x0, eps, math.cos(0.7), math.sin(0.7))
     assert close(v.flatten(), torch.stack(derivative), 1e-15)
 

@@ -6,6 +6,7 @@ files and the command; their tests are with those.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -38,7 +39,7 @@ def test_steps_that_do_not_divide_t():
         assert len(set(nodes)) == steps + 1
         assert (nodes[0], nodes[-1]) == (500, 0)
         # Evenly: no step is longer than another by more than one node.
-        lengths = {a - b for a, b in zip(nodes, nodes[1:], strict=False)}
+        lengths = {a - b for a, b in itertools.pairwise(nodes)}
         assert lengths <= {500 // steps, -(-500 // steps)}
 
 
@@ -58,7 +59,9 @@ def test_an_offset_that_indexes_past_the_end():
         assert times == list(range(schedule.T - 1, -1, -1))
 
 
-@pytest.mark.parametrize("schedule", [LINEAR, HALF, Schedule.cosine()], ids=["linear", "500", "cosine"])
+@pytest.mark.parametrize(
+    "schedule", [LINEAR, HALF, Schedule.cosine()], ids=["linear", "500", "cosine"]
+)
 @pytest.mark.parametrize("method", [ddim, ddpm])
 @pytest.mark.parametrize("family", [uniform, quadratic])
 def test_noise_left_in_every_image(schedule, method, family):
@@ -73,7 +76,9 @@ def test_noise_left_in_every_image(schedule, method, family):
         return Prediction(image, (x - level.alpha * image) / level.sigma)
 
     tableau = method(schedule, family(schedule, 50))
-    (out,) = final(integrate(denoiser, tableau, randn(1, 1, 4, 4), lambda i: randn(1, 1, 4, 4, seed=i)))
+    (out,) = final(
+        integrate(denoiser, tableau, randn(1, 1, 4, 4), lambda i: randn(1, 1, 4, 4, seed=i))
+    )
     assert torch.equal(out, image)
 
 
@@ -150,7 +155,9 @@ def test_an_eta_that_takes_the_root_of_a_negative_number(eta, refuses):
     with refuses("eta"):
         ddim(LINEAR, uniform(LINEAR, 50), eta=eta)
     # A little above 1 the root is still real at 50 steps, and then it is not refused.
-    assert all(math.isfinite(row.eps[0][1]) for row in ddim(LINEAR, uniform(LINEAR, 50), eta=1.1).rows)
+    assert all(
+        math.isfinite(row.eps[0][1]) for row in ddim(LINEAR, uniform(LINEAR, 50), eta=1.1).rows
+    )
 
 
 def test_s_equal_to_t_is_no_other_sampler():
@@ -163,7 +170,9 @@ def test_s_equal_to_t_is_no_other_sampler():
         row, full = tableau.rows[500], ddpm(LINEAR, nodes).rows[500]
         assert row.noise == eta * full.noise
     x = randn(2, 3)
-    quiet, again = (final(integrate(Gaussian(0.3, 0.5), ddim(LINEAR, nodes), x))[0] for _ in range(2))
+    quiet, again = (
+        final(integrate(Gaussian(0.3, 0.5), ddim(LINEAR, nodes), x))[0] for _ in range(2)
+    )
     assert torch.equal(quiet, again)
 
 
@@ -203,7 +212,9 @@ def test_zero_terminal_snr(refuses):
         with refuses("predicts eps says nothing at α=0.*predicts v"):
             final(integrate(NetworkDenoiser(lambda x, t: x, "eps"), tableau, x, noise))
         for target in ("v", "x0"):
-            (out,) = final(integrate(NetworkDenoiser(lambda x, t: 0.3 * x, target), tableau, x, noise))
+            (out,) = final(
+                integrate(NetworkDenoiser(lambda x, t: 0.3 * x, target), tableau, x, noise)
+            )
             assert out.isfinite().all()
     # The exact solution is reached through α = 0 too: data N(0.3, 0.5²) from N(0, 1).
     data = Gaussian(0.3, 0.5)

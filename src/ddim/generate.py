@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -41,7 +42,7 @@ def default_tile(shape: Sequence[int], device: torch.device) -> int:
     On a CPU 8 up to 64 × 64 pixels, else 1; on a GPU what fills it. Recorded with every output,
     because it decides the last bits of a convolution.
     """
-    pixels = shape[-1] * shape[-2]
+    pixels = math.prod(shape[1:])
     if device.type == "cpu":
         return 8 if pixels <= 64 * 64 else 1
     return max(1, min(512, 512 * 32 * 32 // pixels))
@@ -76,34 +77,40 @@ def generate(
         dtype: of the states.
 
     Raises:
-        InputError: numbers out of range, labels that do not fit.
+        InputError: numbers out of range, labels that do not fit; at once, before the first step.
     """
     n = len(indices)
     if n < 1:
         raise InputError(f"the number of images must be at least 1, not {n}")
-    device = pipeline.device
-    size = default_tile(pipeline.shape, device) if tile is None else tile
+    size = default_tile(pipeline.shape, pipeline.device) if tile is None else tile
     if size < 1:
         raise InputError(f"tile must be at least 1, not {size}")
     label_tensor = _labels(pipeline, labels, n)
-    network = NetworkDenoiser(pipeline.net, pipeline.target)
-    start = tableau.initial[0].level
-    spread = (start.alpha**2 + start.sigma**2) ** 0.5
-    for offset in range(0, n, size):
-        count = min(size, n - offset)
-        wanted = [*indices[offset : offset + count]]
-        padded = wanted + wanted[-1:] * (size - count)
-        noise = Noise(seed, padded, pipeline.shape, device, dtype)
-        tile_labels = None
-        if label_tensor is not None:
-            tile_labels = label_tensor[offset : offset + count]
-            padding = tile_labels[-1:].expand(size - count)
-            tile_labels = torch.cat([tile_labels, padding]).to(device)
-        denoiser = pipeline.denoiser(tile_labels, guidance, clip, network=network)
-        x = noise(0).mul_(spread)
-        for step in integrate(denoiser, tableau, x, noise):
-            images = step.outputs[0][:count] if step.outputs else None
-            yield Drawn(tuple(wanted), step, images)
+    pipeline.denoiser(label_tensor, guidance, clip)
+    Noise(seed, indices, pipeline.shape)
+
+    def drawn() -> Iterator[Drawn]:
+        device = pipeline.device
+        network = NetworkDenoiser(pipeline.net, pipeline.target)
+        start = tableau.initial[0].level
+        spread = (start.alpha**2 + start.sigma**2) ** 0.5
+        for offset in range(0, n, size):
+            count = min(size, n - offset)
+            wanted = [*indices[offset : offset + count]]
+            padded = wanted + wanted[-1:] * (size - count)
+            noise = Noise(seed, padded, pipeline.shape, device, dtype)
+            tile_labels = None
+            if label_tensor is not None:
+                tile_labels = label_tensor[offset : offset + count]
+                padding = tile_labels[-1:].expand(size - count)
+                tile_labels = torch.cat([tile_labels, padding]).to(device)
+            denoiser = pipeline.denoiser(tile_labels, guidance, clip, network=network)
+            x = noise(0).mul_(spread)
+            for step in integrate(denoiser, tableau, x, noise):
+                images = step.outputs[0][:count] if step.outputs else None
+                yield Drawn(tuple(wanted), step, images)
+
+    return drawn()
 
 
 def _labels(pipeline: Pipeline, labels: Sequence[int] | None, n: int) -> Tensor | None:

@@ -51,7 +51,12 @@ def grid(images: Tensor, columns: int | None = None, pad: int = 2) -> Tensor:
 
     Returns:
         uint8 of shape (C, height, width).
+
+    Raises:
+        InputError: fewer than one column.
     """
+    if columns is not None and columns < 1:
+        raise InputError(f"columns must be at least 1, not {columns}")
     pixels = images if images.dtype == torch.uint8 else to_pixels(images)
     count, channels, height, width = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -30,7 +31,7 @@ class Pipeline:
         net: called as ``net(x, t)``, or ``net(x, t, labels)`` where ``classes`` is set.
         schedule: the noise schedule that it was trained with.
         target: what it predicts.
-        shape: (C, H, W) of its images.
+        shape: of one image, (C, H, W) for a UNet.
         classes: number of classes, or None.
         null_label: the label for 'no class', which guidance needs; or None.
         clipping: what is done to the predicted x0 by default.
@@ -41,7 +42,7 @@ class Pipeline:
     net: nn.Module
     schedule: Schedule
     target: Target
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int | None = None
     null_label: int | None = None
     clipping: Clipping = dataclasses.field(default_factory=Clipping)
@@ -77,7 +78,7 @@ class Pipeline:
 
         Raises:
             InputError: labels for a model without classes or the reverse, guidance without a
-                label for 'no class'.
+                label for 'no class' or by a scale that is not finite.
         """
         if (labels is None) != (self.classes is None):
             raise InputError(
@@ -92,6 +93,8 @@ class Pipeline:
                 raise InputError(
                     f"{self.name} was not trained for guidance: it has no 'none' label"
                 )
+            if not math.isfinite(guidance):
+                raise InputError(f"guidance must be a finite number, not {guidance}")
             null = torch.full_like(labels, self.null_label)
             denoiser = Guided(denoiser, network.with_labels(null), guidance)
         clipping = self.clipping
@@ -196,7 +199,7 @@ def _from_checkpoint(path: Path, weights: str) -> Pipeline:
         Target.named(facts["target"]),
         (config.in_channels, config.sample_size, config.sample_size),
         classes=classes,
-        null_label=classes,
+        null_label=classes if checkpoint.config.label_dropout else None,
         name=path.resolve().parent.name,
         facts=facts,
     )

@@ -272,6 +272,28 @@ class Schedule:
             raise InputError(f"node {k} is outside 0..{self.T}")
         return Level(float(self.alpha[k]), float(self.sigma[k]), float(k - 1))
 
+    def level_at(self, lam: float) -> Level:
+        """The level where log(α/σ) is ``lam``, between nodes too.
+
+        α and σ follow exactly where the schedule preserves the variance; t = k - 1 with k
+        interpolated linearly in log α over the nodes 1..T, as in DPM-Solver's discrete schedule
+        (Lu et al. 2022, appendix D.4, https://arxiv.org/abs/2206.00927).
+
+        Raises:
+            InputError: outside the finite λ of the nodes 1..T.
+        """
+        finite = slice(1, self.T if self.alpha[-1] == 0 else self.T + 1)
+        lams, log_alphas = self.lam[finite], np.log(self.alpha[finite])
+        if not lams[-1] - 1e-9 <= lam <= lams[0] + 1e-9:
+            raise InputError(f"λ = {lam:g} is outside {lams[-1]:g}..{lams[0]:g}")
+        if self.variance_preserving:
+            log_alpha = -0.5 * float(np.log1p(np.exp(-2 * lam)))
+        else:
+            log_alpha = float(np.interp(-lam, -lams, log_alphas))
+        k = float(np.interp(-log_alpha, -log_alphas, np.arange(1, len(lams) + 1)))
+        alpha = float(np.exp(log_alpha))
+        return Level(alpha, alpha * float(np.exp(-lam)), k - 1)
+
     def __repr__(self) -> str:
         parts = []
         for key, value in self.spec.items():

@@ -152,6 +152,10 @@ class Tableau:
         start = len(self.initial)
         return self.initial[index].at if index < start else self.rows[index - start].at
 
+    def _k(self, index: int) -> int | None:
+        start = len(self.initial)
+        return self.initial[index].k if index < start else self.rows[index - start].k
+
     @functools.cached_property
     def evaluated(self) -> tuple[int, ...]:
         """The states that the network is called on, in order."""
@@ -175,6 +179,53 @@ class Tableau:
         for i in self.returns:
             last[i] = len(self.rows)
         return tuple(last)
+
+    def inverse(self) -> Tableau:
+        """The tableau that undoes this one: each row solved for its oldest state, in reverse order.
+
+        It starts from the last states, the newest first, and returns the initial ones.
+
+        Raises:
+            InputError: where that is impossible: a row draws noise, reads the prediction that was
+                made from its oldest state, or does not read that state at all; or the result does
+                not hold as many states as there were at the start.
+        """
+        width = len(self.initial)
+        newest = width + len(self.rows) - 1
+        if sorted(self.returns) != list(range(newest - width + 1, newest + 1)):
+            raise InputError(
+                f"{self.method} cannot be inverted: it starts from {width} states and returns "
+                f"{len(self.returns)}"
+            )
+        rows = []
+        for s in range(newest, width - 1, -1):
+            row, oldest = self.rows[s - width], s - width
+            coefficient = dict(row.states).get(oldest, 0.0)
+            if row.noise or oldest in row.needs or coefficient == 0:
+                raise InputError(
+                    f"{self.method} cannot be inverted: its rows cannot be solved for what they "
+                    "started from"
+                )
+            states = [(newest - s, 1 / coefficient)]
+            states += [(newest - j, -a / coefficient) for j, a in row.states if j != oldest]
+            rows.append(
+                Row(
+                    level=self.level(oldest),
+                    at=self.at(oldest),
+                    k=self._k(oldest),
+                    states=tuple(states),
+                    x0=tuple((newest - j, -b / coefficient) for j, b in row.x0),
+                    eps=tuple((newest - j, -c / coefficient) for j, c in row.eps),
+                )
+            )
+        initial = tuple(
+            State(self.level(j), self.at(j), self._k(j) or 0)
+            for j in range(newest, newest - width, -1)
+        )
+        returns = tuple(newest - j for j in range(width))
+        return Tableau(
+            f"{self.method} inverse", initial, tuple(rows), returns, self.marginal, self.options
+        )
 
     @property
     def stochastic(self) -> bool:

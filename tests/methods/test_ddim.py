@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 
@@ -59,14 +60,16 @@ def test_ddim_is_equation_12(eta, steps):
     noise = noise_for(tuple(START.shape))
     ab = LINEAR.alpha_bar
     x = START
-    for n, (t, s) in enumerate(zip(nodes, nodes[1:], strict=False), start=1):
+    for n, (t, s) in enumerate(itertools.pairwise(nodes), start=1):
         e = linear_network(x, torch.full((2,), t - 1))
         sigma = eta * math.sqrt((1 - ab[s]) / (1 - ab[t])) * math.sqrt(1 - ab[t] / ab[s])
         x0 = (x - math.sqrt(1 - ab[t]) * e) / math.sqrt(ab[t])
         x = math.sqrt(ab[s]) * x0 + math.sqrt(1 - ab[s] - sigma**2) * e
         if s > 0:
             x = x + sigma * noise(n)
-    ours = final(integrate(NetworkDenoiser(linear_network), ddim(LINEAR, nodes, eta=eta), START, noise))
+    ours = final(
+        integrate(NetworkDenoiser(linear_network), ddim(LINEAR, nodes, eta=eta), START, noise)
+    )
     torch.testing.assert_close(ours[0], x, rtol=1e-11, atol=1e-11)
 
 
@@ -135,12 +138,17 @@ def test_the_larger_variance(schedule):
         if s == 0:
             assert b.noise == 0
             continue
-        kernel = schedule.sigma[t] ** 2 - (schedule.alpha[t] / schedule.alpha[s] * schedule.sigma[s]) ** 2
+        kernel = (
+            schedule.sigma[t] ** 2
+            - (schedule.alpha[t] / schedule.alpha[s] * schedule.sigma[s]) ** 2
+        )
         assert b.noise**2 == pytest.approx(kernel, rel=1e-11)
         assert b.noise > a.noise
     if schedule is LINEAR:
         for t, s, b in zip(nodes, nodes[1:-1], large.rows, strict=False):
-            assert b.noise**2 == pytest.approx(1 - schedule.alpha_bar[t] / schedule.alpha_bar[s], rel=1e-11)
+            assert b.noise**2 == pytest.approx(
+                1 - schedule.alpha_bar[t] / schedule.alpha_bar[s], rel=1e-11
+            )
 
 
 @every_schedule
@@ -159,10 +167,19 @@ def test_a_learned_variance_runs_between_the_posterior_and_the_larger(schedule):
 def test_no_row_to_the_data_injects_noise(T, data):
     schedule = Schedule.cosine(T)
     steps = data.draw(st.integers(1, T))
-    for build in (ddpm, functools.partial(ddpm, variance="large"), functools.partial(ddim, eta=1.0)):
+    for build in (
+        ddpm,
+        functools.partial(ddpm, variance="large"),
+        functools.partial(ddim, eta=1.0),
+    ):
         tableau = build(schedule, uniform(schedule, steps))
         last = tableau.rows[-1]
-        assert (last.noise, last.noise_max, last.x0, last.eps) == (0, None, ((steps - 1, 1.0),), ((steps - 1, 0.0),))
+        assert (last.noise, last.noise_max, last.x0, last.eps) == (
+            0,
+            None,
+            ((steps - 1, 1.0),),
+            ((steps - 1, 0.0),),
+        )
         assert all(row.noise > 0 for row in tableau.rows[:-1])
 
 
@@ -286,7 +303,9 @@ def test_fewer_steps_lose_variance_unless_it_is_injected():
     """Why the paper's Table 1 has η = 0 ahead at few steps, and σ̂ at many."""
     exact = STD**2
     lost = [exact - propagated(ddim(LINEAR, uniform(LINEAR, S)))[1][-1] for S in (10, 100, 1000)]
-    posterior = [exact - propagated(ddpm(LINEAR, uniform(LINEAR, S)))[1][-1] for S in (10, 100, 1000)]
+    posterior = [
+        exact - propagated(ddpm(LINEAR, uniform(LINEAR, S)))[1][-1] for S in (10, 100, 1000)
+    ]
     assert lost == sorted(lost, reverse=True)
     assert posterior == sorted(posterior, reverse=True)
     assert all(0 < a < b for a, b in zip(lost, posterior, strict=True))
@@ -299,7 +318,9 @@ def test_a_point_keeps_its_marginals_exactly_at_any_number_of_steps(schedule, et
     nodes = make_nodes(schedule, "uniform", 7)
     means, variances = propagated(ddim(schedule, nodes, eta=eta), std=0.0)
     np.testing.assert_allclose(means, schedule.alpha[list(nodes[1:])] * MEAN, rtol=1e-12)
-    np.testing.assert_allclose(variances, schedule.sigma[list(nodes[1:])] ** 2, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        variances, schedule.sigma[list(nodes[1:])] ** 2, rtol=1e-12, atol=1e-15
+    )
 
 
 @pytest.mark.parametrize(
@@ -348,7 +369,9 @@ def test_agrees_with_diffusers_ddim(diffusers, steps, eta):
         x = scheduler.step(e, t, x, eta=eta, variance_noise=z).prev_sample
     nodes = uniform(LINEAR, steps)
     assert [k - 1 for k in nodes[:-1]] == scheduler.timesteps.tolist()
-    ours = final(integrate(NetworkDenoiser(linear_network), ddim(LINEAR, nodes, eta=eta), START, noise))
+    ours = final(
+        integrate(NetworkDenoiser(linear_network), ddim(LINEAR, nodes, eta=eta), START, noise)
+    )
     torch.testing.assert_close(ours[0], x, rtol=1e-12, atol=1e-12)
 
 

@@ -162,7 +162,9 @@ def test_timestep_embedding_is_its_formula(dim, shift):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("config", [MNIST, MNIST_CLASSES, RESIDUAL], ids=["plain", "classes", "residual"])
+@pytest.mark.parametrize(
+    "config", [MNIST, MNIST_CLASSES, RESIDUAL], ids=["plain", "classes", "residual"]
+)
 def test_the_condition_alone_carries_time_and_class(config):
     net = build(config)
     x = randn(2, config.in_channels, config.sample_size, config.sample_size)
@@ -265,7 +267,10 @@ def test_bookkeeping_keys_and_a_size_in_two_numbers_are_read():
     ("changes", "message"),
     [
         ({"down_block_types": ("DownBlock2D",)}, r"as many down_block_types \(1\).*channels \(2\)"),
-        ({"down_block_types": ("DownBlock2D", "SkipDownBlock2D")}, "'SkipDownBlock2D' is not supported"),
+        (
+            {"down_block_types": ("DownBlock2D", "SkipDownBlock2D")},
+            "'SkipDownBlock2D' is not supported",
+        ),
         ({"up_block_types": ("UpBlock2D", "DownBlock2D")}, "up_block_types 'DownBlock2D'"),
         ({"block_out_channels": (8, 18)}, "18 is not a multiple of norm_num_groups 4"),
         ({"attention_head_dim": 5}, "16 is not a multiple of attention_head_dim 5"),
@@ -297,7 +302,12 @@ def test_the_unet_of_a_training_configuration(refuses):
     made = unet_config(config, (3, 32, 32), None)
     assert made.down_block_types == ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D")
     assert made.up_block_types == ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
-    assert (made.flip_sin_to_cos, made.freq_shift, made.downsample_padding, made.norm_eps) == (False, 1, 0, 1e-6)
+    assert (made.flip_sin_to_cos, made.freq_shift, made.downsample_padding, made.norm_eps) == (
+        False,
+        1,
+        0,
+        1e-6,
+    )
     assert made.num_class_embeds is None
     assert MNIST_CLASSES.num_class_embeds == 11  # ten digits and 'none'
     official = unet_config(TrainConfig.preset("cifar10"), (3, 32, 32), None)

@@ -72,7 +72,9 @@ def test_every_epoch_shows_every_image_once(length, epoch, seed):
     assert sorted(indices.tolist()) == list(range(length))
 
 
-@given(st.integers(1, 30), st.integers(0, 100), st.lists(st.integers(1, 40), min_size=1, max_size=6))
+@given(
+    st.integers(1, 30), st.integers(0, 100), st.lists(st.integers(1, 40), min_size=1, max_size=6)
+)
 def test_batches_are_cut_from_one_stream(length, start, sizes):
     """However it is cut, across epochs too; so nothing is left out and nothing comes twice."""
     whole = order(7, length, start, sum(sizes))
@@ -157,13 +159,14 @@ def test_labels_go_with_their_images_and_some_are_dropped():
 
 @pytest.mark.parametrize("target", ["eps", "v", "x0"])
 def test_a_few_steps_lower_the_loss(target):
+    """On a single image, which there is nothing to but to remember."""
     config = dataclasses.replace(
         CONFIG, classes=False, dropout=0.0, target=target, weighting="min-snr", batch_size=16,
-        images=16 * 80, ema=0.99,
+        images=16 * 50, ema=0.99,
     )  # fmt: skip
-    losses = [step.loss for step in fit(fresh(config), data(), SCHEDULE, config)]
-    assert len(losses) == 80
-    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+    losses = [step.loss for step in fit(fresh(config), data(1), SCHEDULE, config)]
+    assert len(losses) == 50
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
 
 
 def test_the_steps_tell_what_happened():
@@ -241,7 +244,9 @@ def test_the_average_is_its_recursion():
     for n, _ in enumerate(fit(state, data(), SCHEDULE, CONFIG, CLASSES)):
         decay = min(0.9, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * state.net.state_dict()[name].double()
-        torch.testing.assert_close(state.ema.state_dict()[name].double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            state.ema.state_dict()[name].double(), expected, rtol=1e-5, atol=1e-6
+        )
     assert not torch.equal(state.ema.state_dict()[name], state.net.state_dict()[name])
     assert not any(p.requires_grad for p in state.ema.parameters())
     assert not state.ema.training

@@ -7,7 +7,6 @@ diffusers has no field for, facts about the data and the training, is in ``ddim.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 FACTS = "ddim.json"
 
 _PREDICTION = {"epsilon": Target.EPS, "sample": Target.X0, "v_prediction": Target.V}
+# The schedulers of diffusers that clip unless they are told not to.
+_CLIPPING = ("DDIMScheduler", "DDPMScheduler")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -71,7 +72,24 @@ def read_folder(folder: Path) -> ModelParts:
     schedule, target, clipping = read_scheduler(scheduler / "scheduler_config.json")
     facts_path = folder / FACTS
     facts = read_json(facts_path) if facts_path.exists() else {}
+    if "schedule" in facts:
+        try:
+            schedule = _exact(schedule, facts["schedule"])
+        except InputError as error:
+            raise InputError(f"{facts_path}: {error}") from None
     return ModelParts(net, schedule, target, clipping, facts)
+
+
+def _exact(schedule: Schedule, spec: Mapping[str, Any]) -> Schedule:
+    """The schedule of our own record, unless the scheduler's file has been changed to another.
+
+    They differ in the last bits where that file has a list of β, from which ᾱ is multiplied anew.
+    """
+    recorded = Schedule.from_spec(spec)
+    if recorded.T != schedule.T:
+        return schedule
+    same = np.allclose(recorded.alpha, schedule.alpha, rtol=0, atol=1e-9)
+    return recorded if same else schedule
 
 
 def _empty_unet(config: UNetConfig) -> UNet:
@@ -143,7 +161,7 @@ def read_scheduler(path: Path) -> tuple[Schedule, Target, Clipping]:
                 float(config.get("sample_max_value", 1.0)),
                 float(config.get("dynamic_thresholding_ratio", 0.995)),
             )
-        elif config.get("clip_sample", False):
+        elif config.get("clip_sample", config.get("_class_name") in _CLIPPING):
             clipping = Clipping("clip", float(config.get("clip_sample_range", 1.0)))
         else:
             clipping = Clipping()
@@ -237,7 +255,7 @@ def write_folder(
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     write_json(folder / "unet" / "config.json", unet)
     write_json(folder / "model_index.json", index)
-    write_json(folder / FACTS, json.loads(json.dumps(dict(facts))))
+    write_json(folder / FACTS, {**facts, "schedule": dict(schedule.spec)})
     tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     with replacing(folder / "unet" / WEIGHTS) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})

@@ -73,10 +73,9 @@ def main(argv: Sequence[str]) -> int:
     from ddim.methods import make_tableau
     from ddim.nodes import uniform
     from ddim.pipeline import load
-    from ddim.train.run import pick_device
+    from ddim.train.run import pick_device, set_threads
 
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     pipeline = load(options.model, device=pick_device(options.device))
     tile = default_tile(pipeline.shape, pipeline.device) if options.tile is None else options.tile
     labels = None
@@ -90,13 +89,13 @@ def main(argv: Sequence[str]) -> int:
     rows: list[dict[str, object]] = []
     grids: list[Tensor] = []
     for tableau in tableaux:
-        total = -(-options.n // tile) * len(tableau.rows)
         name = tableau.method.upper()
         label = f"{name} {len(tableau.rows):>4} steps"
         start = time.perf_counter()
         drawn = generate(
             pipeline, tableau, range(options.n), seed=options.seed, labels=labels, tile=tile
         )
+        total = -(-options.n // tile) * len(tableau.rows)
         steps = bar(drawn, total, label, quiet=options.quiet)
         parts = [event.images.cpu() for event in steps if event.images is not None]
         seconds = time.perf_counter() - start
@@ -114,7 +113,8 @@ def main(argv: Sequence[str]) -> int:
         for row in rows
     ]
     write_bytes(output, _picture(grids, captions))
-    record(output, "demo", dataclasses.replace(options, tile=tile), model=pipeline.name)
+    resolved = dataclasses.replace(options, tile=tile, force=False, quiet=False, json=False)
+    record(output, "demo", resolved, model=pipeline.name)
     if options.json:
         facts = {"output": str(output), "model": pipeline.name, "images": options.n, "tile": tile}
         print_json({**facts, "threads": torch.get_num_threads(), "runs": rows})

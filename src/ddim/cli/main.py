@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from ddim import __version__
@@ -47,37 +49,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage(), end="")
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        print(f"ddim {__version__}")
-        return 0
-    verb = arguments[0]
+    verb = arguments[0] if arguments else "--help"
     try:
-        if verb not in VERBS:
-            raise unknown("verb", verb, VERBS)
-        module = importlib.import_module(f"ddim.cli.{verb}")
-        return module.main(arguments[1:]) or 0
+        try:
+            status = _run(verb, arguments[1:])
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"ddim {verb}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone; say nothing more to them.
-        sys.stderr.close()
+        # Whoever read our output has gone: the interpreter, when it ends, must not write to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if debug:
-            raise
-        print(f"ddim {verb}: {_one_line(error)}", file=sys.stderr)
+            traceback.print_exc()
+        else:
+            print(f"ddim {verb}: {_one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    return status if arguments else 2
+
+
+def _run(verb: str, argv: Sequence[str]) -> int:
+    if verb in ("-h", "--help"):
+        print(usage(), end="")
+        return 0
+    if verb == "--version":
+        print(f"ddim {__version__}")
+        return 0
+    if verb not in VERBS:
+        raise unknown("verb", verb, VERBS)
+    return importlib.import_module(f"ddim.cli.{verb}").main(argv) or 0
 
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        where = f" {error.filename}:" if error.filename else ""
-        text = f"cannot write or read{where} {error.strerror}"
+        where = f" {error.filename}" if error.filename else ""
+        text = f"cannot write or read{where}: {error.strerror}"
     expected = isinstance(error, (InputError, OSError)) or type(error).__module__ == "ddim.errors"
     return text if expected else f"{type(error).__name__}: {text} (--debug shows where)"
 

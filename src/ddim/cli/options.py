@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import json
 import re
 import sys
@@ -45,7 +46,10 @@ def parse(
         if config
         else {}
     )
-    arguments = [part for key, value in values.items() for part in _flag(key, value)] + flags
+    switches = {f.name for f in dataclasses.fields(typing.cast(Any, kind)) if f.type == "bool"}
+    arguments = [
+        part for key, value in values.items() for part in _flag(key, value, key in switches)
+    ] + flags
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -84,7 +88,7 @@ def read_toml(path: Path, known: Sequence[str]) -> dict[str, Value]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -101,9 +105,10 @@ def read_toml(path: Path, known: Sequence[str]) -> dict[str, Value]:
     return values
 
 
-def _flag(key: str, value: Value) -> list[str]:
+def _flag(key: str, value: Value, switch: bool) -> list[str]:
+    """The flag that says the same; a switch takes no value, an optional truth does."""
     name = key.replace("_", "-")
-    if isinstance(value, bool):
+    if switch and isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]
@@ -111,19 +116,18 @@ def _flag(key: str, value: Value) -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    """The gist of the parser's boxed message."""
-    lines = [line.strip("│ \n") for line in box.splitlines() if line.startswith("│")]
-    text: list[str] = []
+    """The gist of the parser's boxed message, which is drawn in colours, in UTF-8 or in ASCII."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│ ") for line in plain.splitlines() if line.strip("│ ")]
+    # The title is followed by the message, in ASCII by a rule first.
+    lines = lines[1 if plain.startswith("╭") else 2 :]
+    rule = next((i for i, line in enumerate(lines) if set(line) <= set("─-╰╯")), len(lines))
+    gist = re.sub(r"\s+", " ", " ".join(lines[:rule])).partition(" Got errors:")[0]
+    gist = re.sub(r"^Error parsing \w+Options: ", "", gist)
     hint = ""
-    for i, line in enumerate(lines):
-        if line.startswith("Perhaps you meant"):
-            hint = f": did you mean {lines[i + 1].split()[0]}?"
-        if not hint and not text and not set(line) <= {"─", " "}:
-            rule = next(
-                (j for j, other in enumerate(lines) if set(other) <= {"─", " "}), len(lines)
-            )
-            text = [part for part in lines[i:rule] if part]
-    gist = re.sub(r"\s+", " ", " ".join(text)).partition(" Got errors:")[0]
+    for before, line in itertools.pairwise(lines):
+        if before.startswith("Perhaps you meant"):
+            hint = f": did you mean {line.split()[0].rstrip(',')}?"
     return (gist.rstrip(".") or "wrong usage") + hint
 
 

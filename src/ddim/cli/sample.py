@@ -96,6 +96,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError("--resume goes with a folder of images as --output")
     if options.n < 1:
         raise InputError(f"-n must be at least 1, not {options.n}")
+    if options.columns is not None and options.columns < 1:
+        raise InputError(f"--columns must be at least 1, not {options.columns}")
     if not options.resume:
         refuse_existing(output, force=options.force)
 
@@ -105,10 +107,9 @@ def main(argv: Sequence[str]) -> int:
     from ddim.methods import make_tableau
     from ddim.nodes import make_nodes
     from ddim.pipeline import load
-    from ddim.train.run import pick_device
+    from ddim.train.run import pick_device, set_threads
 
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     dtype = getattr(torch, options.dtype)
     pipeline = load(options.model, device=pick_device(options.device)).to(dtype=dtype)
     steps = options.steps
@@ -126,12 +127,9 @@ def main(argv: Sequence[str]) -> int:
         options, steps=len(nodes) - 1, tile=tile, force=False, resume=False, quiet=False, json=False
     )
     wanted = list(range(options.n))
-    if folder:
-        if options.resume:
-            wanted = _missing(output, wanted, resolved)
-        output.mkdir(parents=True, exist_ok=True)
-        record(output, "sample", resolved, model=pipeline.name)
-    start = time.perf_counter()
+    if options.resume:
+        wanted = _missing(output, wanted, resolved)
+    drawn: Iterator[Drawn] = iter(())
     if wanted:
         drawn = generate(
             pipeline,
@@ -144,6 +142,14 @@ def main(argv: Sequence[str]) -> int:
             tile=tile,
             dtype=dtype,
         )
+    if folder:
+        output.mkdir(parents=True, exist_ok=True)
+        if not options.resume:
+            for path in output.glob("[0-9]" * 6 + ".png"):
+                path.unlink()  # another run's, which --force gave up
+        record(output, "sample", resolved, model=pipeline.name)
+    start = time.perf_counter()
+    if wanted:
         total = -(-len(wanted) // tile) * len(tableau.rows)
         _write(output, bar(drawn, total, tableau.method, quiet=options.quiet), options, labels)
     seconds = time.perf_counter() - start
@@ -184,13 +190,19 @@ def _name(index: int) -> str:
 
 
 def _missing(output: Path, wanted: list[int], resolved: SampleOptions) -> list[int]:
-    """What an earlier run has left to draw; its options must be these, but for the number."""
+    """What an earlier run has left to draw; its options must be these, or the number larger."""
     path = output / "run.toml"
+    if not path.exists():
+        refuse_existing(output, force=False)
+        return wanted
     now = json.loads(json.dumps(dataclasses.asdict(resolved)))
-    before = read_toml(path, list(now)) if path.exists() else now
+    before = read_toml(path, list(now))
     for key, value in now.items():
         if key not in ("n", "output") and before.get(key) != value:
             raise InputError(f"{path} was begun with {key} = {before.get(key)}, not {value}")
+    begun = before.get("n")
+    if isinstance(begun, int) and resolved.n < begun:
+        raise InputError(f"{path} was begun with n = {begun}, which may grow but not shrink")
     return [i for i in wanted if not (output / _name(i)).exists()]
 
 

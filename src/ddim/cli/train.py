@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
                 "finished": done,
                 "steps": run.state.step,
                 "images": run.state.step * config.batch_size,
-                "loss": run.loss,
+                "loss": None if math.isnan(run.loss) else run.loss,
             }
         )
     elif done:

@@ -11,15 +11,32 @@ from collections.abc import Callable
 
 from ddim.errors import InputError, unknown
 from ddim.methods.ddim import ddim, ddpm
+from ddim.methods.multistep import deis, dpmpp, gradient_estimation, plms, sde_dpmpp, unipc
+from ddim.methods.reversible import bdia, edict, obelm
+from ddim.methods.singlestep import dpm2, dpm3, heun, probability_flow, restart
 from ddim.nodes import Nodes
 from ddim.schedule import Schedule
 from ddim.tableau import Tableau
 
-__all__ = ["METHODS", "ddim", "ddpm", "make_tableau"]
+__all__ = ["METHODS", "make_tableau"]
 
 METHODS: dict[str, Callable[..., Tableau]] = {
     "ddim": ddim,
     "ddpm": ddpm,
+    "pf-euler": probability_flow,
+    "gradient-estimation": gradient_estimation,
+    "plms": plms,
+    "deis": deis,
+    "heun": heun,
+    "dpm-solver-2": dpm2,
+    "dpm-solver-3": dpm3,
+    "dpmpp": dpmpp,
+    "sde-dpmpp": sde_dpmpp,
+    "unipc": unipc,
+    "restart": restart,
+    "obelm": obelm,
+    "bdia": bdia,
+    "edict": edict,
 }
 """Builders by name."""
 

@@ -118,10 +118,12 @@ class TrainConfig:
         for name in ("dropout", "label_dropout", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), not {getattr(self, name)}")
-        if self.lr <= 0:
+        if not 0 < self.lr < float("inf"):
             raise InputError(f"lr must be positive, not {self.lr}")
-        if not self.channels:
-            raise InputError("channels must name at least one resolution")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"clip must be positive, or None, not {self.clip}")
+        if not self.channels or min(self.channels) < 1:
+            raise InputError(f"channels must name at least one resolution: {self.channels}")
         if not 0 < self.beta_start <= self.beta_end <= 1:
             raise InputError(f"β must rise within (0, 1]: {self.beta_start} to {self.beta_end}")
 

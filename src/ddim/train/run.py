@@ -28,7 +28,7 @@ from ddim.train.loop import TrainState, TrainStep, fit
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["CHECKPOINT", "Run", "pick_device", "unet_config"]
+__all__ = ["CHECKPOINT", "Run", "pick_device", "set_threads", "unet_config"]
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
@@ -108,6 +108,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def set_threads(count: int | None) -> None:
+    """How many CPU threads torch uses; None leaves it as it is.
+
+    Raises:
+        InputError: fewer than one.
+    """
+    if count is None:
+        return
+    if count < 1:
+        raise InputError(f"threads must be at least 1, not {count}")
+    torch.set_num_threads(count)
+
+
 class Run:
     """One training run and its folder.
 
@@ -126,8 +139,7 @@ class Run:
     def __init__(self, config: TrainConfig, output: Path, *, resume: bool = False) -> None:
         self.config = config
         self.output = Path(output)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        set_threads(config.threads)
         self.device = pick_device(config.device)
         root = Path(config.data_root) if config.data_root else None
         self.data = load_data(config.data, size=config.size, root=root)
@@ -233,7 +245,8 @@ class Run:
             Target.named(self.config.target),
             self.data.shape,
             classes=classes,
-            null_label=classes,
+            # Without dropped labels the network has never seen the label that stands for none.
+            null_label=classes if self.config.label_dropout else None,
             name=self.output.resolve().name,
             facts=self.facts,
         )

@@ -1,0 +1,139 @@
+"""What the builders share: the levels along the nodes, and which of them may enter a history."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from ddim.errors import InputError
+from ddim.nodes import Nodes
+from ddim.schedule import Level, Schedule
+from ddim.tableau import Row, State, Tableau, Terms
+
+__all__ = ["Grid", "integrals"]
+
+Array = npt.NDArray[np.float64]
+
+FEW = 15
+"""Below this many steps a method of order 3 ends with lower orders (Lu et al. 2022b, section 5)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The nodes of a sampler with their levels.
+
+    A level is *finite* where neither α nor σ is 0; only there λ and ρ are numbers. Steps from or
+    to another level are first-order, in a form that has no division by α or σ.
+    """
+
+    schedule: Schedule
+    nodes: Nodes
+
+    def __post_init__(self) -> None:
+        if len(self.nodes) < 2:
+            raise InputError("a sampler needs at least two nodes")
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.nodes) - 1
+
+    def level(self, n: int) -> Level:
+        """Level of the n-th node, n = 0 being the first of the integration."""
+        return self.schedule.level(self.nodes[n])
+
+    def seen(self, n: int) -> Level:
+        """Where the network sees the n-th state: no network is called at node 0, but at node 1."""
+        return self.schedule.level(max(self.nodes[n], 1))
+
+    def finite(self, n: int) -> bool:
+        """Whether λ and ρ are numbers at the n-th node."""
+        level = self.level(n)
+        return level.alpha > 0 and level.sigma > 0
+
+    def rho(self, n: int) -> float:
+        """ρ = σ/α at the n-th node."""
+        level = self.level(n)
+        return level.sigma / level.alpha
+
+    def lam(self, n: int) -> float:
+        """λ = log(α/σ) at the n-th node."""
+        level = self.level(n)
+        return math.log(level.alpha) - math.log(level.sigma)
+
+    def history(self, n: int, order: int) -> list[int]:
+        """The last ``order`` finite nodes up to the n-th, the newest first."""
+        return [j for j in range(n, -1, -1) if self.finite(j)][:order]
+
+    def order_at(self, n: int, order: int) -> int:
+        """The order that step n → n+1 may have so near to the end.
+
+        With few steps, the last before the jump to the data has order 2 at most.
+        """
+        jump = self.nodes[-1] == 0
+        last = self.steps - 1 - jump
+        return min(order, 2) if jump and self.steps < FEW and n >= last else order
+
+    def row(
+        self,
+        n: int,
+        *,
+        states: Terms = (),
+        x0: Terms = (),
+        eps: Terms = (),
+        noise: float = 0.0,
+        evaluated: bool = True,
+    ) -> Row:
+        """A row that makes the state of the n-th node; the network sees it if ``evaluated``."""
+        at = self.seen(n) if evaluated and n < self.steps else None
+        return Row(self.level(n), at, self.nodes[n], states, x0, eps, noise)
+
+    def first_order(self, n: int, source: int, state: int | None = None) -> Row:
+        """DDIM's step from node ``source`` to node n, without a division by α or σ."""
+        target = self.level(n)
+        index = source if state is None else state
+        return self.row(n, x0=((index, target.alpha),), eps=((index, target.sigma),))
+
+    def start(self) -> State:
+        """The state that integration starts from."""
+        return State(self.level(0), self.seen(0), self.nodes[0])
+
+    def tableau(
+        self,
+        method: str,
+        rows: list[Row],
+        options: dict[str, object] | None = None,
+        *,
+        marginal: bool = True,
+    ) -> Tableau:
+        """One initial state, and the last row as the result."""
+        return Tableau(method, (self.start(),), tuple(rows), (len(rows),), marginal, options or {})
+
+
+_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(24)
+
+
+def integrals(abscissae: Array, low: float, high: float, weight=np.ones_like, at=None) -> Array:
+    """∫ ℓ_j(u(s))·w(s) ds from ``low`` to ``high`` for the Lagrange basis ℓ_j on ``abscissae``.
+
+    Args:
+        abscissae: u of the points that the polynomial goes through, shape (J,).
+        low: where s begins.
+        high: where s ends.
+        weight: w, a function of an array.
+        at: u, a function of an array; s itself if None.
+
+    Returns:
+        shape (J,). Gauss-Legendre with 24 points: exact to rounding for what the builders need.
+    """
+    s = low + (high - low) * (_POINTS + 1) / 2
+    u = s if at is None else at(s)
+    basis = np.ones((len(abscissae), len(s)))
+    for j, centre in enumerate(abscissae):
+        for i, other in enumerate(abscissae):
+            if i != j:
+                basis[j] *= (u - other) / (centre - other)
+    return (basis * (weight(s) * _WEIGHTS)).sum(axis=1) * (high - low) / 2

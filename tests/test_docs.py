@@ -1,0 +1,31 @@
+"""Every Python snippet of the README and the docs runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SNIPPETS = [
+    pytest.param(block, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippet_runs(snippet, tmp_path, monkeypatch):
+    import ddim
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ddim.methods.METHODS", dict(ddim.METHODS))
+    monkeypatch.setitem(vars(ddim), "METHODS", __import__("ddim.methods").methods.METHODS)
+    exec(compile(snippet, "snippet", "exec"), {"__name__": "snippet"})
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
