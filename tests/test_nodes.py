@@ -68,6 +68,11 @@ def test_quadratic_is_the_formula_in_exact_arithmetic(problem):
     assert list(quadratic(schedule, steps)) == expected
 
 
+def test_uniform_rounds_a_half_upwards():
+    """34·21/28 is 25.5; 34/28·21 in floating point is below and would give 25."""
+    assert uniform(Schedule.linear(34), 28)[28 - 21] == 26
+
+
 def test_quadratic_rounds_a_half_upwards():
     """50·0.7² is 24.5; (0.7)² in floating point is below .49 and would give 24."""
     assert quadratic(Schedule.linear(50), 10)[3] == 25

@@ -198,6 +198,14 @@ def test_neighbours_are_not_correlated(draw):
     assert float(x.var(dim=1).max()) < 1.3
 
 
+@both_paths
+def test_streams_do_not_overlap(draw):
+    """No state, image or seed begins where another one goes on a little later."""
+    base = set(draw(0, [0], 0, (2000,)).flatten().tolist())
+    for other in (draw(0, [0], 1, (2000,)), draw(0, [1], 0, (2000,)), draw(1, [0], 0, (2000,))):
+        assert len(base & set(other.flatten().tolist())) < 100  # a few coincide by chance
+
+
 def test_every_precision_has_the_same_noise():
     single = Noise(3, [1, 2], (2, 4))(5)
     assert single.dtype == torch.float32

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ddim.cli.options import parse
 from ddim.cli.report import print_json, table
+from ddim.cli.sampler import SamplerOptions, make_sampler
 from ddim.errors import InputError
 from ddim.files import refuse_existing, write_bytes
 
@@ -21,7 +22,7 @@ __all__ = ["InspectOptions", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class InspectOptions:
+class InspectOptions(SamplerOptions):
     """Print a noise schedule at its nodes, and the sampler's table of numbers.
 
     The schedule is a model's (--model), or one described by --schedule and its options.
@@ -39,16 +40,6 @@ class InspectOptions:
     """Last β of a linear schedule."""
     zero_snr: bool = False
     """Rescale to zero terminal signal-to-noise ratio."""
-    steps: int | None = None
-    """Steps; 10 if neither this nor a list of nodes is given."""
-    nodes: str = "uniform"
-    """Where the steps stop: uniform, trailing, quadratic, log-snr, or a list like 500,250,0."""
-    method: str = "ddim"
-    """Sampler: ddim or ddpm."""
-    eta: float | None = None
-    """DDIM's η."""
-    variance: Literal["posterior", "large"] | None = None
-    """DDPM's variance."""
     output: str | None = None
     """Plot the schedule and the nodes into this .png file."""
     force: bool = False
@@ -65,17 +56,8 @@ def main(argv: Sequence[str]) -> int:
             raise InputError(f"--output is a .png file, not {options.output}")
         refuse_existing(Path(options.output), force=options.force)
 
-    from ddim.methods import make_tableau
-    from ddim.nodes import make_nodes
-
     schedule = _schedule(options)
-    steps = options.steps
-    if steps is None and not options.nodes[:1].isdigit():
-        steps = min(10, schedule.T)
-    nodes = make_nodes(schedule, options.nodes, steps)
-    chosen = {"eta": options.eta, "variance": options.variance}
-    chosen = {key: value for key, value in chosen.items() if value is not None}
-    tableau = make_tableau(schedule, nodes, options.method, **chosen)
+    nodes, tableau = make_sampler(options, schedule, 10)
     rows = [_node(schedule, k) for k in nodes]
     if options.json:
         print_json(

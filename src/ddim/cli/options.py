@@ -123,7 +123,7 @@ def _one_line(box: str) -> str:
     lines = lines[1 if plain.startswith("╭") else 2 :]
     rule = next((i for i, line in enumerate(lines) if set(line) <= set("─-╰╯")), len(lines))
     gist = re.sub(r"\s+", " ", " ".join(lines[:rule])).partition(" Got errors:")[0]
-    gist = re.sub(r"^Error parsing \w+Options: ", "", gist)
+    gist = re.sub(r"^Error parsing \w*Options: ", "", gist)
     hint = ""
     for before, line in itertools.pairwise(lines):
         if before.startswith("Perhaps you meant"):

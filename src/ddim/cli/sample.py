@@ -14,6 +14,7 @@ import tyro
 
 from ddim.cli.options import parse, read_toml
 from ddim.cli.report import bar, print_json, record
+from ddim.cli.sampler import SamplerOptions, make_sampler
 from ddim.errors import InputError
 from ddim.files import refuse_existing, write_bytes
 
@@ -27,7 +28,7 @@ __all__ = ["SampleOptions", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleOptions:
+class SampleOptions(SamplerOptions):
     """Draw images from a model.
 
     Image i of a seed is always the same image, whatever else is drawn with it. --output decides
@@ -39,16 +40,6 @@ class SampleOptions:
     """A shipped model's name, a model folder, a training run or its checkpoint."""
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64
     """How many images."""
-    steps: int | None = None
-    """Steps, from 1 to T; 50 if neither this nor a list of nodes is given."""
-    method: str = "ddim"
-    """Sampler: ddim or ddpm."""
-    eta: float | None = None
-    """DDIM's η: 0 is deterministic, 1 is as random as DDPM."""
-    variance: Literal["posterior", "large"] | None = None
-    """DDPM's variance."""
-    nodes: str = "uniform"
-    """Where the steps stop: uniform, trailing, quadratic, log-snr, or a list like 500,250,0."""
     seed: int = 0
     """Seed of the noise."""
     labels: tuple[int, ...] = ()
@@ -104,21 +95,13 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from ddim.generate import default_tile, generate
-    from ddim.methods import make_tableau
-    from ddim.nodes import make_nodes
     from ddim.pipeline import load
     from ddim.train.run import pick_device, set_threads
 
     set_threads(options.threads)
     dtype = getattr(torch, options.dtype)
     pipeline = load(options.model, device=pick_device(options.device)).to(dtype=dtype)
-    steps = options.steps
-    if steps is None and not options.nodes[:1].isdigit():
-        steps = min(50, pipeline.schedule.T)
-    nodes = make_nodes(pipeline.schedule, options.nodes, steps)
-    chosen = {"eta": options.eta, "variance": options.variance}
-    chosen = {key: value for key, value in chosen.items() if value is not None}
-    tableau = make_tableau(pipeline.schedule, nodes, options.method, **chosen)
+    nodes, tableau = make_sampler(options, pipeline.schedule, 50)
     tile = default_tile(pipeline.shape, pipeline.device) if options.tile is None else options.tile
     labels = _labels(options, pipeline)
 

@@ -1,0 +1,75 @@
+"""The options that choose a sampler, for every verb that runs one."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING
+
+from ddim.errors import InputError
+
+if TYPE_CHECKING:
+    from ddim.nodes import Nodes
+    from ddim.schedule import Schedule
+    from ddim.tableau import Tableau
+
+__all__ = ["SamplerOptions", "make_sampler"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerOptions:
+    """Method, steps and nodes."""
+
+    method: str = "ddim"
+    """Sampler: ddim, ddpm, or a later one, such as dpmpp, unipc, deis, plms, heun."""
+    steps: int | None = None
+    """Steps, from 1 to T; 50 (inspect: 10) if neither this nor a list of nodes is given."""
+    nodes: str = "uniform"
+    """Where the steps stop: uniform, trailing, quadratic, log-snr, or a list like 500,250,0."""
+    eta: float | None = None
+    """DDIM's η: 0 is deterministic, 1 is as random as DDPM."""
+    order: int | None = None
+    """Order, for methods that come in several."""
+    option: tuple[str, ...] = ()
+    """More of the method's own options, as KEY=VALUE: variance=large for ddpm."""
+
+
+def make_sampler(
+    options: SamplerOptions, schedule: Schedule, default_steps: int
+) -> tuple[Nodes, Tableau]:
+    """The nodes and the tableau that the options ask for.
+
+    Raises:
+        InputError: unknown names, numbers out of range, an option that the method does not have.
+    """
+    from ddim.methods import METHODS, make_tableau
+    from ddim.nodes import make_nodes
+
+    steps = options.steps
+    if steps is None and not options.nodes[:1].isdigit():
+        steps = min(default_steps, schedule.T)
+    nodes = make_nodes(schedule, options.nodes, steps)
+    chosen: dict[str, object] = {"eta": options.eta, "order": options.order}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    builder = METHODS.get(options.method)
+    for item in options.option:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise InputError(f"--option takes KEY=VALUE, not {item!r}")
+        known = inspect.signature(builder).parameters if builder else {}
+        chosen[key] = _value(key, text, known[key].default) if key in known else text
+    return nodes, make_tableau(schedule, nodes, options.method, **chosen)
+
+
+def _value(key: str, text: str, default: object) -> object:
+    """The text as the type of the option's default."""
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"{key} is true or false, not {text!r}")
+        return text.lower() == "true"
+    if isinstance(default, (int, float)):
+        try:
+            return type(default)(text)
+        except ValueError:
+            raise InputError(f"{key} is a number, not {text!r}") from None
+    return text

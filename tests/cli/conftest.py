@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddim.cli.main import main
+from ddim.nets import UNet, UNetConfig
+from ddim.pipeline import Pipeline
+from ddim.schedule import Schedule
+from ddim.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a command returned and said."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+Fails = Callable[..., str]
+
+
+def _save(folder: Path, classes: int | None) -> Path:
+    config = UNetConfig(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=None,
+        num_class_embeds=None if classes is None else classes + 1,
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        net = UNet(config)
+    schedule = Schedule.linear(20, 0.01, 0.4)
+    pipeline = Pipeline(net, schedule, Target.EPS, (1, 8, 8), classes, classes, name=folder.name)
+    pipeline.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model of 8 x 8 pixels with T = 20."""
+    return _save(tmp_path_factory.mktemp("models") / "tiny", None)
+
+
+@pytest.fixture(scope="session")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with three classes and a label for none."""
+    return _save(tmp_path_factory.mktemp("models") / "conditional", 3)
+
+
+@pytest.fixture
+def ddim(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Command:
+    """Run the command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Answer:
+        capsys.readouterr()
+        try:
+            status = main([str(a) for a in arguments])
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 0
+        captured = capsys.readouterr()
+        return Answer(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def fails(ddim: Command) -> Fails:
+    """Expect an exit status, nothing on stdout, and one line on stderr; the line is returned."""
+
+    def run(status: int, match: str, *arguments: object) -> str:
+        answer = ddim(*arguments)
+        assert answer.status == status, answer
+        assert answer.out == ""
+        assert answer.err.endswith("\n"), answer.err
+        line = answer.err[:-1]
+        assert "\n" not in line, answer.err
+        assert line.startswith(f"ddim {arguments[0]}: ")
+        assert re.search(match, line), line
+        return line
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def noise_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty images of 8 x 8 pixels in three classes, as .npz."""
+    path = tmp_path_factory.mktemp("data") / "noise.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(path, images=pixels, labels=np.arange(40) % 3)
+    return path

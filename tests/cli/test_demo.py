@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+FAST = ("-n", 4, "--steps", 5, 2, "--threads", 1, "--device", "cpu", "--quiet")
+
+
+@pytest.mark.parametrize("kind", ["tiny", "conditional"])
+def test_ddpm_in_all_steps_beside_ddim_in_few(ddim, request, tmp_path, kind):
+    answer = ddim("demo", "--model", request.getfixturevalue(kind), *FAST)
+    assert (answer.status, answer.err) == (0, "")
+    lines = answer.out.splitlines()
+    assert lines[0].split() == ["method", "network", "calls", "seconds", "images/s"]
+    rows = [line.split() for line in lines[2:5]]
+    assert [(row[0], int(row[1])) for row in rows] == [("DDPM", 20), ("DDIM", 5), ("DDIM", 2)]
+    assert all(float(row[2]) >= 0 for row in rows)
+    assert lines[-1] == "demo.png: 4 images of each, from the same latents"
+    with Image.open(tmp_path / "demo.png") as image:
+        assert image.format == "PNG"
+        assert image.size[0] == 16 + 3 * (240 + 16)
+        assert len(image.getcolors(1 << 16) or []) > 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.png", "demo.run.toml"]
+
+
+def test_json(ddim, tiny):
+    fast = [a for a in FAST if a != "--quiet"]
+    answer = ddim("demo", "--model", tiny, "--json", "--tile", 2, *fast)
+    found = json.loads(answer.out)
+    assert {k: found[k] for k in ("output", "model", "images", "tile")} == {
+        "output": "demo.png",
+        "model": "tiny",
+        "images": 4,
+        "tile": 2,
+    }
+    assert found["threads"] == torch.get_num_threads()
+    runs = [(row["method"], row["network calls"]) for row in found["runs"]]
+    assert runs == [("DDPM", 20), ("DDIM", 5), ("DDIM", 2)]
+    for total in ("40/40", "10/10", "4/4"):
+        assert total in answer.err
+
+
+def test_without_ddpm_and_with_more_images_than_a_tile(ddim, tiny, tmp_path):
+    answer = ddim(
+        "demo", "--model", tiny, "--no-ddpm", "--json", *FAST, "-n", 9, "--output", "new/a.png"
+    )
+    found = json.loads(answer.out)
+    assert [row["network calls"] for row in found["runs"]] == [5, 2]
+    assert found["images"] == 9
+    assert (tmp_path / "new" / "a.png").exists()
+
+
+def test_the_record_given_back(ddim, fails, tiny, tmp_path):
+    assert ddim("demo", "--model", tiny, "--force", *FAST).status == 0
+    record = (tmp_path / "demo.run.toml").read_text().splitlines()
+    assert {"force = false", "tile = 8", "steps = [5, 2]", "# model: tiny"} <= set(record)
+    fails(2, "demo.png exists already", "demo", "--config", "demo.run.toml")
+    assert ddim("demo", "--config", "demo.run.toml", "--output", "b.png").status == 0
+
+
+@pytest.mark.parametrize(
+    ("match", "flags"),
+    [
+        ("steps must be from 1 to T = 20, not 50", ["--steps", 50]),
+        ("steps must be from 1 to T = 20, not 0", ["--steps", 5, 0]),
+        ("-n must be at least 1, not 0", ["-n", 0]),
+        ("tile must be at least 1, not 0", ["--tile", 0]),
+        ("threads must be at least 1, not -1", ["--threads", -1]),
+        ("seed must be from 0", ["--seed", -1]),
+        ("--output is a .png file, not demo.jpg", ["--output", "demo.jpg"]),
+        ("unknown model 'mnits': did you mean 'mnist'", ["--model", "mnits"]),
+        ("--step.* did you mean --steps", ["--step", 3]),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_writes_nothing(fails, tiny, tmp_path, match, flags):
+    fails(2, match, "demo", "--model", tiny, *FAST, *flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted(fails, tiny, tmp_path, monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddim.generate.generate", interrupt)
+    fails(130, "interrupted", "demo", "--model", tiny, *FAST)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+import ddim.cli.sample
+from ddim import __version__
+from ddim.cli.main import VERBS
+from ddim.errors import RunError
+
+NO_TORCH = """
+import sys
+from ddim.cli.main import main
+for argv in (
+    ["--help"], ["--version"], [], ["smaple"], ["inspect", "--setps", "3"],
+    ["sample", "--output", "x.jpg"], ["train"], ["train", "--preset", "mnits"],
+    *([verb, "--help"] for verb in ("demo", "train", "sample", "inspect")),
+):
+    try:
+        main(argv)
+    except SystemExit as stop:
+        assert stop.code == 0
+    loaded = {"torch", "numpy", "PIL", "safetensors"} & set(sys.modules)
+    assert not loaded, (argv, loaded)
+"""
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    environment |= options.pop("env", {})
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, text=True, timeout=120, **options
+    )
+
+
+def test_help_and_bad_usage_answer_without_torch():
+    done = run("-c", NO_TORCH, capture_output=True)
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+
+
+def test_help_names_every_verb(ddim):
+    for flag in ("--help", "-h"):
+        answer = ddim(flag)
+        assert (answer.status, answer.err) == (0, "")
+        for verb, summary in VERBS.items():
+            assert f"  {verb} " in answer.out
+            assert summary in answer.out
+
+
+def test_no_verb_is_wrong_usage(ddim):
+    answer = ddim()
+    assert answer.status == 2
+    assert answer.out.startswith("usage: ddim VERB")
+
+
+def test_version(ddim):
+    assert ddim("--version").out == f"ddim {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb(ddim, verb):
+    answer = ddim(verb, "--help")
+    assert (answer.status, answer.err) == (0, "")
+    assert f"usage: ddim {verb}" in answer.out
+    assert "--output" in answer.out
+
+
+def test_unknown_verb(fails):
+    fails(2, "unknown verb 'smaple': did you mean 'sample'", "smaple")
+    fails(2, r"unknown verb 'x': \(choices: demo, train", "x", "--steps", "3")
+
+
+def raise_in_sample(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(argv: object) -> int:
+        raise error
+
+    monkeypatch.setattr(ddim.cli.sample, "main", fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RunError("the loss is no longer finite"), "the loss is no longer finite"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            "cannot write or read: No space left on device",
+        ),
+        (
+            PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/x/y.png"),
+            "cannot write or read /x/y.png: Permission denied",
+        ),
+        (ValueError("two\n  lines"), "ValueError: two lines (--debug shows where)"),
+        (ZeroDivisionError(), "ZeroDivisionError: ZeroDivisionError (--debug shows where)"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_trap_a_failure_is_one_line_and_status_1(fails, monkeypatch, error, line):
+    raise_in_sample(monkeypatch, error)
+    assert fails(1, "", "sample") == f"ddim sample: {line}"
+
+
+def test_interruption_is_status_130(fails, monkeypatch):
+    raise_in_sample(monkeypatch, KeyboardInterrupt())
+    fails(130, "interrupted", "sample")
+
+
+def test_debug_shows_where_and_keeps_the_status(ddim, monkeypatch):
+    answer = ddim("--debug", "smaple")
+    assert (answer.status, "Traceback" in answer.err) == (2, True)
+    answer = ddim("sample", "--debug", "--steps", "x")
+    assert answer.status == 2
+    assert "Traceback" in answer.err
+    assert "InputError" in answer.err
+    raise_in_sample(monkeypatch, ZeroDivisionError("by nothing"))
+    answer = ddim("sample", "--debug")
+    assert answer.status == 1
+    assert "Traceback" in answer.err
+    assert "ZeroDivisionError: by nothing" in answer.err
+    assert "Traceback" not in ddim("sample").err
+
+
+def test_a_reader_who_goes_away_is_told_nothing_more():
+    for arguments in (["--help"], ["sample", "--help"], ["inspect", "--steps", "4"]):
+        read, write = os.pipe()
+        os.close(read)
+        done = run("-m", "ddim.cli.main", *arguments, stdout=write, stderr=subprocess.PIPE)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (1, ""), arguments
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+def test_bad_usage_is_clear_on_a_terminal_in_colour():
+    controller, terminal = os.openpty()
+    done = run(
+        "-m",
+        "ddim.cli.main",
+        "sample",
+        "--setps",
+        "3",
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        env={"TERM": "xterm-256color", "FORCE_COLOR": "1"},
+    )
+    os.close(terminal)
+    os.close(controller)
+    assert done.returncode == 2
+    assert done.stderr == ("ddim sample: Unrecognized options: --setps, 3: did you mean --steps?\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_bad_usage_is_clear_in_every_encoding(encoding):
+    done = run(
+        "-m",
+        "ddim.cli.main",
+        "inspect",
+        "--methd",
+        "ddpm",
+        capture_output=True,
+        env={"PYTHONIOENCODING": encoding, "COLUMNS": "40"},
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "ddim inspect: Unrecognized options: --methd, ddpm: did you mean --method?\n"
+    )

@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddim import images
+from ddim.generate import sample
+from ddim.pipeline import load
+
+FAST = ("--steps", 3, "--threads", 1, "--device", "cpu", "--quiet")
+
+
+def expected(model: Path, n: int, **options) -> torch.Tensor:
+    """What the library draws, as bytes."""
+    return images.to_pixels(sample(load(model), n, **{"steps": 3, **options}))
+
+
+def pixels(path: Path) -> torch.Tensor:
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image))[None]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# -- what is written ------------------------------------------------------------------------------
+
+
+def test_png_is_a_grid(ddim, tiny, tmp_path):
+    answer = ddim("sample", "--model", tiny, "-n", 5, "--columns", 3, *FAST)
+    assert answer.status == 0
+    assert answer.err == ""
+    assert answer.out.startswith("samples.png: 5 images by ddim in 3 steps, 3 network calls each")
+    assert names(tmp_path) == ["samples.png", "samples.run.toml"]
+    assert torch.equal(pixels(tmp_path / "samples.png"), images.grid(expected(tiny, 5), 3))
+
+
+@pytest.mark.parametrize("n", [1, 8, 13])
+def test_trap_exact_count_of_images_in_an_array(ddim, tiny, tmp_path, n):
+    ddim("sample", "--model", tiny, "-n", n, "--tile", 8, "--output", "x.npz", *FAST)
+    with np.load(tmp_path / "x.npz") as archive:
+        assert archive.files == ["images"]
+        found = archive["images"]
+    assert (found.shape, found.dtype) == ((n, 8, 8, 1), np.uint8)
+    assert torch.equal(torch.from_numpy(found).permute(0, 3, 1, 2), expected(tiny, n))
+
+
+def test_trap_exact_count_of_images_in_a_folder(ddim, tiny, tmp_path):
+    ddim("sample", "--model", tiny, "-n", 13, "--tile", 8, "--output", "out", *FAST)
+    assert names(tmp_path / "out") == [f"{i:06d}.png" for i in range(13)] + ["run.toml"]
+    for i, image in enumerate(expected(tiny, 13)):
+        assert torch.equal(pixels(tmp_path / "out" / f"{i:06d}.png"), image), i
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+@pytest.mark.parametrize(("steps", "frames"), [(1, 1), (3, 3), (20, 20)])
+def test_animations_have_a_frame_for_each_step(ddim, tiny, tmp_path, kind, steps, frames):
+    answer = ddim(
+        "sample", "--model", tiny, "-n", 9, "--output", f"x.{kind}", *FAST, "--steps", steps
+    )
+    assert answer.status == 0
+    with Image.open(tmp_path / f"x.{kind}") as image:
+        assert image.format == kind.upper()
+        assert image.n_frames == frames
+        image.seek(frames - 1)
+        last = torch.from_numpy(np.array(image.convert("L")))[None]
+    assert torch.equal(last, images.grid(expected(tiny, 9, steps=steps)))
+
+
+def test_long_animations_are_thinned_out(ddim, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddim.cli.sample.FRAMES", 6)
+    ddim("sample", "--model", tiny, "-n", 2, "--output", "x.webp", *FAST, "--steps", 20)
+    with Image.open(tmp_path / "x.webp") as image:
+        assert image.n_frames == 5
+        image.seek(4)
+        last = torch.from_numpy(np.array(image.convert("L")))[None]
+    assert torch.equal(last, images.grid(expected(tiny, 2, steps=20)))
+
+
+def test_classes_are_taken_in_turn_or_as_listed(ddim, conditional, tmp_path):
+    ddim("sample", "--model", conditional, "-n", 5, "--output", "a.npz", *FAST)
+    ddim(
+        "sample", "--model", conditional, "-n", 5, "--output", "b.npz", *FAST,
+        "--labels", 2, 0, "--guidance", 2,
+    )  # fmt: skip
+    for name, labels, guidance in [("a", [0, 1, 2, 0, 1], 1.0), ("b", [2, 0, 2, 0, 2], 2.0)]:
+        with np.load(tmp_path / f"{name}.npz") as archive:
+            assert archive["labels"].tolist() == labels
+            found = torch.from_numpy(archive["images"]).permute(0, 3, 1, 2)
+        wanted = expected(conditional, 5, labels=labels, guidance=guidance)
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        (["--eta", 0.5, "--seed", 9], {"eta": 0.5, "seed": 9}),
+        (["--method", "ddpm"], {"method": "ddpm"}),
+        (["--nodes", "quadratic"], {"nodes": "quadratic"}),
+        (["--clip", "True"], {"clip": True}),
+        (["--tile", 1], {"tile": 1}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_options_reach_the_sampler(ddim, tiny, tmp_path, flags, options):
+    assert ddim("sample", "--model", tiny, "-n", 3, *FAST, *flags).status == 0
+    assert torch.equal(pixels(tmp_path / "samples.png"), images.grid(expected(tiny, 3, **options)))
+
+
+def test_nodes_as_a_list_and_the_default_number_of_steps(ddim, tiny, tmp_path):
+    fast = [a for a in FAST if a not in ("--steps", 3)]
+    answer = ddim("sample", "--model", tiny, "-n", 2, "--nodes", "20,9,4,0", "--json", *fast)
+    assert json.loads(answer.out)["steps"] == 3
+    wanted = images.grid(images.to_pixels(sample(load(tiny), 2, nodes=[20, 9, 4, 0])))
+    assert torch.equal(pixels(tmp_path / "samples.png"), wanted)
+    answer = ddim("sample", "--model", tiny, "-n", 1, "--output", "b.png", "--json", *fast)
+    assert json.loads(answer.out)["steps"] == 20  # T, which is below 50
+
+
+def test_double_precision(ddim, tiny, tmp_path):
+    answer = ddim("sample", "--model", tiny, "-n", 2, "--dtype", "float64", *FAST)
+    assert answer.status == 0
+    found = pixels(tmp_path / "samples.png").int()
+    assert (found - images.grid(expected(tiny, 2)).int()).abs().max() <= 1
+
+
+def test_json_is_on_stdout_and_progress_on_stderr(ddim, conditional):
+    fast = [a for a in FAST if a != "--quiet"]
+    answer = ddim("sample", "--model", conditional, "-n", 9, "--guidance", 2, "--json", *fast)
+    facts = json.loads(answer.out)
+    assert facts.pop("seconds") > 0
+    assert facts == {
+        "output": "samples.png",
+        "images": 9,
+        "drawn": 9,
+        "method": "ddim",
+        "steps": 3,
+        "network_calls": 6,
+        "tile": 8,
+    }
+    assert "6/6" in answer.err
+
+
+def test_steps_by_guidance_cost_two_calls_each(ddim, conditional):
+    plain = ddim("sample", "--model", conditional, "-n", 1, "--json", *FAST)
+    assert json.loads(plain.out)["network_calls"] == 3
+
+
+# -- the record -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["png", "npz", "webp"])
+def test_the_record_given_back_draws_the_same_bytes(ddim, conditional, tmp_path, kind):
+    ddim(
+        "sample", "--model", conditional, "-n", 5, "--output", f"a.{kind}", *FAST,
+        "--eta", 0.3, "--seed", 4, "--labels", 1, 2, "--guidance", 1.5, "--clip", "False",
+    )  # fmt: skip
+    answer = ddim("sample", "--config", "a.run.toml", "--output", f"b.{kind}")
+    assert answer.status == 0
+    if kind == "npz":  # the archive tells the time
+        one, two = (np.load(tmp_path / f"{name}.npz") for name in "ab")
+        assert all(np.array_equal(one[name], two[name]) for name in ("images", "labels"))
+    else:
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+    one, two = ((tmp_path / f"{name}.run.toml").read_text() for name in "ab")
+    assert one.replace("a.", "b.") == two
+
+
+def test_the_record_holds_what_was_resolved(ddim, tiny, tmp_path):
+    ddim("sample", "--model", tiny, "-n", 1, "--force", "--json", "--device", "cpu", "--quiet")
+    record = (tmp_path / "samples.run.toml").read_text()
+    for line in ("steps = 20", "tile = 8", "force = false", "json = false", "# model: tiny"):
+        assert line in record.splitlines()
+
+
+def test_a_record_over_its_own_output_needs_force(ddim, fails, tiny, tmp_path):
+    ddim("sample", "--model", tiny, "-n", 2, "--output", "out", *FAST)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    fails(2, "out exists already", "sample", "--config", "out/run.toml")
+    assert ddim("sample", "--config", "out/run.toml", "--force").status == 0
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+
+
+# -- going on with a folder -----------------------------------------------------------------------
+
+
+def test_trap_a_resumed_folder_is_the_identical_set(ddim, conditional, tmp_path):
+    arguments = (
+        "sample", "--model", conditional, "-n", 13, "--output", "out", *FAST,
+        "--method", "ddpm", "--guidance", 2,
+    )  # fmt: skip
+    ddim(*arguments)
+    folder = tmp_path / "out"
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    for index in (0, 3, 7, 8, 12):
+        (folder / f"{index:06d}.png").unlink()
+    kept = (folder / "000001.png").stat().st_mtime_ns
+    answer = ddim(*arguments, "--resume", "--json")
+    assert (json.loads(answer.out)["drawn"], json.loads(answer.out)["images"]) == (5, 13)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert (folder / "000001.png").stat().st_mtime_ns == kept
+    answer = ddim(*arguments, "--resume", "--json")
+    assert json.loads(answer.out)["drawn"] == 0
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_folder_may_grow_but_not_shrink(ddim, fails, tiny, tmp_path):
+    arguments = ("sample", "--model", tiny, "--output", "out", *FAST)
+    ddim(*arguments, "-n", 3)
+    ddim(*arguments, "-n", 10, "--resume")
+    ddim("sample", "--model", tiny, "--output", "all", *FAST, "-n", 10)
+    for i in range(10):
+        one, two = (tmp_path / folder / f"{i:06d}.png" for folder in ("out", "all"))
+        assert one.read_bytes() == two.read_bytes()
+    fails(2, "begun with n = 10, which may grow but not shrink", *arguments, "-n", 9, "--resume")
+
+
+def test_resuming_with_other_options_is_refused(ddim, fails, tiny, conditional, tmp_path):
+    arguments = ("sample", "--model", tiny, "-n", 3, "--output", "out", *FAST)
+    ddim(*arguments)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    for flag, value, match in [
+        ("--seed", 1, "begun with seed = 0, not 1"),
+        ("--steps", 4, "begun with steps = 3, not 4"),
+        ("--eta", 0.5, "begun with eta = None, not 0.5"),
+        ("--tile", 1, "begun with tile = 8, not 1"),
+        ("--nodes", "quadratic", "begun with nodes = uniform, not quadratic"),
+        ("--method", "ddpm", "begun with method = ddim, not ddpm"),
+        ("--model", conditional, "begun with model = .*tiny, not .*conditional"),
+    ]:
+        fails(2, f"out/run.toml was {match}", *arguments, "--resume", flag, value)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+
+
+def test_resuming_a_folder_that_is_not_ours_is_refused(ddim, fails, tiny, tmp_path):
+    arguments = ("sample", "--model", tiny, "-n", 2, "--output", "out", *FAST, "--resume")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "000000.png").write_bytes(b"mine")
+    fails(2, "out exists already", *arguments)
+    assert names(tmp_path / "out") == ["000000.png"]
+    (tmp_path / "out" / "000000.png").unlink()
+    assert ddim(*arguments).status == 0
+    assert len(names(tmp_path / "out")) == 3
+    fails(2, "--resume goes with a folder", "sample", "--output", "x.png", "--resume")
+
+
+def test_trap_force_leaves_no_image_of_the_run_before(ddim, tiny, tmp_path):
+    ddim("sample", "--model", tiny, "-n", 5, "--output", "out", *FAST)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    ddim("sample", "--model", tiny, "-n", 2, "--output", "out", *FAST, "--seed", 1, "--force")
+    assert names(tmp_path / "out") == ["000000.png", "000001.png", "notes.txt", "run.toml"]
+    for i, image in enumerate(expected(tiny, 2, seed=1)):
+        assert torch.equal(pixels(tmp_path / "out" / f"{i:06d}.png"), image)
+
+
+def test_interrupted_in_the_middle_and_resumed(ddim, fails, tiny, tmp_path, monkeypatch):
+    arguments = ("sample", "--model", tiny, "-n", 13, "--output", "out", *FAST)
+    inner, calls = images.save_image, []
+
+    def interrupt(path: Path, image: torch.Tensor) -> None:
+        calls.append(path)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        inner(path, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "save_image", interrupt)
+        fails(130, "interrupted", *arguments)
+    assert len(names(tmp_path / "out")) == 5 + 1
+    ddim(*arguments, "--resume")
+    for i, image in enumerate(expected(tiny, 13)):
+        # Other images share the tile, and change nothing.
+        assert torch.equal(pixels(tmp_path / "out" / f"{i:06d}.png"), image)
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("match", "flags"),
+    [
+        ("steps must be from 1 to T = 20, not 0", ["--steps", 0]),
+        ("steps must be from 1 to T = 20, not 21", ["--steps", 21]),
+        ("steps must be from 1 to T = 20, not -3", ["--steps", -3]),
+        ("eta must be at least 0, not -1", ["--eta", -1]),
+        ("eta must be at least 0, not nan", ["--eta", "nan"]),
+        ("eta = 3 is too large: .* the largest is", ["--eta", 3]),
+        ("unknown method 'ddmi': did you mean 'ddpm'", ["--method", "ddmi"]),
+        ("'ddpm' has no option 'eta': it has variance", ["--method", "ddpm", "--eta", 1]),
+        ("unknown nodes 'unifrom': did you mean 'uniform'", ["--nodes", "unifrom"]),
+        ("4 nodes are 3 steps, not 4", ["--nodes", "20,9,4,0", "--steps", 4]),
+        ("nodes must be in 0..20", ["--nodes", "500,250,0"]),
+        ("numbers like 500,250,0", ["--nodes", "20,x,0"]),
+        ("unknown model 'mnst': did you mean 'mnist'", ["--model", "mnst"]),
+        ("has no classes: --labels means nothing", ["--labels", 1]),
+        ("not trained for guidance: it has no 'none' label", ["--guidance", 2]),
+        ("no device 'gpu' here", ["--device", "gpu"]),
+        ("threads must be at least 1, not 0", ["--threads", 0]),
+        ("tile must be at least 1, not 0", ["--tile", 0]),
+        ("columns must be at least 1, not 0", ["--columns", 0]),
+        ("-n must be at least 1, not 0", ["-n", 0]),
+        ("seed must be from 0", ["--seed", -1]),
+        ("a .png, .npz, .webp or .gif file, or a folder, not x.jpg", ["--output", "x.jpg"]),
+        ("--setps.* did you mean --steps", ["--setps", 3]),
+        ("invalid choice 'float16'", ["--dtype", "float16"]),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else "",
+)
+@pytest.mark.parametrize("output", ["x.png", "out"])
+def test_bad_input_is_one_line_and_writes_nothing(fails, tiny, tmp_path, match, flags, output):
+    fails(2, match, "sample", "--model", tiny, "-n", 2, "--output", output, *FAST, *flags)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("match", "flags"),
+    [
+        ("labels are from 0 to 2, not 3", ["--labels", 0, 4]),
+        ("labels are from 0 to 2, not -1", ["--labels", -1]),
+        ("guidance must be a finite number, not nan", ["--guidance", "nan"]),
+    ],
+)
+def test_labels_and_guidance_out_of_range(fails, conditional, tmp_path, match, flags):
+    match = match.replace("not 3", "not 4")  # 3 itself stands for none
+    fails(2, match, "sample", "--model", conditional, "-n", 2, "--output", "out", *FAST, *flags)
+    assert names(tmp_path) == []
+
+
+def test_nothing_is_overwritten_without_force(ddim, fails, tiny, tmp_path):
+    arguments = ("sample", "--model", tiny, "-n", 1, *FAST, "--output")
+    for name in ("x.png", "out"):
+        ddim(*arguments, name)
+        path = tmp_path / name
+        before = [path.read_bytes()] if path.is_file() else names(path)
+        fails(2, f"{name} exists already: give --force", *arguments, name, "--seed", 1)
+        assert before == ([path.read_bytes()] if path.is_file() else names(path))
+        assert ddim(*arguments, name, "--seed", 1, "--force").status == 0
+    (tmp_path / "empty").mkdir()
+    assert ddim(*arguments, "empty").status == 0
+
+
+def test_files_that_are_no_model(fails, tiny, tmp_path):
+    arguments = ("sample", "-n", 1, *FAST, "--model")
+    (tmp_path / "notes.txt").write_text("no tensors in here")
+    fails(2, "is not a safetensors file, or is truncated", *arguments, tmp_path / "notes.txt")
+    (tmp_path / "folder").mkdir()
+    fails(2, "is not a model folder", *arguments, tmp_path / "folder")
+    weights = tiny / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    try:
+        weights.write_bytes(whole[:1000])
+        fails(2, "is not a safetensors file, or is truncated", *arguments, tiny)
+    finally:
+        weights.write_bytes(whole)
+
+
+def test_configurations_that_are_none(fails, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("stpes = 3\n")
+    fails(2, "run.toml: unknown key 'stpes': did you mean 'steps'", "sample", "--config", path)
+    path.write_text("steps = = 3\n")
+    fails(2, "run.toml is not valid TOML", "sample", "--config", path)
+    fails(2, "there is no file", "sample", "--config", tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.npz", "x.gif", "out"])
+@pytest.mark.parametrize("failing", ["fsync", "write_bytes"])
+def test_a_full_disk_leaves_no_partial_file(fails, tiny, tmp_path, monkeypatch, name, failing):
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os if failing == "fsync" else Path, failing, fail)
+    line = fails(1, "", "sample", "--model", tiny, "-n", 2, "--output", name, *FAST)
+    assert line == "ddim sample: cannot write or read: No space left on device"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_folder_where_a_file_is(fails, tiny, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    arguments = ("sample", "--model", tiny, "-n", 1, "--output", "out", *FAST)
+    fails(2, "out exists already", *arguments)
+    fails(1, "cannot write or read out: File exists", *arguments, "--force")
+    assert (tmp_path / "out").read_text() == "a file"

@@ -1,0 +1,161 @@
+"""The order of convergence of every deterministic method, in the Gaussian lab.
+
+Data N(0.3, 0.5²); levels equally spaced in λ from ρ = 2 to 0.05 as a schedule of their own, whose
+node 1 is the last of them (no step to the data); float64; the first three states exact; the slope
+between N = 160 and 320.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ddim.analytic import Gaussian, Mixture
+from ddim.integrate import final, integrate
+from ddim.methods import METHODS, make_tableau
+from ddim.schedule import Schedule
+
+DATA = Gaussian(0.3, 0.5)
+
+ORDERS = [
+    ("ddim", {}, 1),
+    ("gradient-estimation", {}, 1),
+    ("pf-euler", {}, 1),
+    ("edict", {}, 1),
+    ("heun", {}, 2),
+    ("dpm-solver-2", {}, 2),
+    ("dpm-solver-2", {"r": 0.3}, 2),
+    ("dpm-solver-3", {}, 3),
+    ("plms", {"order": 1}, 1),
+    ("plms", {"order": 2}, 2),
+    ("plms", {"order": 3}, 2),
+    ("plms", {"order": 4}, 2),
+    ("deis", {"order": 1}, 1),
+    ("deis", {"order": 2}, 2),
+    ("deis", {"order": 3}, 3),
+    ("deis", {"order": 2, "variable": "t"}, 2),
+    ("deis", {"order": 3, "variable": "t"}, 3),
+    ("dpmpp", {"order": 1}, 1),
+    ("dpmpp", {"order": 2}, 2),
+    ("dpmpp", {"order": 3, "form": "exact"}, 3),
+    ("dpmpp", {"order": 3, "form": "published"}, 2),
+    ("unipc", {"order": 1}, 2),
+    ("unipc", {"order": 2}, 3),
+    ("unipc", {"order": 3}, 4),
+    ("unipc", {"order": 2, "variant": "bh1"}, 3),
+    ("obelm", {}, 2),
+    ("bdia", {}, 2),
+]
+STOCHASTIC = {"ddpm", "sde-dpmpp", "restart"}
+
+
+def lab(steps):
+    lam = np.linspace(-math.log(0.05), -math.log(2), steps + 1)
+    alpha = 1 / np.sqrt(1 + np.exp(-2 * lam))
+    sigma = alpha * np.exp(-lam)
+    return Schedule.from_alpha_sigma(np.r_[1, alpha], np.r_[0, sigma])
+
+
+def exact_start(tableau, schedule, x, states):
+    """Run the rows one by one, with the states at the first nodes replaced by the exact ones."""
+    T = schedule.T
+    levels = [state.level for state in tableau.initial]
+    values = [x]
+    predictions = {}
+    for row in tableau.rows:
+        for i in row.needs:
+            if i not in predictions:
+                predictions[i] = DATA(values[i], tableau.at(i))
+        value = sum(a * values[i] for i, a in row.states)
+        value = value + sum(b * predictions[i].x0 for i, b in row.x0)
+        value = value + sum(c * predictions[i].eps for i, c in row.eps)
+        if row.k is not None and row.k > T - states:
+            value = DATA.flow(x, levels[0], row.level)
+        values.append(value)
+    return values[tableau.returns[0]]
+
+
+def error(steps, method, options):
+    schedule = lab(steps)
+    nodes = tuple(range(schedule.T, 0, -1))
+    tableau = make_tableau(schedule, nodes, method, **options)
+    x = torch.tensor([0.7, -1.1, 2.0], dtype=torch.float64)
+    exact = DATA.flow(x, schedule.level(schedule.T), schedule.level(1))
+    return (exact_start(tableau, schedule, x, 3) - exact).abs().max().item()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "order"), ORDERS, ids=lambda v: v if isinstance(v, str) else str(v)
+)
+def test_order(method, options, order):
+    slope = math.log2(error(160, method, options) / error(320, method, options))
+    assert slope == pytest.approx(order, abs=0.15)
+
+
+def test_every_method_has_its_order_here():
+    assert {method for method, _, _ in ORDERS} | STOCHASTIC == set(METHODS)
+
+
+def test_rows_are_those_of_the_loop():
+    """The executor above and the loop agree, so that what is measured is what runs."""
+    schedule = lab(20)
+    nodes = tuple(range(schedule.T, 0, -1))
+    x = torch.tensor([0.7, -1.1], dtype=torch.float64)
+    for method, options, _ in ORDERS:
+        tableau = make_tableau(schedule, nodes, method, **options)
+        (looped,) = final(integrate(DATA, tableau, x))
+        assert torch.allclose(exact_start(tableau, schedule, x, 0), looped, atol=1e-12), method
+
+
+@pytest.mark.parametrize("method", sorted(STOCHASTIC))
+def test_stochastic_rows_keep_mean_and_variance(method):
+    """On Gaussian data the state stays Gaussian: propagate both moments, without sampling."""
+    schedule = Schedule.linear(1000)
+    nodes = tuple(range(1000, -1, -2))
+    options = {"times": 2} if method == "restart" else {}
+    tableau = make_tableau(schedule, nodes, method, **options)
+    # Every prediction is affine in its state, so each state is affine in all the noises.
+    count = sum(1 for row in tableau.rows if row.noise) + 1
+    drawn = iter(range(1, count))
+    mean = [torch.tensor([0.0], dtype=torch.float64)]
+    first = torch.zeros(count, dtype=torch.float64)
+    first[0] = 1.0
+    spread = [first]
+    zero = torch.zeros(1, dtype=torch.float64)
+    for row in tableau.rows:
+        m, s = torch.zeros(1, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+        for terms, which in ((row.states, None), (row.x0, "x0"), (row.eps, "eps")):
+            for i, c in terms:
+                if which is None:
+                    m, s = m + c * mean[i], s + c * spread[i]
+                    continue
+                level = tableau.at(i)
+                offset = getattr(DATA(zero, level), which)
+                slope = getattr(DATA(zero + 1, level), which) - offset
+                m, s = m + c * (offset + slope * mean[i]), s + c * slope * spread[i]
+        if row.noise:
+            s[next(drawn)] += row.noise
+        mean.append(m)
+        spread.append(s)
+    assert mean[-1].item() == pytest.approx(0.3, abs=0.01)
+    assert spread[-1].norm().item() == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("method", "options", "order"), [o for o in ORDERS if o[2] > 1])
+def test_higher_orders_beat_ddim_on_a_mixture_by_the_median(method, options, order):
+    """Trajectories that change basin ruin means, so it is the median of the errors."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(6, 2, generator=generator, dtype=torch.float64) * 1.5
+    data = Mixture(means, std=0.2)
+    schedule = lab(320)
+    x = torch.randn(200, 2, generator=generator, dtype=torch.float64) * schedule.level(321).sigma
+
+    def run(name, steps, **chosen):
+        nodes = tuple(range(321, 0, -(320 // steps)))
+        return final(integrate(data, make_tableau(schedule, nodes, name, **chosen), x))[0]
+
+    truth = run("dpm-solver-3", 320)
+    ddim = (run("ddim", 20) - truth).norm(dim=1).median()
+    ours = (run(method, 20, **options) - truth).norm(dim=1).median()
+    assert ours < ddim / 2
