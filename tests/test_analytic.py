@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddim.analytic import Empirical, Gaussian, Mixture
 from ddim.integrate import final, integrate
-from ddim.methods import ddim
+from ddim.methods.ddim import ddim
 from ddim.nodes import uniform
 from ddim.schedule import Level, Schedule
 

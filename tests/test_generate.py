@@ -180,6 +180,12 @@ def test_ddim_with_eta_one_and_every_step_is_ddpm_with_the_same_noise():
     assert same_bits(ddpm, ddim)
 
 
+def test_trap_all_steps_still_heed_the_method_and_eta():
+    images = [draw(PLAIN, [0], rows=tableau(T, "ddim", eta=eta))[0] for eta in (0.0, 0.5, 1.0)]
+    assert not torch.equal(images[0], images[1])
+    assert not torch.equal(images[1], images[2])
+
+
 @pytest.mark.parametrize("method", ["ddim", "ddpm"])
 def test_memory_does_not_grow_with_steps(method):
     made: list[weakref.ref[Tensor]] = []

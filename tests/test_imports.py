@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -42,3 +44,11 @@ def test_imports_point_down(path):
         assert imported(path) <= {"nets", "errors"}, "networks know nothing of schedules"
     if LEVEL[part] < 3:
         assert not imported(path) & {"cli", "web"}
+
+
+@pytest.mark.parametrize("name", ddim.__all__)
+def test_public_names_are_not_hidden_by_modules(name):
+    """``integrate`` and ``generate`` are modules too, which importing them would bind here."""
+    for module in sorted(path.stem for path in ROOT.glob("[a-z]*.py")):
+        import_module(f"ddim.{module}")
+    assert not isinstance(getattr(ddim, name), ModuleType)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddim.analytic import Gaussian
 from ddim.denoiser import Prediction
 from ddim.integrate import final, integrate
-from ddim.methods import ddim, ddpm
+from ddim.methods.ddim import ddim, ddpm
 from ddim.nodes import uniform
 from ddim.schedule import Level, Schedule
 from ddim.tableau import Row, State, Tableau

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddim.noise import Noise, _normal_on_device, derive, philox
+from ddim.noise import Noise, _normal_on_device, _words, derive, philox
 
 CPU = torch.device("cpu")
 
@@ -16,7 +16,7 @@ def normal_on_device(
 ) -> torch.Tensor:
     """The CUDA path, which is tensor operations only and so runs anywhere."""
     size = int(np.prod(shape))
-    return _normal_on_device(seed, images, state, size, CPU).view(len(images), *shape)
+    return _normal_on_device(seed, _words(images, CPU), state, size).view(len(images), *shape)
 
 
 def normal(seed: int, images: list[int], state: int, shape: tuple[int, ...]) -> torch.Tensor:

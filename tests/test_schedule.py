@@ -190,6 +190,43 @@ def test_levels():
     assert [type(number) for number in level] == [float, float, float]
 
 
+@every
+def test_a_node_is_found_by_its_lambda(make):
+    schedule = make()
+    for k in range(1, schedule.T + 1):
+        if np.isfinite(schedule.lam[k]):
+            found = schedule.level_at(float(schedule.lam[k]))
+            assert found == pytest.approx(schedule.level(k), rel=1e-9, abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [Schedule.linear, Schedule.cosine, Schedule.flow])
+def test_between_nodes(make):
+    """λ is met exactly; the variance is kept where it is; k is linear in log α."""
+    schedule = make(50)
+    for k in (1, 20, 48):
+        for share in (0.2, 0.5, 0.9):
+            lam = (1 - share) * schedule.lam[k] + share * schedule.lam[k + 1]
+            level = schedule.level_at(float(lam))
+            assert math.log(level.alpha / level.sigma) == pytest.approx(lam, rel=1e-12, abs=1e-12)
+            if schedule.variance_preserving:
+                assert level.alpha**2 + level.sigma**2 == pytest.approx(1, rel=1e-14)
+            logs = np.log([schedule.alpha[k], level.alpha, schedule.alpha[k + 1]])
+            assert level.t - (k - 1) == pytest.approx((logs[1] - logs[0]) / (logs[2] - logs[0]))
+
+
+def test_between_nodes_where_alpha_is_constant():
+    exploding = Schedule.from_alpha_sigma(np.ones(4), [0, 1, 4, 16])
+    assert exploding.level_at(-math.log(8)) == pytest.approx((1, 8, 1.5))
+
+
+def test_the_start_of_zero_terminal_snr_has_no_finite_lambda(refuses):
+    schedule = Schedule.linear(50).rescaled_to_zero_snr()
+    assert schedule.level_at(float(schedule.lam[49])).t == pytest.approx(48)
+    for lam in (float(schedule.lam[49]) - 0.1, float(schedule.lam[1]) + 0.1):
+        with refuses("is outside"):
+            schedule.level_at(lam)
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [

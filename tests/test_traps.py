@@ -16,7 +16,7 @@ from torch import Tensor
 from ddim.analytic import Gaussian
 from ddim.denoiser import Clip, NetworkDenoiser, Prediction
 from ddim.integrate import final, integrate
-from ddim.methods import ddim, ddpm
+from ddim.methods.ddim import ddim, ddpm
 from ddim.nodes import quadratic, uniform
 from ddim.noise import Noise
 from ddim.schedule import Level, Schedule

@@ -5,7 +5,9 @@ Names are imported when first used, so that the command can answer without torch
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -88,9 +90,22 @@ def __getattr__(name: str) -> object:
     if module is None:
         raise AttributeError(f"module 'ddim' has no attribute {name!r}")
     value = getattr(import_module(f"ddim.{module}"), name)
-    # Over the module of the same name, which importing it has bound here (integrate, generate).
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """Keeps ``integrate`` and ``generate`` for the functions, not the modules of that name.
+
+    Importing a module binds it here, whoever imports it; the function would be out of reach.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and name in _EXPORTS):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -90,7 +90,7 @@ class NetworkDenoiser:
         if isinstance(self.net, UNet):
             embedding = self._memo.get(t)
             if embedding is None:
-                time = torch.tensor([t], device=x.device)
+                time = torch.full((1,), t, device=x.device)  # no copy from the host
                 embedding = self.net.embed(time)
                 if not self.net.config.has_classes:
                     embedding = self.net.condition(embedding)

@@ -59,12 +59,14 @@ class Noise:
                 raise InputError(f"the {name} must be from 0 to 2⁶⁴ - 1, not {value}")
         self.seed, self.images, self.shape = seed, tuple(images), tuple(shape)
         self.device, self.dtype = torch.device(device), dtype
+        # Copied to the device here, once: a copy at every step would wait for it.
+        self._words = _words(self.images, self.device) if self.device.type == "cuda" else None
 
     def __call__(self, state: int) -> Tensor:
         """The noise for the state of that index: shape (N, *), N(0, 1)."""
         size = math.prod(self.shape)
-        if self.device.type == "cuda":
-            flat = _normal_on_device(self.seed, self.images, state, size, self.device)
+        if self._words is not None:
+            flat = _normal_on_device(self.seed, self._words, state, size)
         else:
             flat = torch.empty(len(self.images), size)
             for row, image in zip(flat.numpy(), self.images, strict=True):
@@ -75,16 +77,18 @@ class Noise:
         return flat.view(len(self.images), *self.shape).to(self.device, self.dtype)
 
 
-def _normal_on_device(
-    seed: int, images: Sequence[int], state: int, size: int, device: torch.device
-) -> Tensor:
+def _words(images: Sequence[int], device: torch.device) -> Tensor:
+    """The lower and the upper 32 bits of the images' indices, int64 of shape (2, N, 1)."""
+    words = [[i & 0xFFFFFFFF for i in images], [i >> 32 for i in images]]
+    return torch.tensor(words, device=device)[:, :, None]
+
+
+def _normal_on_device(seed: int, words: Tensor, state: int, size: int) -> Tensor:
     """Philox and Box-Muller, in tensor operations only; shape (N, size), float32."""
-    blocks = torch.arange(-(-size // 4), device=device)
-    low = torch.tensor([i & 0xFFFFFFFF for i in images], device=device)[:, None]
-    high = torch.tensor([i >> 32 for i in images], device=device)[:, None]
-    counter = (blocks[None, :], torch.full_like(blocks, state)[None, :], low, high)
-    words = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
-    uniform = [(word.float() + 0.5) * 2.0**-32 for word in words]
+    blocks = torch.arange(-(-size // 4), device=words.device)
+    counter = (blocks[None, :], torch.full_like(blocks, state)[None, :], words[0], words[1])
+    random = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
+    uniform = [(word.float() + 0.5) * 2.0**-32 for word in random]
     normal = []
     for u, v in (uniform[:2], uniform[2:]):
         radius = (-2 * u.log()).clamp_(min=0).sqrt()

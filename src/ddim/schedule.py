@@ -286,11 +286,14 @@ class Schedule:
         lams, log_alphas = self.lam[finite], np.log(self.alpha[finite])
         if not lams[-1] - 1e-9 <= lam <= lams[0] + 1e-9:
             raise InputError(f"λ = {lam:g} is outside {lams[-1]:g}..{lams[0]:g}")
+        nodes = np.arange(1, len(lams) + 1)
         if self.variance_preserving:
             log_alpha = -0.5 * float(np.log1p(np.exp(-2 * lam)))
+            k = float(np.interp(-log_alpha, -log_alphas, nodes))
         else:
+            # Both linear in λ, so that k is linear in log α here too; α itself may be constant.
             log_alpha = float(np.interp(-lam, -lams, log_alphas))
-        k = float(np.interp(-log_alpha, -log_alphas, np.arange(1, len(lams) + 1)))
+            k = float(np.interp(-lam, -lams, nodes))
         alpha = float(np.exp(log_alpha))
         return Level(alpha, alpha * float(np.exp(-lam)), k - 1)
 

@@ -33,7 +33,7 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     environment |= options.pop("env", {})
     return subprocess.run(
-        [sys.executable, *arguments], env=environment, text=True, timeout=120, **options
+        [sys.executable, *arguments], env=environment, text=True, timeout=300, **options
     )
 
 

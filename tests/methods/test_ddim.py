@@ -15,7 +15,7 @@ from ddim.analytic import Gaussian
 from ddim.denoiser import NetworkDenoiser
 from ddim.errors import InputError
 from ddim.integrate import final, integrate
-from ddim.methods import ddim, ddpm
+from ddim.methods.ddim import ddim, ddpm
 from ddim.nodes import make_nodes, uniform
 from ddim.schedule import Schedule
 

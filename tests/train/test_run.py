@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from ddim.generate import sample
 from ddim.pipeline import load
 from ddim.schedule import Schedule
+from ddim.train import loop
 from ddim.train import run as run_module
 from ddim.train.config import TrainConfig
 from ddim.train.run import Run, pick_device, set_threads, unet_config
@@ -252,6 +254,39 @@ def test_a_failure_in_training_keeps_what_was_learned(tmp_path, config, monkeypa
     with pytest.raises(RuntimeError, match="the disk has gone"):
         train(run)
     assert load(folder).facts["images_seen"] == 24
+
+
+def test_an_interruption_within_a_step_saves_nothing_half_done(tmp_path, config, monkeypatch):
+    train(Run(config, tmp_path / "whole"))
+    folder = tmp_path / "torn"
+    run = Run(config, folder)
+    inner = loop._average
+
+    def interrupt(*arguments: Any) -> None:
+        if run.state.step == 6:  # the weights have been moved, their average has not
+            raise KeyboardInterrupt
+        inner(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_average", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(run)
+    assert load(folder).facts["images_seen"] == 32
+    train(Run(config, folder, resume=True))
+    assert_same(tmp_path / "whole", folder)
+
+
+def test_data_that_moved_is_the_same_and_other_data_is_not(tmp_path, config, noise, refuses):
+    train(Run(config, tmp_path / "whole"))
+    train(Run(config, tmp_path / "moved"), 6)
+    shutil.copy(noise, tmp_path / "renamed.npz")
+    moved = dataclasses.replace(config, data=str(tmp_path / "renamed.npz"))
+    train(Run(moved, tmp_path / "moved", resume=True))
+    assert_same(tmp_path / "whole", tmp_path / "moved")
+    np.savez(tmp_path / "other.npz", images=np.zeros((40, 8, 8), np.uint8))
+    other = dataclasses.replace(config, data=str(tmp_path / "other.npz"))
+    with refuses("other.npz is not the data that the run was begun with"):
+        Run(other, tmp_path / "moved", resume=True)
 
 
 def test_more_images_than_were_asked_for_at_first(tmp_path, config):

@@ -162,6 +162,9 @@ class Run:
             checkpoint.unlink(missing_ok=True)
         elif checkpoint.exists():
             saved = read_checkpoint(checkpoint)
+            before, now = saved.facts["data"]["sha256"], self.data.checksums
+            if sorted(before.values()) != sorted(now.values()):
+                raise InputError(f"{config.data} is not the data that the run was begun with")
             load_checkpoint(saved, self.state)
             self._interval = list(saved.facts["interval"])
         self.output.mkdir(parents=True, exist_ok=True)
@@ -217,6 +220,10 @@ class Run:
                     self.save()
                     saved = step.step
                 yield step
+        except KeyboardInterrupt:
+            # In the middle of a step, perhaps: only what was saved before is surely whole.
+            saved = self.state.step
+            raise
         finally:
             if self.state.step != saved:
                 self.save()
