@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
@@ -85,6 +86,6 @@ def test_interrupted(fails, tiny, tmp_path, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ddim.generate.generate", interrupt)
+    monkeypatch.setattr(importlib.import_module("ddim.generate"), "generate", interrupt)
     fails(130, "interrupted", "demo", "--model", tiny, *FAST)
     assert not list(tmp_path.iterdir())
