@@ -115,7 +115,7 @@ def write_card(
         f"| `{name}` | `{value}` |" for name, value in model.facts["data"]["sha256"].items()
     )
     labels = ", labels 0–9 in turn, no guidance" if model.classes else ""
-    kind = "class-conditional" if model.classes else "unconditional"
+    kind = "A class-conditional" if model.classes else "An unconditional"
     guidance = ""
     if model.classes:
         guidance = f"""
@@ -126,9 +126,9 @@ label {model.null_label} is 'none'.
     sampler = f"DDIM in {STEPS} steps (uniform nodes, η = 0, seed {arguments.seed}"
     return f"""# {arguments.name}
 
-A {kind} DDPM of {model.shape[-2]}×{model.shape[-1]} handwritten digits, trained on MNIST: \
-T = {model.schedule.T}, β linear from {config.beta_start:g} to {config.beta_end:g}, predicts ε. The
-folder opens in `ddim` and in diffusers' `DDIMPipeline`; the weights are the moving average.
+{kind} DDPM of {model.shape[-2]}×{model.shape[-1]} handwritten digits, trained on MNIST: \
+T = {model.schedule.T}, β linear from {config.beta_start:g} to {config.beta_end:g}, predicts ε.
+The folder opens in `ddim` and in diffusers' `DDIMPipeline`; the weights are the moving average.
 
 | | |
 |---|---|

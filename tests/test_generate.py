@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 import weakref
 from collections.abc import Sequence
@@ -121,6 +122,27 @@ def test_position_in_the_tile_and_padding_do_not_change_the_bits(model, guidance
         for indices in (full, short):
             found = draw(model, indices, guidance=guidance, tile=tile)
             assert torch.equal(found[5], alone[5]), (position, len(indices))
+
+
+@pytest.mark.parametrize("tile", [3, 7])
+def test_position_does_not_matter_either_where_vectors_end_within_an_image(tile):
+    config = UNetConfig(
+        sample_size=7,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(12,),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+        attention_head_dim=None,
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        net = UNet(config).requires_grad_(False).eval()
+    model = dataclasses.replace(PLAIN, net=net, shape=(1, 7, 7))
+    expected = draw(model, range(2 * tile), tile=tile)
+    assert same_bits(draw(model, range(2 * tile - 1, -1, -1), tile=tile), expected)
 
 
 @KINDS

@@ -64,7 +64,7 @@ def log_snr(schedule: Schedule, steps: int) -> Nodes:
 
     Example:
         >>> log_snr(Schedule.linear(10), 4)
-        (10, 5, 2, 1, 0)
+        (10, 4, 2, 1, 0)
     """
     T = schedule.T
     _check_steps(steps, T)

@@ -314,7 +314,7 @@ def test_a_folder_saved_by_diffusers_opens_here(tmp_path, diffusers):
     assert (loaded.name, loaded.shape, loaded.schedule.T) == ("theirs", SHAPE, T)
     weights = loaded.net.state_dict()
     assert all(torch.equal(v, weights[k]) for k, v in net.state_dict().items())
-    x, t = torch.zeros(2, *SHAPE), torch.tensor([3, 3])
+    x, t = Noise(0, range(2), SHAPE)(0), torch.tensor([3, 3])
     with torch.no_grad():
         assert torch.allclose(loaded.net(x, t), net.eval()(x, t).sample, atol=1e-5)
 
