@@ -97,7 +97,9 @@ def _one_case(
     }
     actions = {name: _advance(loop, steps) for name, loop in loops.items()}
     timings = interleave(actions, rounds)
-    row = {name: steps * config.batch_size / median(taken) for name, taken in timings.items()}
+    row: dict[str, Any] = {
+        name: steps * config.batch_size / median(taken) for name, taken in timings.items()
+    }
     for name in ("plain", "tuned"):
         row[f"ratio to {name}"] = speedup(timings[name], timings["ddim"])
         by_cpu = speedup(timings[name], timings["ddim"], "cpu")

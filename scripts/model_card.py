@@ -22,13 +22,15 @@ from tqdm import tqdm
 
 import ddim
 from ddim.evaluate import DigitReport, report_digits
-from ddim.files import read_json, replacing, write_bytes
+from ddim.files import replacing, write_bytes
 from ddim.generate import generate
 from ddim.methods import make_tableau
 from ddim.nets import UNet
 from ddim.nets.unet import count_flops
 from ddim.nodes import uniform
+from ddim.train.checkpoint import read_checkpoint
 from ddim.train.config import PRESETS, TrainConfig
+from ddim.train.run import CHECKPOINT
 
 STEPS = 50
 CHUNK = 500
@@ -59,9 +61,7 @@ def main() -> None:
     model.save(arguments.output)
     ddim.save_image(arguments.output / "samples.png", images[:100], columns=10)
     plot_loss(arguments.run / "metrics.jsonl", arguments.output / "loss.png")
-    card = write_card(
-        model, report, arguments, TrainConfig.from_json(read_json(arguments.run / "config.json"))
-    )
+    card = write_card(model, report, arguments, read_checkpoint(arguments.run / CHECKPOINT).config)
     write_bytes(arguments.output / "README.md", card.encode())
 
 

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 from PIL import Image
 
 from ddim.cli.main import main
 from ddim.data import named
 from ddim.pipeline import load
+from ddim.train.checkpoint import read_checkpoint
 from ddim.train.run import Run
 
 pytest.importorskip("sklearn")
@@ -97,9 +99,23 @@ def test_a_preset_under_a_file_under_flags(ddim, tmp_path):
         "--groups", 4, "--precision", "float32", "--sample-every", 0, "--threads", 1, "--quiet",
     )  # fmt: skip
     assert answer.status == 0
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["images"], config["batch_size"], config["channels"]) == (16, 8, [8, 16])
-    assert (config["weighting"], config["T"]) == ("min-snr", 500)  # of the preset
+    config = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors").config
+    assert (config.images, config.batch_size, config.channels) == (16, 8, (8, 16))
+    assert (config.weighting, config.T) == ("min-snr", 500)  # of the preset
+
+
+def test_the_record_of_a_run_is_a_configuration(ddim, tmp_path):
+    flags = ("--clip", "None", "--images", 16, "--batch-size", 8, "--sample-every", 0)
+    small = ("--channels", 8, 16, "--head-dim", 16, "--groups", 4, "--threads", 1, "--quiet")
+    assert ddim("train", "--preset", "digits", *flags, *small).status == 0
+    again = ddim("train", "--config", "run/run.toml", "--output", "again", "--quiet")
+    assert (again.status, again.err) == (0, "")
+    one, two = (
+        read_checkpoint(tmp_path / name / "checkpoint.safetensors") for name in ("run", "again")
+    )
+    assert one.config == two.config
+    assert one.config.clip is None
+    assert all(torch.equal(one.tensors[key], two.tensors[key]) for key in one.tensors)
 
 
 # -- interrupted, killed, resumed -----------------------------------------------------------------
@@ -107,8 +123,10 @@ def test_a_preset_under_a_file_under_flags(ddim, tmp_path):
 LAUNCH = """
 import os, signal, sys
 import safetensors.torch
+import torch
 from pathlib import Path
 from ddim.cli.main import main
+from ddim.train.checkpoint import read_checkpoint
 from ddim.train.run import Run
 
 inner_log, inner_save, saves = Run._log, safetensors.torch.save_file, []

@@ -19,8 +19,9 @@ from ddim.pipeline import load
 from ddim.schedule import Schedule
 from ddim.train import loop
 from ddim.train import run as run_module
+from ddim.train.checkpoint import read_checkpoint
 from ddim.train.config import TrainConfig
-from ddim.train.run import Run, pick_device, set_threads, unet_config
+from ddim.train.run import CHECKPOINT, Run, pick_device, set_threads, unet_config
 
 Make = Callable[..., Run]
 
@@ -92,12 +93,11 @@ def test_the_files_of_a_run(tmp_path, config):
     folder = tmp_path / "run"
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoint.safetensors",
-        "config.json",
         "metrics.jsonl",
         "model",
         "samples",
     ]
-    assert TrainConfig.from_json(json.loads((folder / "config.json").read_text())) == config
+    assert read_checkpoint(folder / CHECKPOINT).config == config
     assert sorted(path.name for path in (folder / "samples").iterdir()) == [
         "000000048.png",
         "000000096.png",

@@ -72,4 +72,9 @@ def record(output: Path, verb: str, options: Any, **resolved: object) -> None:
         ]
     )
     path = output / "run.toml" if output.is_dir() else output.with_suffix(".run.toml")
-    write_bytes(path, to_toml(dataclasses.asdict(options), comment).encode())
+    values = dataclasses.asdict(options)
+    # None is what a key that is absent means, but for options whose default is something else.
+    for field in dataclasses.fields(options):
+        if values[field.name] is None and field.default is not None:
+            values[field.name] = "None"
+    write_bytes(path, to_toml(values, comment).encode())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddim.cli.options import parse
-from ddim.cli.report import print_json
+from ddim.cli.report import print_json, record
 from ddim.errors import InputError
 from ddim.files import refuse_existing
 from ddim.train.config import PRESETS, TrainConfig
@@ -67,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
     from ddim.train.run import Run
 
     run = Run(config, Path(options.output), resume=options.resume)
+    resolved = dataclasses.replace(options, resume=False, force=False, json=False, quiet=False)
+    record(Path(options.output), "train", resolved)
     with _interruptible() as stopped:
         steps = run.steps()
         for step in _bar(run, steps, options.quiet):

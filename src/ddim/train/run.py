@@ -15,7 +15,7 @@ from torch import Tensor
 from ddim import images
 from ddim.data import ImageData, load_data
 from ddim.errors import InputError
-from ddim.files import write_bytes, write_json
+from ddim.files import write_bytes
 from ddim.generate import sample
 from ddim.nets import UNet, UNetConfig
 from ddim.pipeline import Pipeline
@@ -197,7 +197,6 @@ class Run:
         :func:`~ddim.train.loop.fit`.
         """
         config = self.config
-        write_json(self.output / "config.json", config.to_json())
         data = _Scaled(self.data)
         saved = self.state.step
         clock = time.perf_counter()
