@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -24,6 +25,9 @@ from ddim.target import Target
 from ddim.train.config import TrainConfig
 
 __all__ = ["TensorData", "TrainState", "TrainStep", "Trainable", "fit", "order"]
+
+Network = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Network, Tensor, Tensor, Tensor, Schedule], Tensor]
 
 
 class Trainable(Protocol):
@@ -135,7 +139,12 @@ def ema_decay(limit: float, step: int) -> float:
 
 
 def fit(
-    state: TrainState, data: Trainable, schedule: Schedule, config: TrainConfig, null_label: int = 0
+    state: TrainState,
+    data: Trainable,
+    schedule: Schedule,
+    config: TrainConfig,
+    null_label: int = 0,
+    loss: Loss | None = None,
 ) -> Iterator[TrainStep]:
     """Train from ``state.step`` to ``config.steps``, yielding after each step.
 
@@ -149,6 +158,10 @@ def fit(
         schedule: the noise schedule.
         config: batch size, learning rate, target, seed and so on.
         null_label: the label that stands for 'no class', where ``config.classes``.
+        loss: called as ``loss(network, x0, k, noise, schedule)`` with what
+            :func:`~ddim.loss.diffusion_loss` takes; returns the loss of each image, shape (B,).
+            None for that loss itself, with the target and the weighting of ``config``, which no
+            other loss looks at.
 
     Raises:
         InputError: no images, or classes asked for and no labels.
@@ -156,8 +169,10 @@ def fit(
     """
     if len(data) == 0:
         raise InputError("there are no images to train on")
-    target = Target.named(config.target)
-    weights = loss_weights(schedule, target, config.weighting, config.gamma)
+    if loss is None:
+        target = Target.named(config.target)
+        weights = loss_weights(schedule, target, config.weighting, config.gamma)
+        loss = functools.partial(diffusion_loss, target=target, weights=weights)
     device = next(state.net.parameters()).device
     parameters = [p for p in state.net.parameters() if p.requires_grad]
     averaged = list(
@@ -186,13 +201,10 @@ def fit(
         with torch.random.fork_rng(devices, enabled=random_network):
             if random_network:
                 torch.manual_seed(derive(config.seed, 2, n))
-            losses = diffusion_loss(
-                network, batch.images, batch.k, batch.noise, schedule, target, weights
-            )
-            loss = losses.mean()
-            loss.backward()
+            mean = loss(network, batch.images, batch.k, batch.noise, schedule).mean()
+            mean.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
-        value = loss.item()
+        value = mean.item()
         if not (math.isfinite(value) and math.isfinite(norm.item())):
             raise RunError(
                 f"the loss is no longer finite at step {n + 1}: try a lower lr or a longer warm-up"
