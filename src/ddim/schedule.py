@@ -9,6 +9,7 @@ Karras et al. (EDM) is ``rho = sigma / alpha`` here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -233,7 +234,7 @@ class Schedule:
         """Number of noising steps; nodes are 0..T."""
         return len(self.alpha) - 1
 
-    @property
+    @functools.cached_property
     def variance_preserving(self) -> bool:
         """Whether α² + σ² = 1 at every node."""
         return bool(np.allclose(self.alpha**2 + self.sigma**2, 1, rtol=0, atol=1e-9))
@@ -248,13 +249,13 @@ class Schedule:
         """β of the steps 1..T, shape (T,): 1 - ᾱ_k/ᾱ_{k-1}."""
         return 1 - (self.alpha[1:] / self.alpha[:-1]) ** 2
 
-    @property
+    @functools.cached_property
     def rho(self) -> Array:
         """ρ = σ/α, shape (T+1,); ∞ where α = 0."""
         with np.errstate(divide="ignore"):
             return self.sigma / self.alpha
 
-    @property
+    @functools.cached_property
     def lam(self) -> Array:
         """λ = log(α/σ), half the log signal-to-noise ratio, shape (T+1,); ∞ at node 0."""
         with np.errstate(divide="ignore"):
@@ -282,11 +283,9 @@ class Schedule:
         Raises:
             InputError: outside the finite λ of the nodes 1..T.
         """
-        finite = slice(1, self.T if self.alpha[-1] == 0 else self.T + 1)
-        lams, log_alphas = self.lam[finite], np.log(self.alpha[finite])
+        lams, log_alphas, nodes = self._finite
         if not lams[-1] - 1e-9 <= lam <= lams[0] + 1e-9:
             raise InputError(f"λ = {lam:g} is outside {lams[-1]:g}..{lams[0]:g}")
-        nodes = np.arange(1, len(lams) + 1)
         if self.variance_preserving:
             log_alpha = -0.5 * float(np.log1p(np.exp(-2 * lam)))
             k = float(np.interp(-log_alpha, -log_alphas, nodes))
@@ -296,6 +295,13 @@ class Schedule:
             k = float(np.interp(-lam, -lams, nodes))
         alpha = float(np.exp(log_alpha))
         return Level(alpha, alpha * float(np.exp(-lam)), k - 1)
+
+    @functools.cached_property
+    def _finite(self) -> tuple[Array, Array, Array]:
+        """λ, log α and k of the nodes from 1 on where λ is finite."""
+        finite = slice(1, self.T if self.alpha[-1] == 0 else self.T + 1)
+        lams = self.lam[finite]
+        return lams, np.log(self.alpha[finite]), np.arange(1.0, len(lams) + 1)
 
     def __repr__(self) -> str:
         parts = []

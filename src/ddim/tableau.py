@@ -100,46 +100,56 @@ class Tableau:
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        places = [(s.level, s.at) for s in self.initial] + [(r.level, r.at) for r in self.rows]
         for index, row in enumerate(self.rows, start=len(self.initial)):
-            self._check(index, row)
+            self._check(index, row, places)
         for index in self.returns:
-            if not 0 <= index < len(self.initial) + len(self.rows):
+            if not 0 <= index < len(places):
                 raise InputError(f"{self.method}: there is no state {index} to return")
 
-    def _check(self, index: int, row: Row) -> None:
-        terms = (*row.states, *row.x0, *row.eps)
-        numbers = [c for _, c in terms] + [row.noise, row.noise_max or 0.0]
-        if not all(map(math.isfinite, numbers)):
+    def _check(self, index: int, row: Row, places: list[tuple[Level, Level | None]]) -> None:
+        # Sums of the coefficients and of their sizes; there are thousands of rows to a table.
+        level = row.level
+        signal, signal_size = 0.0, level.alpha
+        carried, carried_size = 0.0, level.sigma + row.noise
+        for i, a in row.states:
+            if not 0 <= i < index:
+                raise InputError(f"{self.method}: state {index} reads one that is not there yet")
+            old = places[i][0]
+            signal += a * old.alpha
+            signal_size += abs(a) * old.alpha
+            carried += a * old.sigma
+            carried_size += abs(a) * old.sigma
+        for i, _ in (*row.x0, *row.eps):
+            if not 0 <= i < index:
+                raise InputError(f"{self.method}: state {index} reads one that is not there yet")
+            if places[i][1] is None:
+                raise InputError(
+                    f"{self.method}: state {index} reads a prediction that is never made"
+                )
+        for _, b in row.x0:
+            signal += b
+            signal_size += abs(b)
+        for _, c in row.eps:
+            carried += c
+            carried_size += abs(c)
+        if not math.isfinite(signal_size + carried_size + (row.noise_max or 0.0)):
             raise InputError(f"{self.method}: state {index} has a coefficient that is not finite")
-        if not all(0 <= i < index for i, _ in terms):
-            raise InputError(f"{self.method}: state {index} reads one that is not there yet")
-        if any(self.at(i) is None for i in row.needs):
-            raise InputError(f"{self.method}: state {index} reads a prediction that is never made")
-        signal = math.fsum(
-            [a * self.level(i).alpha for i, a in row.states] + [b for _, b in row.x0]
-        )
-        scale = math.fsum([abs(a) * self.level(i).alpha for i, a in row.states])
-        scale += math.fsum([abs(b) for _, b in row.x0]) + row.level.alpha
-        if abs(signal - row.level.alpha) > 1e-9 * scale:
+        if abs(signal - level.alpha) > 1e-9 * signal_size:
             raise InputError(
                 f"{self.method}: state {index} keeps {signal:.12g} of the signal, "
-                f"not α = {row.level.alpha:.12g}"
+                f"not α = {level.alpha:.12g}"
             )
         if not self.marginal:
             return
-        carried = math.fsum(
-            [a * self.level(i).sigma for i, a in row.states] + [c for _, c in row.eps]
-        )
-        scale = math.fsum([abs(a) * self.level(i).sigma for i, a in row.states])
-        scale += math.fsum([abs(c) for _, c in row.eps]) + row.noise + row.level.sigma
-        if carried < -1e-9 * scale:
+        if carried < -1e-9 * carried_size:
             raise InputError(
                 f"{self.method}: state {index} keeps {carried:.12g} of the noise, below 0"
             )
-        if abs(math.hypot(carried, row.noise) - row.level.sigma) > 1e-9 * scale:
+        if abs(math.hypot(carried, row.noise) - level.sigma) > 1e-9 * carried_size:
             raise InputError(
                 f"{self.method}: state {index} has noise {math.hypot(carried, row.noise):.12g}, "
-                f"not σ = {row.level.sigma:.12g}"
+                f"not σ = {level.sigma:.12g}"
             )
 
     def level(self, index: int) -> Level:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 
 import numpy as np
 import numpy.typing as npt
@@ -41,13 +41,18 @@ class Grid:
         """Number of steps."""
         return len(self.nodes) - 1
 
+    @functools.cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """The level of every node."""
+        return tuple(self.schedule.level(k) for k in self.nodes)
+
     def level(self, n: int) -> Level:
         """Level of the n-th node, n = 0 being the first of the integration."""
-        return self.schedule.level(self.nodes[n])
+        return self.levels[n]
 
     def seen(self, n: int) -> Level:
         """Where the network sees the n-th state: no network is called at node 0, but at node 1."""
-        return self.schedule.level(max(self.nodes[n], 1))
+        return self.levels[n] if self.nodes[n] else self.schedule.level(1)
 
     def finite(self, n: int) -> bool:
         """Whether λ and ρ are numbers at the n-th node."""
@@ -56,17 +61,26 @@ class Grid:
 
     def rho(self, n: int) -> float:
         """ρ = σ/α at the n-th node."""
-        level = self.level(n)
-        return level.sigma / level.alpha
+        return float(self.rhos[n])
 
     def lam(self, n: int) -> float:
         """λ = log(α/σ) at the n-th node."""
-        level = self.level(n)
-        return math.log(level.alpha) - math.log(level.sigma)
+        return float(self.lams[n])
+
+    @functools.cached_property
+    def rhos(self) -> Array:
+        """ρ at every node; ∞ where α = 0."""
+        return self.schedule.rho[list(self.nodes)]
+
+    @functools.cached_property
+    def lams(self) -> Array:
+        """λ at every node; ±∞ where σ or α is 0."""
+        return self.schedule.lam[list(self.nodes)]
 
     def history(self, n: int, order: int) -> list[int]:
         """The last ``order`` finite nodes up to the n-th, the newest first."""
-        return [j for j in range(n, -1, -1) if self.finite(j)][:order]
+        # All levels but the first and the last are finite.
+        return [j for j in range(n, max(-1, n - order - 1), -1) if self.finite(j)][:order]
 
     def order_at(self, n: int, order: int) -> int:
         """The order that step n → n+1 may have so near to the end.
@@ -116,24 +130,30 @@ class Grid:
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 
-def integrals(abscissae: Array, low: float, high: float, weight=np.ones_like, at=None) -> Array:
+def integrals(abscissae: Array, low: Array, high: Array, weight=np.ones_like, at=None) -> Array:
     """∫ ℓ_j(u(s))·w(s) ds from ``low`` to ``high`` for the Lagrange basis ℓ_j on ``abscissae``.
 
     Args:
-        abscissae: u of the points that the polynomial goes through, shape (J,).
-        low: where s begins.
-        high: where s ends.
-        weight: w, a function of an array.
-        at: u, a function of an array; s itself if None.
+        abscissae: u of the points that the polynomials go through, shape (R, J).
+        low: where s begins, shape (R,).
+        high: where s ends, shape (R,).
+        weight: w, a function of an array of shape (R, 24).
+        at: u, likewise; s itself if None.
 
     Returns:
-        shape (J,). Gauss-Legendre with 24 points: exact to rounding for what the builders need.
+        shape (R, J). Gauss-Legendre with 24 points: exact to rounding for what the builders need.
     """
-    s = low + (high - low) * (_POINTS + 1) / 2
+    half = ((high - low) / 2)[:, None]
+    s = low[:, None] + half * (_POINTS + 1)
     u = s if at is None else at(s)
-    basis = np.ones((len(abscissae), len(s)))
-    for j, centre in enumerate(abscissae):
-        for i, other in enumerate(abscissae):
+    weights = weight(s) * _WEIGHTS * half
+    count = abscissae.shape[1]
+    found = np.empty_like(abscissae)
+    for j in range(count):
+        basis = weights.copy()
+        for i in range(count):
             if i != j:
-                basis[j] *= (u - other) / (centre - other)
-    return (basis * (weight(s) * _WEIGHTS)).sum(axis=1) * (high - low) / 2
+                gap = (abscissae[:, j] - abscissae[:, i])[:, None]
+                basis *= (u - abscissae[:, i, None]) / gap
+        found[:, j] = basis.sum(axis=1)
+    return found

@@ -9,8 +9,11 @@ their history allows, and end with DDIM's jump to the data.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from ddim.errors import InputError, unknown
 from ddim.methods._grid import Array, Grid, integrals
@@ -19,6 +22,9 @@ from ddim.schedule import Schedule
 from ddim.tableau import Row, Tableau
 
 __all__ = ["deis", "dpmpp", "gradient_estimation", "plms", "sde_dpmpp", "unipc"]
+
+Histories = npt.NDArray[np.intp]
+"""Histories of R steps: the nodes whose outputs each reads, the newest first, shape (R, J)."""
 
 # Adams-Bashforth weights for equal steps.
 _ADAMS = {
@@ -38,10 +44,11 @@ def gradient_estimation(schedule: Schedule, nodes: Nodes, *, gamma: float = 2.0)
         raise InputError(f"gamma must be a number, not {gamma}")
     grid = Grid(schedule, nodes)
 
-    def weights(n: int, history: list[int]) -> Array:
-        return np.array([1.0] if len(history) == 1 else [gamma, 1 - gamma]) * _step(grid, n)
+    def weights(history: Histories) -> Array:
+        shares = np.array([1.0] if history.shape[1] == 1 else [gamma, 1 - gamma])
+        return np.outer(_steps(grid, history), shares)
 
-    return _eps_family(grid, "gradient-estimation", 2, weights, {"gamma": gamma})
+    return _family(grid, "gradient-estimation", "eps", 2, weights, {"gamma": gamma})
 
 
 def plms(schedule: Schedule, nodes: Nodes, *, order: int = 4) -> Tableau:
@@ -53,10 +60,10 @@ def plms(schedule: Schedule, nodes: Nodes, *, order: int = 4) -> Tableau:
     _check_order("plms", order, 4)
     grid = Grid(schedule, nodes)
 
-    def weights(n: int, history: list[int]) -> Array:
-        return np.array(_ADAMS[len(history)]) * _step(grid, n)
+    def weights(history: Histories) -> Array:
+        return np.outer(_steps(grid, history), _ADAMS[history.shape[1]])
 
-    return _eps_family(grid, "plms", order, weights, {"order": order})
+    return _family(grid, "plms", "eps", order, weights, {"order": order})
 
 
 def deis(schedule: Schedule, nodes: Nodes, *, order: int = 3, variable: str = "rho") -> Tableau:
@@ -76,14 +83,13 @@ def deis(schedule: Schedule, nodes: Nodes, *, order: int = 3, variable: str = "r
     grid = Grid(schedule, nodes)
     time = _time_of_rho(schedule) if variable == "t" else None
 
-    def weights(n: int, history: list[int]) -> Array:
-        low, high = grid.rho(n), grid.rho(n + 1)
-        rho = np.array([grid.rho(j) for j in history])
-        found = integrals(rho if time is None else time(rho), low, high, at=time)
+    def weights(history: Histories) -> Array:
+        rho, high = grid.rhos[history], grid.rhos[history[:, 0] + 1]
+        found = integrals(rho if time is None else time(rho), rho[:, 0], high, at=time)
         # The sum is Δρ exactly; what quadrature missed is spread in proportion.
-        return found * ((high - low) / found.sum())
+        return found * (_steps(grid, history) / found.sum(axis=1))[:, None]
 
-    return _eps_family(grid, "deis", order, weights, {"order": order, "variable": variable})
+    return _family(grid, "deis", "eps", order, weights, {"order": order, "variable": variable})
 
 
 def dpmpp(schedule: Schedule, nodes: Nodes, *, order: int = 2, form: str = "exact") -> Tableau:
@@ -104,36 +110,39 @@ def dpmpp(schedule: Schedule, nodes: Nodes, *, order: int = 2, form: str = "exac
         raise unknown("form", form, ("exact", "published"))
     grid = Grid(schedule, nodes)
 
-    def weights(n: int, history: list[int]) -> Array:
-        lams = np.array([grid.lam(j) for j in history])
-        target, h = grid.lam(n + 1), grid.lam(n + 1) - grid.lam(n)
-        alpha = grid.level(n + 1).alpha
-        total = -alpha * math.expm1(-h)
-        if len(history) == 1:
-            return np.array([total])
-        if len(history) == 2:
-            r = (lams[0] - lams[1]) / h
-            return total * np.array([1 + 1 / (2 * r), -1 / (2 * r)])
+    def weights(history: Histories) -> Array:
+        lams, target = grid.lams[history], grid.lams[history[:, 0] + 1]
+        h = target - lams[:, 0]
+        # The whole is 1 - e^{-h}, times α₊.
+        total = -np.expm1(-h)[:, None]
+        if history.shape[1] == 1:
+            return total
+        if history.shape[1] == 2:
+            half = (h / (2 * (lams[:, 0] - lams[:, 1])))[:, None]
+            return total * np.hstack([1 + half, -half])
         if form == "published":
-            return alpha * _published_third_order(h, lams)
+            return _published_third_order(h, lams)
         # σ₊·e^λ = α₊·e^{λ - λ₊}, which cannot overflow.
-        found = alpha * integrals(lams, lams[0], target, weight=lambda lam: np.exp(lam - target))
-        return found * (total / found.sum())
+        found = integrals(
+            lams, lams[:, 0], target, weight=lambda lam: np.exp(lam - target[:, None])
+        )
+        return found * (total / found.sum(axis=1, keepdims=True))
 
-    return _x0_family(grid, "dpmpp", order, weights, {"order": order, "form": form})
+    return _family(grid, "dpmpp", "x0", order, weights, {"order": order, "form": form})
 
 
-def _published_third_order(h: float, lams: Array) -> Array:
-    """Weights on the last three x0, divided by α₊, of the widely copied 3M."""
-    r0, r1 = (lams[0] - lams[1]) / h, (lams[1] - lams[2]) / h
-    first = np.array([1, -1, 0]) / r0
-    before = np.array([0, 1, -1]) / r1
+def _published_third_order(h: Array, lams: Array) -> Array:
+    """Weights on the last three x0, divided by α₊, of the widely copied 3M; shape (R, 3)."""
+    h = h[:, None]
+    r0, r1 = (lams[:, :1] - lams[:, 1:2]) / h, (lams[:, 1:2] - lams[:, 2:]) / h
+    first = np.array([[1, -1, 0]]) / r0
+    before = np.array([[0, 1, -1]]) / r1
     d1 = first + r0 / (r0 + r1) * (first - before)
     d2 = (first - before) / (r0 + r1)
-    phi1 = -math.expm1(-h)
+    phi1 = -np.expm1(-h)
     phi2 = -phi1 / h + 1
     phi3 = (-phi1 + h) / h**2 - 0.5
-    return phi1 * np.array([1, 0, 0]) + phi2 * d1 - phi3 * d2
+    return phi1 * np.array([[1, 0, 0]]) + phi2 * d1 - phi3 * d2
 
 
 def sde_dpmpp(schedule: Schedule, nodes: Nodes) -> Tableau:
@@ -190,61 +199,69 @@ def unipc(schedule: Schedule, nodes: Nodes, *, order: int = 2, variant: str = "b
     rows: list[Row] = []
     evaluated = {0: 0}  # node → the state that the network saw there
     corrected = 0
+    histories = _histories(grid, order)
+    found = _weights(histories, lambda history: _unipc_weights(grid, history, variant))
     for n in range(grid.steps):
-        history = grid.history(n, grid.order_at(n, order))
-        if not (history and history[0] == n and grid.finite(n + 1)):
+        if n not in found:
             rows.append(grid.first_order(n + 1, n, evaluated[n]))
             evaluated[n + 1] = corrected = len(rows)
             continue
-        carried = grid.level(n + 1).sigma / grid.level(n).sigma
-        base = corrected
-        predictor, corrector = _unipc_weights(grid, n, history, variant)
-        terms = tuple((evaluated[j], w) for j, w in zip(history, predictor, strict=True))
-        rows.append(grid.row(n + 1, states=((base, carried),), x0=terms))
+        alpha = grid.level(n + 1).alpha
+        carried = ((corrected, grid.level(n + 1).sigma / grid.level(n).sigma),)
+        points = [evaluated[j] for j in histories[n]]
+        predictor, corrector = found[n]
+        terms = tuple((j, alpha * w) for j, w in zip(points, predictor, strict=True))
+        rows.append(grid.row(n + 1, states=carried, x0=terms))
         evaluated[n + 1] = corrected = len(rows)
         # The last prediction is the result: to correct it would cost one more call.
         if n + 1 < grid.steps:
-            points = [evaluated[j] for j in history] + [evaluated[n + 1]]
-            terms = tuple(zip(points, corrector.tolist(), strict=True))
-            rows.append(grid.row(n + 1, states=((base, carried),), x0=terms, evaluated=False))
+            points.append(evaluated[n + 1])
+            terms = tuple((j, alpha * w) for j, w in zip(points, corrector, strict=True))
+            rows.append(grid.row(n + 1, states=carried, x0=terms, evaluated=False))
             corrected = len(rows)
     return grid.tableau("unipc", rows, {"order": order, "variant": variant})
 
 
-def _unipc_weights(grid: Grid, n: int, history: list[int], variant: str) -> tuple[Array, Array]:
-    """Weights of the predictor on the history, of the corrector on the history and the new one."""
-    alpha = grid.level(n + 1).alpha
-    lam, h = grid.lam(n), grid.lam(n + 1) - grid.lam(n)
-    p = len(history)
-    scale = math.expm1(-h) if variant == "bh2" else -h
-    g = math.expm1(-h) / -h - 1
+def _unipc_weights(grid: Grid, history: Histories, variant: str) -> tuple[Array, Array]:
+    """Weights of the predictor on the history, of the corrector on the history and the new one.
+
+    Shapes (R, J) and (R, J+1) for histories of shape (R, J); divided by α₊.
+    """
+    lams = grid.lams[history]
+    h = (grid.lams[history[:, 0] + 1] - lams[:, 0])[:, None]
+    p = history.shape[1]
+    scale = np.expm1(-h) if variant == "bh2" else -h
+    g = np.expm1(-h) / -h - 1
     moments = []
     for i in range(1, p + 1):
         moments.append(math.factorial(i) * g / scale)
         g = g / -h - 1 / math.factorial(i + 1)
-    b = np.array(moments)
-    r = np.array([(grid.lam(j) - lam) / h for j in history[1:]] + [1.0])
-    total = -alpha * math.expm1(-h)
+    b = np.hstack(moments)
+    r = np.hstack([(lams[:, 1:] - lams[:, :1]) / h, np.ones_like(h)])
+    total = -np.expm1(-h)
 
-    def weights(count: int, points: Array) -> Array:
-        """With ``count`` differences at ``points``: on D_n first, then on each of the others."""
+    def weights(points: Array) -> Array:
+        """With differences at the points: on D_n first, then on each of the others."""
+        count = points.shape[1]
         if count == 0:
-            return np.array([total])
-        powers = points[None, :] ** np.arange(count)[:, None]
-        a = np.linalg.solve(powers, b[:count]) if count > 1 else np.array([0.5])
-        others = -alpha * scale * a / points
-        return np.concatenate([[total - others.sum()], others])
+            return total
+        if count == 1:
+            a = np.full_like(points, 0.5)
+        else:
+            powers = points[:, None, :] ** np.arange(count)[None, :, None]
+            a = np.linalg.solve(powers, b[:, :count, None])[..., 0]
+        others = -scale * a / points
+        return np.hstack([total - others.sum(axis=1, keepdims=True), others])
 
-    predictor = weights(p - 1, r[:-1])
-    corrector = weights(p, r)
-    return predictor, corrector
+    return weights(r[:, :-1]), weights(r)
 
 
 # -- shared -------------------------------------------------------------------------------------
 
 
-def _step(grid: Grid, n: int) -> float:
-    return grid.rho(n + 1) - grid.rho(n)
+def _steps(grid: Grid, history: Histories) -> Array:
+    """Δρ of the steps that start at the newest of each history, shape (R,)."""
+    return grid.rhos[history[:, 0] + 1] - grid.rhos[history[:, 0]]
 
 
 def _check_order(method: str, order: int, largest: int) -> None:
@@ -257,33 +274,53 @@ def _falling(grid: Grid, method: str) -> None:
         raise InputError(f"{method} runs from noise to data: its nodes must fall")
 
 
-def _eps_family(
-    grid: Grid, method: str, order: int, weights, options: dict[str, object]
+def _histories(grid: Grid, order: int) -> dict[int, list[int]]:
+    """Step → the nodes whose outputs it reads, the newest first; without the first-order ones."""
+    found = {}
+    for n in range(grid.steps):
+        history = grid.history(n, grid.order_at(n, order))
+        if history and history[0] == n and grid.finite(n + 1):
+            found[n] = history
+    return found
+
+
+def _weights(
+    histories: dict[int, list[int]], compute: Callable[[Histories], tuple[Array, ...]]
+) -> dict[int, list[list[float]]]:
+    """Step → its weights, computed together for all steps with histories of one length."""
+    found = {}
+    for length in {len(history) for history in histories.values()}:
+        group = [n for n, history in histories.items() if len(history) == length]
+        parts = compute(np.array([histories[n] for n in group]))
+        for n, *rows in zip(group, *(part.tolist() for part in parts), strict=True):
+            found[n] = rows
+    return found
+
+
+def _family(
+    grid: Grid,
+    method: str,
+    kind: Literal["eps", "x0"],
+    order: int,
+    weights: Callable[[Histories], Array],
+    options: dict[str, object],
 ) -> Tableau:
+    """Rows (α₊/α)x + α₊·Σ weight·ε, or (σ₊/σ)x + α₊·Σ weight·x0."""
+    histories = _histories(grid, order)
+    found = _weights(histories, lambda history: (weights(history),))
     rows: list[Row] = []
     for n in range(grid.steps):
-        history = grid.history(n, grid.order_at(n, order))
-        if not (history and history[0] == n and grid.finite(n + 1)):
+        if n not in found:
             rows.append(grid.first_order(n + 1, n))
             continue
         source, target = grid.level(n), grid.level(n + 1)
-        terms = zip(history, (target.alpha * weights(n, history)).tolist(), strict=True)
-        carried = ((n, target.alpha / source.alpha),)
-        rows.append(grid.row(n + 1, states=carried, eps=tuple(terms)))
-    return grid.tableau(method, rows, options)
-
-
-def _x0_family(grid: Grid, method: str, order: int, weights, options: dict[str, object]) -> Tableau:
-    rows: list[Row] = []
-    for n in range(grid.steps):
-        history = grid.history(n, grid.order_at(n, order))
-        if not (history and history[0] == n and grid.finite(n + 1)):
-            rows.append(grid.first_order(n + 1, n))
-            continue
-        source, target = grid.level(n), grid.level(n + 1)
-        terms = zip(history, weights(n, history).tolist(), strict=True)
-        carried = ((n, target.sigma / source.sigma),)
-        rows.append(grid.row(n + 1, states=carried, x0=tuple(terms)))
+        terms = tuple((j, target.alpha * w) for j, w in zip(histories[n], found[n][0], strict=True))
+        if kind == "eps":
+            carried = ((n, target.alpha / source.alpha),)
+            rows.append(grid.row(n + 1, states=carried, eps=terms))
+        else:
+            carried = ((n, target.sigma / source.sigma),)
+            rows.append(grid.row(n + 1, states=carried, x0=terms))
     return grid.tableau(method, rows, options)
 
 

@@ -1,0 +1,84 @@
+"""What holds for every method, whatever the schedule, the steps and the network's target."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddim.denoiser import NetworkDenoiser
+from ddim.errors import InputError
+from ddim.integrate import final, integrate
+from ddim.methods import METHODS, make_tableau
+from ddim.nodes import NODES
+from ddim.noise import Noise
+from ddim.schedule import Schedule
+from ddim.target import Target
+
+SCHEDULES = {
+    "linear": lambda T: Schedule.linear(T, scaled=T >= 20),
+    "scaled-linear": lambda T: Schedule.scaled_linear(T),
+    "cosine": Schedule.cosine,
+    "sigmoid": Schedule.sigmoid,
+    "flow": Schedule.flow,
+    "zero terminal SNR": lambda T: Schedule.linear(T, scaled=T >= 20).rescaled_to_zero_snr(),
+}
+ORDERS = {"plms": 4, "deis": 3, "dpmpp": 3, "unipc": 3}
+FROM_SIGNAL = {"pf-euler", "obelm", "bdia", "edict"}  # these divide by α of every node
+CALLS_A_STEP = {"heun": 2, "dpm-solver-2": 2, "dpm-solver-3": 3, "edict": 2}
+
+
+def run(schedule, nodes, method, options, target):
+    tableau = make_tableau(schedule, nodes, method, **options)
+    denoiser = NetworkDenoiser(lambda x, t: torch.tanh(x), target)
+    noise = Noise(0, [0, 1], (3,), dtype=torch.float64)
+    (x,) = final(integrate(denoiser, tableau, noise(0), noise))
+    return tableau, x
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_finite_and_as_many_nodes_as_asked_for(method, data):
+    kind = data.draw(st.sampled_from(sorted(SCHEDULES)))
+    schedule = SCHEDULES[kind](data.draw(st.integers(4, 60)))
+    steps = data.draw(st.integers(1, schedule.T))
+    nodes = NODES[data.draw(st.sampled_from(sorted(NODES)))](schedule, steps)
+    nothing_left = schedule.alpha[-1] == 0
+    allowed = [t for t in Target if not (t is Target.EPS and nothing_left)]
+    target = data.draw(st.sampled_from(allowed))
+    options = {}
+    if method in ORDERS:
+        options["order"] = data.draw(st.integers(1, ORDERS[method]))
+    if method in FROM_SIGNAL and nothing_left:
+        with pytest.raises(InputError, match="0"):
+            make_tableau(schedule, nodes, method, **options)
+        return
+    tableau, x = run(schedule, nodes, method, options, target)
+    assert x.isfinite().all()
+    visited = [row.k for row in tableau.rows if row.k is not None]
+    assert {nodes[0], *visited} == set(nodes) or method == "restart"
+    assert tableau.level(tableau.returns[0])[:2] == (1.0, 0.0)
+    assert tableau.calls <= steps * CALLS_A_STEP.get(method, 1) or method == "restart"
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_number_of_steps(method):
+    """S = 1..T of a short schedule, with the method's own options."""
+    schedule = Schedule.linear(23, scaled=True)
+    for steps in range(1, 24):
+        _, x = run(schedule, NODES["uniform"](schedule, steps), method, {}, Target.EPS)
+        assert x.isfinite().all(), steps
+
+
+@pytest.mark.parametrize("method", sorted(ORDERS))
+def test_orders_that_are_not_there(method):
+    schedule = Schedule.linear(10)
+    for order in (0, ORDERS[method] + 1, -1):
+        with pytest.raises(InputError, match=f"orders 1 to {ORDERS[method]}, not {order}"):
+            make_tableau(schedule, (10, 5, 0), method, order=order)
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"ddim", "ddpm", "restart", "sde-dpmpp"}))
+def test_deterministic_methods_have_no_eta(method):
+    with pytest.raises(InputError, match="no option 'eta'"):
+        make_tableau(Schedule.linear(10), (10, 5, 0), method, eta=0.5)
