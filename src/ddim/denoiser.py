@@ -14,7 +14,16 @@ from ddim.nets import UNet
 from ddim.schedule import Level
 from ddim.target import Target
 
-__all__ = ["Clip", "Clipping", "Denoiser", "Guided", "NetworkDenoiser", "Prediction", "Threshold"]
+__all__ = [
+    "Clip",
+    "Clipping",
+    "Denoiser",
+    "Guided",
+    "Inpaint",
+    "NetworkDenoiser",
+    "Prediction",
+    "Threshold",
+]
 
 
 class Prediction(NamedTuple):
@@ -189,6 +198,27 @@ class Guided:
             torch.lerp(free.eps, given.eps, self.scale),
             given.var,
         )
+
+
+class Inpaint:
+    """Keep what is known of an image: x0 is replaced there, and eps recomputed.
+
+    In a deterministic sampler the known part moves in a straight line from its noise to the image,
+    and the network fits the rest to it. The last step lands on the known values exactly.
+
+    Args:
+        denoiser: what predicts the rest.
+        images: broadcastable against the states.
+        keep: truth values, likewise; true where the images are known.
+    """
+
+    def __init__(self, denoiser: Denoiser, images: Tensor, keep: Tensor) -> None:
+        self.denoiser, self.images, self.keep = denoiser, images, keep
+
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """Predict; see :class:`Denoiser`."""
+        prediction = self.denoiser(x, level)
+        return _with_x0(prediction, torch.where(self.keep, self.images, prediction.x0), x, level)
 
 
 def _with_x0(prediction: Prediction, x0: Tensor, x: Tensor, level: Level) -> Prediction:

@@ -1,4 +1,7 @@
-"""Drawing images: tiles of a fixed size through the loop, so that image i is always image i."""
+"""Tiles of a fixed size through the loop, from noise or from given states, forwards or backwards.
+
+The network always sees the same number of images at once, so image i is always image i.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,25 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ddim.denoiser import NetworkDenoiser
+from ddim.denoiser import Inpaint, NetworkDenoiser
 from ddim.errors import InputError
 from ddim.integrate import Step, integrate
 from ddim.methods import make_tableau
-from ddim.nodes import make_nodes
+from ddim.nodes import make_nodes, start_at
 from ddim.noise import Noise
 from ddim.pipeline import Pipeline
 from ddim.tableau import Tableau
 
-__all__ = ["Drawn", "default_tile", "generate", "sample"]
+__all__ = [
+    "Drawn",
+    "check_images",
+    "check_labels",
+    "default_tile",
+    "generate",
+    "noised",
+    "sample",
+    "tiles",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +40,18 @@ class Drawn:
     Attributes:
         indices: the images of the tile that were asked for; the rest of it is padding.
         step: the step; its states have ``tile`` images.
-        images: the tile's images, shape (len(indices), C, H, W) in [-1, 1], after its last step.
+        outputs: after the tile's last step all that the tableau returns, else nothing; each of
+            shape (len(indices), C, H, W).
     """
 
     indices: tuple[int, ...]
     step: Step
-    images: Tensor | None
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def images(self) -> Tensor | None:
+        """The tile's images in [-1, 1] after its last step: the first of the outputs."""
+        return self.outputs[0] if self.outputs else None
 
 
 def default_tile(shape: Sequence[int], device: torch.device) -> int:
@@ -48,6 +66,20 @@ def default_tile(shape: Sequence[int], device: torch.device) -> int:
     return max(1, min(512, 512 * 32 * 32 // pixels))
 
 
+def tiles(n: int, size: int) -> Iterator[tuple[list[int], int]]:
+    """Positions 0..n-1 in groups of ``size``, and how many of each are real.
+
+    The last group is filled up with its last position.
+
+    Example:
+        >>> list(tiles(5, 3))
+        [([0, 1, 2], 3), ([3, 4, 4], 2)]
+    """
+    for offset in range(0, n, size):
+        wanted = list(range(offset, min(offset + size, n)))
+        yield wanted + wanted[-1:] * (size - len(wanted)), len(wanted)
+
+
 def generate(
     pipeline: Pipeline,
     tableau: Tableau,
@@ -59,15 +91,17 @@ def generate(
     clip: bool | None = None,
     tile: int | None = None,
     dtype: torch.dtype = torch.float32,
+    start: Sequence[Tensor] | None = None,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[Drawn]:
-    """Draw images, yielding after every step of every tile.
+    """Run a tableau on images, yielding after every step of every tile.
 
-    Image i depends on the seed, i and its label alone, given equal ``tile``, device and threads:
-    the network always sees ``tile`` images, the last time filled up with padding.
+    Image i depends on the seed, i, its label and its start alone, given equal ``tile``, device and
+    threads: the network always sees ``tile`` images, the last time filled up with padding.
 
     Args:
         pipeline: the model.
-        tableau: the sampler.
+        tableau: the sampler, or the encoder or decoder of a codec.
         indices: which images of the seed, such as ``range(64)``.
         seed: of the noise.
         labels: one for each image, or None for a model without classes.
@@ -75,9 +109,13 @@ def generate(
         clip: clip x0 to [-1, 1]; None for the model's own habit.
         tile: images in one network call; None for :func:`default_tile`.
         dtype: of the states.
+        start: the tableau's initial states, each of shape (N, C, H, W); noise if None.
+        known: images, shape (N, C, H, W), and a mask that broadcasts against them, true where
+            they are to be kept: the rest is painted (see :class:`~ddim.Inpaint`).
 
     Raises:
-        InputError: numbers out of range, labels that do not fit; at once, before the first step.
+        InputError: numbers out of range, labels or images that do not fit; at once, before the
+            first step.
     """
     n = len(indices)
     if n < 1:
@@ -85,35 +123,97 @@ def generate(
     size = default_tile(pipeline.shape, pipeline.device) if tile is None else tile
     if size < 1:
         raise InputError(f"tile must be at least 1, not {size}")
-    label_tensor = _labels(pipeline, labels, n)
+    label_tensor = check_labels(pipeline, labels, n)
     pipeline.denoiser(label_tensor, guidance, clip)
     Noise(seed, indices, pipeline.shape)
+    if start is None and len(tableau.initial) != 1:
+        raise InputError(
+            f"{tableau.method} starts from {len(tableau.initial)} states, which must be given"
+        )
+    for states in start or ():
+        check_images(pipeline, states, n)
+    if known is not None:
+        check_images(pipeline, known[0], n)
+        _check_mask(known[1], known[0])
 
     def drawn() -> Iterator[Drawn]:
         device = pipeline.device
         network = NetworkDenoiser(pipeline.net, pipeline.target)
-        start = tableau.initial[0].level
-        spread = (start.alpha**2 + start.sigma**2) ** 0.5
-        for offset in range(0, n, size):
-            count = min(size, n - offset)
-            wanted = [*indices[offset : offset + count]]
-            padded = wanted + wanted[-1:] * (size - count)
-            noise = Noise(seed, padded, pipeline.shape, device, dtype)
-            tile_labels = None
-            if label_tensor is not None:
-                tile_labels = label_tensor[offset : offset + count]
-                padding = tile_labels[-1:].expand(size - count)
-                tile_labels = torch.cat([tile_labels, padding]).to(device)
-            denoiser = pipeline.denoiser(tile_labels, guidance, clip, network=network)
-            x = noise(0).mul_(spread)
+        level = tableau.initial[0].level
+        for positions, count in tiles(n, size):
+            noise = Noise(seed, [indices[i] for i in positions], pipeline.shape, device, dtype)
+            chosen = None if label_tensor is None else label_tensor[positions].to(device)
+            denoiser = pipeline.denoiser(chosen, guidance, clip, network=network)
+            if known is not None:
+                images, mask = (part.expand_as(known[0])[positions].to(device) for part in known)
+                denoiser = Inpaint(denoiser, images.to(dtype), mask)
+            if start is None:
+                x = [noise(0).mul_((level.alpha**2 + level.sigma**2) ** 0.5)]
+            else:
+                x = [states[positions].to(device, dtype) for states in start]
+            wanted = tuple(indices[i] for i in positions[:count])
             for step in integrate(denoiser, tableau, x, noise):
-                images = step.outputs[0][:count] if step.outputs else None
-                yield Drawn(tuple(wanted), step, images)
+                yield Drawn(wanted, step, tuple(output[:count] for output in step.outputs))
 
     return drawn()
 
 
-def _labels(pipeline: Pipeline, labels: Sequence[int] | None, n: int) -> Tensor | None:
+def noised(
+    pipeline: Pipeline, tableau: Tableau, images: Tensor, indices: Sequence[int], seed: int = 0
+) -> Tensor:
+    """Images at the level that a tableau starts from, α·x0 + σ·(the seed's noise of each).
+
+    Args:
+        pipeline: the model.
+        tableau: with one initial state.
+        images: shape (N, C, H, W) in [-1, 1].
+        indices: which images of the seed they are.
+        seed: of the noise.
+
+    Returns:
+        on the images' device, shape (N, C, H, W).
+
+    Raises:
+        InputError: images of another shape, or not finite.
+    """
+    check_images(pipeline, images, len(images))
+    level = tableau.initial[0].level
+    noise = Noise(seed, indices, pipeline.shape, pipeline.device, images.dtype)(0)
+    return level.alpha * images + level.sigma * noise.to(images.device)
+
+
+def check_images(pipeline: Pipeline, images: Tensor, n: int) -> None:
+    """Refuse images that the model could not have made.
+
+    Raises:
+        InputError: another number or shape, or values that are not finite.
+    """
+    if tuple(images.shape) != (n, *pipeline.shape):
+        raise InputError(
+            f"{pipeline.name} has images of shape {tuple(pipeline.shape)}: {n} of them have shape "
+            f"{(n, *pipeline.shape)}, not {tuple(images.shape)}"
+        )
+    if not images.is_floating_point() or not bool(images.isfinite().all()):
+        raise InputError("images must be finite floating-point numbers in [-1, 1]")
+
+
+def _check_mask(mask: Tensor, images: Tensor) -> None:
+    if mask.dtype is not torch.bool:
+        raise InputError(f"a mask is a tensor of truth values, not of {mask.dtype}")
+    try:
+        mask.expand_as(images)
+    except RuntimeError:
+        raise InputError(
+            f"a mask of shape {tuple(mask.shape)} does not fit images of {tuple(images.shape)}"
+        ) from None
+
+
+def check_labels(pipeline: Pipeline, labels: Sequence[int] | None, n: int) -> Tensor | None:
+    """Labels as a tensor of shape (n,).
+
+    Raises:
+        InputError: a model without classes, another number of labels, or one out of range.
+    """
     if labels is None:
         return None
     if pipeline.classes is None:
@@ -140,9 +240,17 @@ def sample(
     guidance: float = 1.0,
     clip: bool | None = None,
     tile: int | None = None,
+    images: Tensor | None = None,
+    strength: float | None = None,
+    mask: Tensor | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Draw images.
+    """Draw images, or edit given ones.
+
+    With ``images`` and ``strength`` they are noised to the level of the node nearest to
+    strength · T among the sampler's, and brought back from there (SDEdit, Meng et al. 2021,
+    https://arxiv.org/abs/2108.01073). With ``images`` and ``mask`` what the mask covers is painted
+    and the rest kept. The two can be combined.
 
     Args:
         pipeline: as :func:`ddim.load` returns it.
@@ -157,6 +265,9 @@ def sample(
         guidance: classifier-free guidance scale; 1 is none.
         clip: clip the predicted x0 to [-1, 1]; None for the model's own habit.
         tile: images in one network call.
+        images: what to edit, shape (n, C, H, W) in [-1, 1].
+        strength: in (0, 1]; how much of the way to noise the images go. 1 forgets them.
+        mask: of truth values, broadcasting against ``images``; true where they are to be painted.
         progress: show a bar on stderr.
 
     Returns:
@@ -176,8 +287,20 @@ def sample(
         labels = [i % pipeline.classes for i in range(n)]
     explicit = not isinstance(nodes, str)
     listed = make_nodes(pipeline.schedule, nodes, None if explicit else steps)
+    if images is None and not (strength is None and mask is None):
+        raise InputError("strength and mask need images to work on")
+    if images is not None and strength is None and mask is None:
+        raise InputError("images are edited by a strength, a mask, or both: give one")
+    if strength is not None:
+        listed = start_at(listed, strength, pipeline.schedule.T)
     options = {} if eta is None else {"eta": eta}
     tableau = make_tableau(pipeline.schedule, listed, method, **options)
+    start = known = None
+    if images is not None:
+        start = (
+            [noised(pipeline, tableau, images, range(n), seed)] if strength is not None else None
+        )
+        known = (images, ~mask) if mask is not None else None
     drawn = generate(
         pipeline,
         tableau,
@@ -187,6 +310,8 @@ def sample(
         guidance=guidance,
         clip=clip,
         tile=tile,
+        start=start,
+        known=known,
     )
     if progress:
         from tqdm import tqdm

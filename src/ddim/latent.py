@@ -1,4 +1,4 @@
-"""Images to latents and back.
+"""Images to latents and back, and between latents.
 
 A codec is an encoder and a decoder that belong together. All but one are tableaux, run by the one
 loop: the encoder of a reversible method is its table's inverse, exact to rounding for any network.
@@ -9,7 +9,8 @@ for the step's input.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from ddim.nodes import Nodes
 from ddim.schedule import Level, Schedule
 from ddim.tableau import Row, Tableau
 
-__all__ = ["CODECS", "Solved", "decoder", "encoder", "solve_encoding", "tensors_of"]
+__all__ = ["CODECS", "Solved", "decoder", "encoder", "slerp", "solve_encoding", "tensors_of"]
 
 CODECS = ("obelm", "ddim", "implicit", "edict", "bdia")
 """Codecs by name, the default first."""
@@ -100,6 +101,68 @@ def _known(codec: str) -> None:
         raise unknown("codec", codec, CODECS)
 
 
+def slerp(
+    a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor], share: float
+) -> tuple[Tensor, ...]:
+    """Spherical interpolation of latents (Shoemake 1985), image by image.
+
+    [sin((1 - s)θ)·a + sin(sθ)·b]/sin θ, θ being the angle between an image's two latents, taken as
+    vectors. Of a pair, both tensors are turned by the angle of the first, so that they stay
+    together. Parallel vectors are interpolated linearly; between opposite ones there is no one
+    way, and the one taken leads through the vector a with its elements' neighbours swapped and
+    every second sign turned, which is at a right angle to a.
+
+    Args:
+        a: one latent or the tensors of a pair, each of shape (N, *).
+        b: likewise.
+        share: s; 0 gives a, 1 gives b, and others extrapolate.
+
+    Returns:
+        as many tensors as were given. The angle is computed in float64, the rest in their dtype.
+
+    Raises:
+        InputError: shapes or numbers of tensors that differ.
+    """
+    first = (a,) if isinstance(a, Tensor) else tuple(a)
+    second = (b,) if isinstance(b, Tensor) else tuple(b)
+    if [x.shape for x in first] != [y.shape for y in second]:
+        raise InputError(
+            f"latents of shapes {[tuple(x.shape) for x in first]} and "
+            f"{[tuple(y.shape) for y in second]} cannot be interpolated"
+        )
+    shape = (-1,) + (1,) * (first[0].ndim - 1)
+    x, y = (z.double().flatten(1) for z in (first[0], second[0]))
+    nothing = torch.finfo(torch.float64).tiny
+    x = x / x.norm(dim=1, keepdim=True).clamp(min=nothing)
+    y = y / y.norm(dim=1, keepdim=True).clamp(min=nothing)
+    # Kahan's formula: accurate for small angles and for those near π.
+    angle = 2 * torch.atan2((x - y).norm(dim=1), (x + y).norm(dim=1))
+    sine = angle.sin()
+    # Below this the division would amplify rounding of the latents' own type.
+    flat = sine < torch.finfo(first[0].dtype).eps ** 0.5
+    safe = torch.where(flat, 1.0, sine)
+    left = torch.where(flat, 1 - share, ((1 - share) * angle).sin() / safe)
+    right = torch.where(flat, share, (share * angle).sin() / safe)
+    opposite = (flat & (angle > 1)).view(shape)
+    turn = math.pi * share
+
+    def mix(p: Tensor, q: Tensor) -> Tensor:
+        straight = left.to(p.dtype).view(shape) * p + right.to(p.dtype).view(shape) * q
+        around = math.cos(turn) * p + math.sin(turn) * _perpendicular(p)
+        return torch.where(opposite, around, straight)
+
+    return tuple(mix(p, q) for p, q in zip(first, second, strict=True))
+
+
+def _perpendicular(x: Tensor) -> Tensor:
+    """A vector of x's length at a right angle to x: (-x₁, x₀, -x₃, x₂, …); an odd last one is 0."""
+    flat = x.flatten(1)
+    even = flat.shape[1] // 2 * 2
+    out = torch.zeros_like(flat)
+    out[:, 0:even:2], out[:, 1:even:2] = -flat[:, 1:even:2], flat[:, 0:even:2]
+    return out.view_as(x)
+
+
 @dataclasses.dataclass(frozen=True)
 class Solved:
     """One step of DDIM solved for its input.
@@ -139,7 +202,7 @@ def solve_encoding(
         schedule: the noise schedule.
         nodes: falling, the last at least 1.
         x: the images, taken for states at the last node; shape (N, *).
-        tolerance: RMS of the residual at which a step is done; 30 units of rounding if None.
+        tolerance: RMS of the residual at which a step is done; 100 units of rounding if None.
         iterations: network calls a step, at most.
 
     Raises:
@@ -149,7 +212,7 @@ def solve_encoding(
         raise InputError("the implicit codec needs falling nodes that end at node 1 or above")
     if schedule.alpha[nodes[0]] == 0:
         raise InputError("nothing of the image is left where α = 0: encoding cannot end there")
-    tolerance = 30 * torch.finfo(x.dtype).eps if tolerance is None else tolerance
+    tolerance = 100 * torch.finfo(x.dtype).eps if tolerance is None else tolerance
     steps = len(nodes) - 1
     for index, n in enumerate(range(steps - 1, -1, -1)):
         source, target = schedule.level(nodes[n]), schedule.level(nodes[n + 1])
@@ -181,7 +244,11 @@ def _anderson(
     most: int,
     window: int = 8,
 ) -> tuple[Tensor, Tensor, int]:
-    """Anderson acceleration, image by image; keeps the best iterate of each."""
+    """Anderson acceleration, image by image.
+
+    Keeps the best iterate of each, up to the first that is good enough: what the others in the
+    batch still need changes nothing.
+    """
     shape = (-1,) + (1,) * (x.ndim - 1)
     best, best_residual = x, torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
     xs: list[Tensor] = []
@@ -189,7 +256,7 @@ def _anderson(
     for call in range(1, most + 1):
         change = g(x) - x
         residual = residual_of(change)
-        better = residual < best_residual
+        better = (residual < best_residual) & (best_residual > tolerance)
         best = torch.where(better.view(shape), x, best)
         best_residual = torch.where(better, residual, best_residual)
         if bool((best_residual <= tolerance).all()) or call == most:

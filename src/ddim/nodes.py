@@ -14,7 +14,7 @@ import numpy as np
 from ddim.errors import InputError, unknown
 from ddim.schedule import Schedule
 
-__all__ = ["NODES", "check_nodes", "log_snr", "make_nodes", "quadratic", "uniform"]
+__all__ = ["NODES", "check_nodes", "log_snr", "make_nodes", "quadratic", "start_at", "uniform"]
 
 Nodes = tuple[int, ...]
 
@@ -156,3 +156,24 @@ def make_nodes(
     if steps is not None and steps != len(listed) - 1:
         raise InputError(f"{len(listed)} nodes are {len(listed) - 1} steps, not {steps}")
     return listed
+
+
+def start_at(nodes: Nodes, strength: float, T: int) -> Nodes:
+    """The part of falling nodes that starts at the one nearest to strength · T.
+
+    At least one step is left.
+
+    Raises:
+        InputError: a strength outside (0, 1], or nodes that rise.
+
+    Example:
+        >>> start_at((500, 400, 300, 200, 100, 0), 0.5, 500)
+        (200, 100, 0)
+    """
+    if not 0 < strength <= 1:
+        raise InputError(f"strength must be in (0, 1], not {strength}")
+    if nodes[-1] > nodes[0]:
+        raise InputError("images are noised to a node and brought back along falling nodes")
+    # Of two that are as near, the lower one: it changes the images less.
+    first = min(reversed(nodes[:-1]), key=lambda k: abs(k - strength * T))
+    return nodes[nodes.index(first) :]

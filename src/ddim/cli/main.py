@@ -17,6 +17,12 @@ VERBS = {
     "demo": "500 DDPM steps beside 50, 20 and 10 DDIM steps, from the same network",
     "train": "train a model on images",
     "sample": "draw images from a model",
+    "compare": "draw the same latents in 5 to T steps, or by several methods, a row each",
+    "encode": "turn images into latents",
+    "decode": "turn latents back into images",
+    "reconstruct": "measure how well images survive encoding and decoding",
+    "interpolate": "walk between images, from latent to latent",
+    "convert": "turn a checkpoint of another program into a model folder",
     "inspect": "print and plot a schedule, its nodes and the sampler's table of numbers",
 }
 
@@ -29,7 +35,7 @@ def usage() -> str:
         [
             "usage: ddim VERB [OPTIONS]",
             "",
-            "Denoising diffusion implicit models: train, sample in any number of steps.",
+            "Denoising diffusion implicit models: train, sample in any number of steps, invert.",
             "",
             *lines,
             "",

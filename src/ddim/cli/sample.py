@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from ddim.cli.files import DataOptions, image_name, read_images, read_mask, write_images
 from ddim.cli.options import parse, read_toml
 from ddim.cli.report import bar, print_json, record
 from ddim.cli.sampler import SamplerOptions, make_sampler
 from ddim.errors import InputError
-from ddim.files import refuse_existing, write_bytes
+from ddim.files import refuse_existing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ __all__ = ["SampleOptions", "main"]
 
 @dataclasses.dataclass(frozen=True)
 class SampleOptions(SamplerOptions):
-    """Draw images from a model.
+    """Draw images from a model, or edit given ones.
 
     Image i of a seed is always the same image, whatever else is drawn with it. --output decides
     what is written: NAME.png is a grid, NAME.npz an array (N, H, W, C) of bytes, NAME.webp or
@@ -48,6 +48,14 @@ class SampleOptions(SamplerOptions):
     """Classifier-free guidance scale; 1 is none."""
     clip: bool | None = None
     """Clip the predicted x0 to [-1, 1]; None for the model's own habit."""
+    images: str | None = None
+    """Edit these, by --strength, --mask or both: a data set's name, an image, a folder, an .npz."""
+    data_root: str | None = None
+    """Where named data sets lie or are downloaded to."""
+    strength: float | None = None
+    """How much of the way to noise --images go before they come back, in (0, 1]."""
+    mask: str | None = None
+    """An image that is white where --images are to be painted anew and black where they stay."""
     output: str = "samples.png"
     """Where to write."""
     columns: int | None = None
@@ -94,14 +102,15 @@ def main(argv: Sequence[str]) -> int:
 
     import torch
 
-    from ddim.generate import default_tile, generate
+    from ddim.generate import default_tile, generate, noised
     from ddim.pipeline import load
     from ddim.train.run import pick_device, set_threads
 
     set_threads(options.threads)
     dtype = getattr(torch, options.dtype)
     pipeline = load(options.model, device=pick_device(options.device)).to(dtype=dtype)
-    nodes, tableau = make_sampler(options, pipeline.schedule, 50)
+    nodes, tableau = make_sampler(options, pipeline.schedule, 50, options.strength)
+    given, mask = _edited(options, pipeline)
     tile = default_tile(pipeline.shape, pipeline.device) if options.tile is None else options.tile
     labels = _labels(options, pipeline)
 
@@ -114,6 +123,9 @@ def main(argv: Sequence[str]) -> int:
         wanted = _missing(output, wanted, resolved)
     drawn: Iterator[Drawn] = iter(())
     if wanted:
+        noisy = None
+        if given is not None and options.strength is not None:
+            noisy = noised(pipeline, tableau, given[wanted], wanted, options.seed)
         drawn = generate(
             pipeline,
             tableau,
@@ -124,6 +136,8 @@ def main(argv: Sequence[str]) -> int:
             clip=options.clip,
             tile=tile,
             dtype=dtype,
+            start=None if noisy is None else [noisy],
+            known=None if given is None or mask is None else (given[wanted], ~mask),
         )
     if folder:
         output.mkdir(parents=True, exist_ok=True)
@@ -138,6 +152,9 @@ def main(argv: Sequence[str]) -> int:
     seconds = time.perf_counter() - start
     if not folder:
         record(output, "sample", resolved, model=pipeline.name)
+    steps = f"{len(nodes) - 1} steps"
+    if options.strength is not None:
+        steps = f"the last {len(tableau.rows)} rows of {steps}"
     calls = tableau.calls * (1 if options.guidance == 1 else 2)
     facts = {
         "output": str(output),
@@ -153,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
         print_json(facts)
     else:
         print(
-            f"{output}: {options.n} images by {tableau.method} in {len(nodes) - 1} steps, "
+            f"{output}: {options.n} images by {tableau.method} in {steps}, "
             f"{calls} network calls each, {seconds:.1f} s"
         )
     return 0
@@ -168,8 +185,19 @@ def _labels(options: SampleOptions, pipeline: Pipeline) -> list[int] | None:
     return [cycle[i % len(cycle)] for i in range(options.n)]
 
 
-def _name(index: int) -> str:
-    return f"{index:06d}.png"
+def _edited(options: SampleOptions, pipeline: Pipeline) -> tuple[Tensor | None, Tensor | None]:
+    """The images to edit, one for each that is asked for, and the mask."""
+    if options.images is None:
+        if options.strength is not None or options.mask is not None:
+            raise InputError("--strength and --mask need --images to work on")
+        return None, None
+    if options.strength is None and options.mask is None:
+        raise InputError("--images are edited by --strength, --mask or both: give one")
+    source = DataOptions(options.images, options.data_root)
+    found = read_images(source, pipeline, options.n, labelled=False)[0]
+    # Fewer images than asked for are taken in turn, each time with other noise.
+    given = found[[i % len(found) for i in range(options.n)]]
+    return given, None if options.mask is None else read_mask(Path(options.mask), pipeline)
 
 
 def _missing(output: Path, wanted: list[int], resolved: SampleOptions) -> list[int]:
@@ -186,7 +214,7 @@ def _missing(output: Path, wanted: list[int], resolved: SampleOptions) -> list[i
     begun = before.get("n")
     if isinstance(begun, int) and resolved.n < begun:
         raise InputError(f"{path} was begun with n = {begun}, which may grow but not shrink")
-    return [i for i in wanted if not (output / _name(i)).exists()]
+    return [i for i in wanted if not (output / image_name(i)).exists()]
 
 
 def _write(
@@ -201,7 +229,7 @@ def _write(
         for event in drawn:
             if event.images is not None:
                 for index, image in zip(event.indices, event.images.cpu(), strict=True):
-                    images.save_image(output / _name(index), image)
+                    images.save_image(output / image_name(index), image)
         return
     pixels: list[Tensor] = []
     frames: dict[int, list[Tensor]] = {}
@@ -214,22 +242,8 @@ def _write(
             )
         if event.images is not None:
             pixels.append(images.to_pixels(event.images.cpu()))
-    if kind == ".png":
-        images.save_image(output, torch.cat(pixels), options.columns)
-    elif kind == ".npz":
-        _save_npz(output, torch.cat(pixels), labels)
+    if kind in (".png", ".npz"):
+        write_images(output, torch.cat(pixels), options.columns, labels)
     else:
         grids = [images.grid(torch.cat(parts), options.columns) for parts in frames.values()]
         images.save_animation(output, grids)
-
-
-def _save_npz(output: Path, pixels: Tensor, labels: list[int] | None) -> None:
-    import numpy as np
-
-    buffer = io.BytesIO()
-    array = pixels.permute(0, 2, 3, 1).numpy()
-    if labels is None:
-        np.savez_compressed(buffer, images=array)
-    else:
-        np.savez_compressed(buffer, images=array, labels=np.asarray(labels))
-    write_bytes(output, buffer.getvalue())

@@ -4,16 +4,52 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddim.errors import InputError
 
 if TYPE_CHECKING:
     from ddim.nodes import Nodes
+    from ddim.pipeline import Pipeline
     from ddim.schedule import Schedule
     from ddim.tableau import Tableau
 
-__all__ = ["SamplerOptions", "make_sampler"]
+__all__ = ["RunOptions", "SamplerOptions", "make_sampler", "open_model"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How to run, for every verb that calls a network."""
+
+    tile: int | None = None
+    """Images in one network call; it decides the last bits. 1 is the mode of lowest latency."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads."""
+    force: bool = False
+    """Write over what is there."""
+    json: bool = False
+    """Print a JSON document."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def resolved(self, **values: object) -> Any:
+        """The same with values filled in, and without what decides nothing about the output."""
+        return dataclasses.replace(self, force=False, json=False, quiet=False, **values)  # pyright: ignore[reportArgumentType]
+
+
+def open_model(model: str, options: RunOptions, dtype: str = "float32") -> Pipeline:
+    """Load a model onto the device and in the precision that are asked for."""
+    import torch
+
+    from ddim.pipeline import load
+    from ddim.train.run import pick_device, set_threads
+
+    set_threads(options.threads)
+    if options.tile is not None and options.tile < 1:
+        raise InputError(f"--tile must be at least 1, not {options.tile}")
+    return load(model, device=pick_device(options.device)).to(dtype=getattr(torch, dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +71,20 @@ class SamplerOptions:
 
 
 def make_sampler(
-    options: SamplerOptions, schedule: Schedule, default_steps: int
+    options: SamplerOptions,
+    schedule: Schedule,
+    default_steps: int,
+    strength: float | None = None,
 ) -> tuple[Nodes, Tableau]:
     """The nodes and the tableau that the options ask for.
+
+    With a strength below 1 the tableau takes only the last part of the nodes.
 
     Raises:
         InputError: unknown names, numbers out of range, an option that the method does not have.
     """
     from ddim.methods import METHODS, make_tableau
-    from ddim.nodes import make_nodes
+    from ddim.nodes import make_nodes, start_at
 
     steps = options.steps
     if steps is None and not options.nodes[:1].isdigit():
@@ -58,7 +99,8 @@ def make_sampler(
             raise InputError(f"--option takes KEY=VALUE, not {item!r}")
         known = inspect.signature(builder).parameters if builder else {}
         chosen[key] = _value(key, text, known[key].default) if key in known else text
-    return nodes, make_tableau(schedule, nodes, options.method, **chosen)
+    taken = nodes if strength is None else start_at(nodes, strength, schedule.T)
+    return nodes, make_tableau(schedule, taken, options.method, **chosen)
 
 
 def _value(key: str, text: str, default: object) -> object:

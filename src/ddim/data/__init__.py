@@ -7,7 +7,7 @@ Pixels stay unsigned bytes here: their scaling to [-1, 1] is the business of who
 
 from ddim.data.base import ArrayData, ImageData
 from ddim.data.folder import FolderData
-from ddim.data.load import load_data
+from ddim.data.load import NoSuchSplitError, load_data
 from ddim.data.named import DATASETS
 
-__all__ = ["DATASETS", "ArrayData", "FolderData", "ImageData", "load_data"]
+__all__ = ["DATASETS", "ArrayData", "FolderData", "ImageData", "NoSuchSplitError", "load_data"]

@@ -19,9 +19,9 @@ from ddim.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FolderData"]
+__all__ = ["SUFFIXES", "FolderData"]
 
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 _MODES = {1: "L", 3: "RGB"}
 # Pillow converts these to 8 bits by clipping at 255, which would turn most pixels white.
 _DEEP_MODES = ("I", "F")
@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FolderData:
-    """A folder of images, searched with its subfolders and sorted by relative path.
+    """A folder of images, searched with its subfolders and sorted by relative path; or one image.
 
     An image is turned upright as its EXIF orientation says, converted to RGB or greyscale, and its
     central square resized to `size` x `size` with an antialiased bicubic filter; transparency is
@@ -42,7 +42,7 @@ class FolderData:
 
     Arguments:
         name: What the set is called.
-        root: The folder.
+        root: The folder, or the image's file.
         size: Height and width of the images given out, in pixels.
         channels: 3 for RGB, 1 for greyscale.
 
@@ -68,9 +68,11 @@ class FolderData:
         files = _find_images(self.root)
         if not files:
             raise InputError(
-                f"{self.root} holds no images ({', '.join(sorted(_SUFFIXES))}, in any subfolder)"
+                f"{self.root} holds no images ({', '.join(sorted(SUFFIXES))}, in any subfolder)"
             )
-        names, targets = _find_classes([file.relative_to(self.root) for file in files])
+        names, targets = None, None
+        if self.root.is_dir():
+            names, targets = _find_classes([file.relative_to(self.root) for file in files])
         object.__setattr__(self, "files", files)
         object.__setattr__(self, "class_names", names)
         object.__setattr__(self, "targets", targets)
@@ -108,13 +110,15 @@ class FolderData:
 
 
 def _find_images(root: Path) -> tuple[Path, ...]:
+    if not root.is_dir():
+        return (root,)
     found: list[Path] = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         found += [
             Path(folder, name)
             for name in names
-            if Path(name).suffix.lower() in _SUFFIXES and not name.startswith(".")
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
         ]
     return tuple(sorted(found, key=lambda path: path.relative_to(root).as_posix()))
 

@@ -6,16 +6,20 @@ from pathlib import Path
 
 from ddim.data.base import ArrayData, ImageData
 from ddim.data.cifar import find_cifar, load_cifar
-from ddim.data.folder import FolderData
+from ddim.data.folder import SUFFIXES, FolderData
 from ddim.data.idx import SPLIT_PREFIX, find_idx, find_labels, load_idx, plain_name
 from ddim.data.named import ALIASES, DATASETS, data_root, load_named
 from ddim.data.npz import load_npz
 from ddim.errors import InputError, unknown
 
-__all__ = ["load_data"]
+__all__ = ["NoSuchSplitError", "load_data"]
 
 _SPLITS = ("train", "test")
 _VALIDATION = frozenset({"val", "valid", "validation"})
+
+
+class NoSuchSplitError(InputError):
+    """The images are there, but not parted into the one that was asked for."""
 
 
 def load_data(
@@ -32,13 +36,13 @@ def load_data(
     Arguments:
         source: A name (``mnist``, ``fashion-mnist`` or ``fashion``, ``cifar10``, ``digits``; a
             folder of the same name is ``./mnist``), or a path: a folder of MNIST's IDX files, of
-            CIFAR-10's binary files or of images, an ``.npz`` file, or a file of IDX images, whose
-            labels are taken from the file beside it that is named alike.
+            CIFAR-10's binary files or of images, an ``.npz`` file, one image, or a file of IDX
+            images, whose labels are taken from the file beside it that is named alike.
         split: ``train`` or ``test``. A folder of images is split by its subfolders ``train`` and
             ``test``; without them, all of it is for training, as a single file is.
-        size: Height and width in pixels. A folder of images is resized to it (64 if None);
+        size: Height and width in pixels. Image files are resized to it (64 if None);
             elsewhere it must be what the images have.
-        channels: Number of channels, 1 or 3. A folder of images is converted to it (3 if None);
+        channels: Number of channels, 1 or 3. Image files are converted to it (3 if None);
             elsewhere it must be what the images have.
         root: Where named sets are kept; ``DDIM_DATA`` or ``~/.cache/ddim/data`` if None.
         download: Whether a named set that is not there may be downloaded.
@@ -59,22 +63,22 @@ def load_data(
         raise InputError(
             f"{unknown('data', source, DATASETS)}; nor is there a file or folder of that name"
         )
-    if not path.is_dir():
-        return _require(_load_file(path, split), size, channels)
-    data = _load_array_folder(path, split)
+    if not path.is_dir() and split != "train":
+        raise NoSuchSplitError(f"{path} is a single file and has no {split} split: give another")
+    if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
+        return _require(_load_file(path), size, channels)
+    data = _load_array_folder(path, split) if path.is_dir() else None
     if data is not None:
         return _require(data, size, channels)
     return FolderData(
         _name(path),
-        _image_folder(path, split),
+        _image_folder(path, split) if path.is_dir() else path,
         64 if size is None else size,
         3 if channels is None else channels,
     )
 
 
-def _load_file(path: Path, split: str) -> ArrayData:
-    if split != "train":
-        raise InputError(f"{path} is a single file and has no {split} split: give another file")
+def _load_file(path: Path) -> ArrayData:
     if path.suffix.lower() == ".npz":
         return load_npz(path)
     return load_idx(plain_name(path), path, find_labels(path))
@@ -87,7 +91,9 @@ def _load_array_folder(folder: Path, split: str) -> ArrayData | None:
     if any(found.values()):
         images = found[split]
         if images is None:
-            raise InputError(f"{folder} has no {split} split: {stems[split]}[.gz] is not in it")
+            raise NoSuchSplitError(
+                f"{folder} has no {split} split: {stems[split]}[.gz] is not in it"
+            )
         return load_idx(_name(folder), images, find_labels(images))
     cifar = find_cifar(folder)
     return None if cifar is None else load_cifar(_name(folder), cifar, split)
@@ -100,10 +106,12 @@ def _image_folder(folder: Path, split: str) -> Path:
     is_split = names >= set(_SPLITS) or names <= {*_SPLITS, *_VALIDATION}
     if names.isdisjoint(_SPLITS) or not is_split:
         if split != "train":
-            raise InputError(f"{folder} has no {split} split: there is no subfolder {split!r}")
+            raise NoSuchSplitError(
+                f"{folder} has no {split} split: there is no subfolder {split!r}"
+            )
         return folder
     if split not in names:
-        raise InputError(f"{folder} has no {split} split: its subfolders are {sorted(names)}")
+        raise NoSuchSplitError(f"{folder} has no {split} split: its subfolders are {sorted(names)}")
     return folder / split
 
 

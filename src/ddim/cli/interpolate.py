@@ -1,0 +1,180 @@
+"""``ddim interpolate``: from image to image, through their latents."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ddim.cli.files import DataOptions, read_images
+from ddim.cli.options import parse
+from ddim.cli.report import print_json, record
+from ddim.cli.sampler import RunOptions, open_model
+from ddim.errors import InputError
+from ddim.files import refuse_existing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddim.codec import Latents
+    from ddim.pipeline import Pipeline
+
+__all__ = ["InterpolateOptions", "main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class InterpolateOptions(RunOptions, DataOptions):
+    """Interpolate between latents on the sphere, and decode (the paper's figure 6).
+
+    --between names two images for a line or four for a square (top left, top right, bottom left,
+    bottom right): of those that `ddim sample --seed` draws, or with --data real images, which are
+    encoded first, or with --latents images encoded before. --output NAME.png is a picture,
+    NAME.webp or NAME.gif an animation: along the line, or row by row through the square.
+    """
+
+    data: str = ""
+    """Interpolate between images of this: a data set's name, an image, a folder, an .npz."""
+    model: str = "mnist"
+    """A shipped model's name, a model folder, a training run or its checkpoint."""
+    between: tuple[int, ...] = (0, 1)
+    """Two images, or four."""
+    frames: int = 11
+    """Images along a side, the ends included."""
+    seed: int = 0
+    """Seed of the noise, for drawn images."""
+    latents: str | None = None
+    """A file that `ddim encode` wrote."""
+    codec: str | None = None
+    """ddim if not given: its one latent interpolates most cleanly. implicit, obelm, edict, bdia."""
+    steps: int | None = None
+    """Steps, from 1 to T; 50 if neither this nor a list of nodes is given."""
+    nodes: str = "uniform"
+    """Where the steps stop: uniform, quadratic, log-snr, or a falling list like 500,250,0."""
+    labels: tuple[int, ...] = ()
+    """For drawn images of a class-conditional model, the class of each of --between."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the network and of the latents."""
+    output: str = "interpolation.png"
+    """The file."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; see :class:`InterpolateOptions`."""
+    options = parse(InterpolateOptions, "interpolate", argv)
+    output = Path(options.output)
+    kind = output.suffix.lower()
+    if kind not in (".png", ".webp", ".gif"):
+        raise InputError(f"--output is a .png, .webp or .gif file, not {output.name}")
+    if options.frames < 2:
+        raise InputError(f"--frames must be at least 2, the two ends, not {options.frames}")
+    if options.latents is not None and (options.data or options.codec or options.labels):
+        raise InputError(
+            "--latents says all about its images: --data, --codec, --labels do not fit"
+        )
+    if len(options.between) not in (2, 4):
+        raise InputError(f"--between takes 2 images or 4, not {len(options.between)}")
+    refuse_existing(output, force=options.force)
+
+    from ddim import images
+    from ddim.codec import Latents, decode, interpolate
+
+    start = time.perf_counter()
+    if options.latents is not None:
+        latents = Latents.load(options.latents)
+        dtype = str(latents.dtype).removeprefix("torch.")
+        pipeline, corners = open_model(options.model, options, dtype), list(options.between)
+        latents.check(pipeline)
+    else:
+        pipeline = open_model(options.model, options, options.dtype)
+        latents = _latents(options, pipeline)
+        corners = list(range(len(options.between)))
+    if options.tile is not None:
+        latents = dataclasses.replace(latents, tile=options.tile)
+    shares = [i / (options.frames - 1) for i in range(options.frames)]
+    between = interpolate(latents, corners, shares)
+    pixels = images.to_pixels(decode(pipeline, between, progress=not options.quiet))
+    if kind == ".png":
+        images.save_image(output, pixels, options.frames)
+    else:
+        images.save_animation(output, _there_and_back(pixels, options.frames))
+    seconds = time.perf_counter() - start
+    record(output, "interpolate", options.resolved(tile=latents.tile), model=pipeline.name)
+    facts = {
+        "output": str(output),
+        "images": len(between),
+        "codec": between.codec,
+        "steps": len(between.nodes) - 1,
+        "seconds": round(seconds, 3),
+        "unsolved": latents.unsolved,
+    }
+    if options.json:
+        print_json(facts)
+    else:
+        print(
+            f"{output}: {len(between)} images between {', '.join(map(str, options.between))} by "
+            f"{between.codec} in {facts['steps']} steps, {seconds:.1f} s"
+        )
+        if latents.unsolved:
+            print(f"the encoding did not converge on {len(latents.unsolved)} of the images")
+    return 0
+
+
+def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
+    """Latents of the images that are named, in their order."""
+    import torch
+
+    from ddim.codec import Latents, codec_nodes, encode
+    from ddim.generate import default_tile
+    from ddim.noise import Noise
+
+    codec = options.codec or "ddim"
+    explicit = options.nodes[:1].isdigit()
+    steps = options.steps or (None if explicit else min(50, pipeline.schedule.T))
+    tile = options.tile or default_tile(pipeline.shape, pipeline.device)
+    dtype = getattr(torch, options.dtype)
+    if options.data:
+        images, labels = read_images(options, pipeline, list(options.between))
+        return encode(
+            pipeline,
+            images,
+            steps=steps,
+            codec=codec,
+            nodes=options.nodes,
+            labels=labels,
+            tile=tile,
+            dtype=dtype,
+            progress=not options.quiet,
+        )
+    if codec != "ddim":
+        raise InputError("images that are drawn have one latent, which is of the codec ddim")
+    labels = None
+    if pipeline.classes is not None:
+        if len(options.labels) not in (1, len(options.between)):
+            raise InputError(
+                f"{pipeline.name} is class-conditional: give --labels, one or one for each corner"
+            )
+        labels = options.labels * (len(options.between) // len(options.labels))
+    elif options.labels:
+        raise InputError(f"{pipeline.name} has no classes: --labels means nothing to it")
+    nodes = codec_nodes(pipeline, codec, options.nodes, steps)
+    level = pipeline.schedule.level(nodes[0])
+    spread = (level.alpha**2 + level.sigma**2) ** 0.5
+    noise = Noise(options.seed, options.between, pipeline.shape, pipeline.device, dtype)(0)
+    return Latents(
+        ((spread * noise).cpu(),),
+        codec,
+        nodes,
+        pipeline.name,
+        pipeline.identity,
+        tile,
+        labels,
+    )
+
+
+def _there_and_back(pixels: Tensor, frames: int) -> list[Tensor]:
+    """Along a line; or through a square, every second row from right to left."""
+    rows = [pixels[i : i + frames] for i in range(0, len(pixels), frames)]
+    path = [image for n, row in enumerate(rows) for image in (row.flip(0) if n % 2 else row)]
+    return [*path, *path[-2::-1]]

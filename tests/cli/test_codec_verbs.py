@@ -1,0 +1,259 @@
+"""encode, decode, reconstruct, interpolate, compare, and editing with sample."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddim.codec import Latents
+from ddim.data import load_data
+
+
+@pytest.fixture
+def encoded(ddim, tiny, noise_data):
+    """Run ``ddim encode`` on a few images, with options, into l.safetensors."""
+
+    def run(*options):
+        common = ("--model", tiny, "--data", noise_data, "-n", 5, "--steps", 6, "--quiet")
+        return ddim("encode", *common, "--output", "l.safetensors", *options)
+
+    return run
+
+
+def opened(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def originals(noise_data, count):
+    import torch
+
+    return load_data(str(noise_data)).batch(torch.arange(count)).permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize("codec", ["obelm", "edict", "bdia"])
+def test_there_and_back(ddim, encoded, tiny, noise_data, codec):
+    answer = encoded("--codec", codec, "--dtype", "float64")
+    assert answer.status == 0, answer.err
+    assert f"5 images by {codec} in 6 steps" in answer.out
+    back = ddim("decode", "--model", tiny, "-l", "l.safetensors", "--output", "d.npz", "--quiet")
+    assert back.status == 0, back.err
+    with np.load("d.npz") as file:
+        assert (file["images"] == originals(noise_data, 5)).all()
+
+
+def test_records_say_what_was_run(encoded, ddim, tiny):
+    encoded()
+    text = Path("l.run.toml").read_text(encoding="utf-8")
+    assert "steps = 6" in text and "tile = 8" in text and "identity: " in text
+    again = ddim("encode", "--config", "l.run.toml", "--force", "--quiet")
+    assert again.status == 0, again.err
+
+
+def test_implicit_reports_every_image_and_fails(encoded):
+    answer = encoded("--codec", "implicit", "--steps", "2", "--json")
+    facts = json.loads(answer.out)
+    assert len(facts["residual"]) == 5
+    assert answer.status == (1 if facts["unsolved"] else 0)
+    if facts["unsolved"]:
+        assert f"{len(facts['unsolved'])} of 5 images did not converge" in answer.err
+    assert Latents.load("l.safetensors").unsolved == facts["unsolved"]
+
+
+def test_the_wrong_model_is_an_error(encoded, fails, conditional):
+    encoded()
+    fails(2, "of the model tiny", "decode", "--model", conditional, "-l", "l.safetensors")
+
+
+def test_what_encode_and_decode_refuse(encoded, fails, tiny, noise_data):
+    encode = ("encode", "--model", tiny, "--data", noise_data)
+    fails(2, "cannot be undone", *encode, "--clip", "True")
+    fails(2, "obelm", *encode, "--codec", "obelmm")
+    fails(2, "at least 2 steps", *encode, "--steps", 1)
+    fails(2, "safetensors", *encode, "--output", "x.png")
+    fails(2, "-n", *encode, "-n", 0)
+    fails(2, "tile", *encode, "--tile", 0)
+    fails(2, "no file", "decode", "--model", tiny, "-l", "nothing.safetensors")
+    encoded()
+    fails(2, "exists already", *encode, "--output", "l.safetensors")
+    fails(2, "png", "decode", "--model", tiny, "-l", "l.safetensors", "--output", "x.jpg")
+
+
+def test_data_of_another_shape(fails, tiny, tmp_path):
+    np.savez(tmp_path / "big.npz", images=np.zeros((2, 16, 16), np.uint8))
+    fails(2, "16 x 16", "encode", "--model", tiny, "--data", tmp_path / "big.npz")
+
+
+def test_labels_come_with_the_data(ddim, conditional, noise_data, fails, tmp_path):
+    common = ("--model", conditional, "--steps", 4, "--quiet")
+    answer = ddim("encode", *common, "--data", noise_data, "-n", 4)
+    assert answer.status == 0, answer.err
+    assert Latents.load("latents.safetensors").labels == (0, 1, 2, 0)
+    edited = ddim("decode", "--model", conditional, "--labels", 1, "--guidance", 2, "--quiet")
+    assert edited.status == 0, edited.err
+    np.savez(tmp_path / "bare.npz", images=np.zeros((2, 8, 8), np.uint8))
+    fails(2, "no labels", "encode", *common, "--data", tmp_path / "bare.npz", "--force")
+
+
+def test_reconstruct(ddim, tiny, noise_data):
+    arguments = ("--model", tiny, "--data", noise_data, "-n", 3, "--steps", 4, 8, "--quiet")
+    answer = ddim(
+        "reconstruct", *arguments, "--codecs", "ddim", "obelm", "--dtypes", "float32", "float64"
+    )
+    assert answer.status == 0, answer.err
+    rows = json.loads(Path("reconstruct/errors.json").read_text(encoding="utf-8"))
+    assert list(rows) == [
+        f"{c} {d} {s}" for c in ("ddim", "obelm") for d in ("float32", "float64") for s in (4, 8)
+    ]
+    assert rows["obelm float64 8"]["max"] < 1e-11 < rows["ddim float64 8"]["max"]
+    assert rows["obelm float64 8"]["calls"] == 15
+    for name in ("errors.png", "images.png"):
+        assert opened(f"reconstruct/{name}").size
+    assert Path("reconstruct/errors.md").read_text(encoding="utf-8").count("\n") == 10
+    # Resumed with one more codec, it measures that alone.
+    rows["obelm float64 8"]["seconds"] = -1
+    Path("reconstruct/errors.json").write_text(json.dumps(rows), encoding="utf-8")
+    more = ddim(
+        *("reconstruct", *arguments, "--codecs", "obelm", "edict", "--dtypes", "float64"),
+        *("--resume", "--json"),
+    )
+    assert more.status == 0, more.err
+    found = {(r["codec"], r["steps"]): r for r in json.loads(more.out)["rows"]}
+    assert found["obelm", 8]["seconds"] == -1
+    assert found["edict", 8]["amplification"] == pytest.approx(0.93**-16)
+    other = ddim("reconstruct", *arguments, "--resume", "--nodes", "quadratic")
+    assert other.status == 2 and "was begun with nodes = uniform" in other.err
+
+
+def test_reconstruct_reports_what_did_not_converge(ddim, tiny, noise_data):
+    answer = ddim(
+        *("reconstruct", "--model", tiny, "--data", noise_data, "-n", 3, "--steps", 2),
+        *("--codecs", "implicit", "--quiet", "--json"),
+    )
+    (row,) = json.loads(answer.out)["rows"]
+    assert len(row["residuals"]) == 3
+    assert row["converged"] == pytest.approx(1 - len(row["unsolved"]) / 3)
+    assert answer.status == (1 if row["unsolved"] else 0)
+
+
+def test_what_reconstruct_refuses(fails, tiny, noise_data):
+    common = ("reconstruct", "--model", tiny, "--data", noise_data)
+    fails(2, "T = 20", *common, "--steps", 21)
+    fails(2, "float16", *common, "--dtypes", "float16")
+    fails(2, "did you mean 'bdia'", *common, "--codecs", "bdai")
+
+
+def test_interpolate_drawn_images(ddim, tiny):
+    drawn = ddim("sample", "--model", tiny, "-n", 4, "--steps", 5, "--output", "s.npz", "--quiet")
+    assert drawn.status == 0
+    answer = ddim(
+        *("interpolate", "--model", tiny, "--between", 0, 3, "--frames", 5, "--steps", 5),
+        "--quiet",
+    )
+    assert answer.status == 0, answer.err
+    # 5 images of 8 pixels, 2 between them; the ends are the images that sample draws.
+    line = opened("interpolation.png")
+    assert line.shape == (8, 48)
+    with np.load("s.npz") as file:
+        assert abs(line[:, :8].astype(int) - file["images"][0, ..., 0]).max() <= 1
+        assert abs(line[:, -8:].astype(int) - file["images"][3, ..., 0]).max() <= 1
+
+
+def test_interpolate_real_and_encoded_images(ddim, tiny, noise_data, encoded):
+    square = ddim(
+        *("interpolate", "--model", tiny, "--data", noise_data, "--between", 0, 1, 2, 3),
+        *("--frames", 3, "--steps", 5, "--codec", "obelm", "--quiet", "--output", "q.png"),
+    )
+    assert square.status == 0, square.err
+    picture = opened("q.png").astype(int)
+    assert picture.shape == (28, 28)
+    assert abs(picture[:8, :8] - originals(noise_data, 1)[0, ..., 0]).max() <= 1
+    encoded()
+    moving = ddim(
+        *("interpolate", "--model", tiny, "--latents", "l.safetensors", "--between", 4, 0),
+        *("--frames", 4, "--quiet", "--output", "m.webp"),
+    )
+    assert moving.status == 0, moving.err
+    with Image.open("m.webp") as animation:
+        assert animation.n_frames == 7  # there and back
+
+
+def test_what_interpolate_refuses(fails, tiny, conditional, noise_data, encoded):
+    common = ("interpolate", "--model", tiny)
+    fails(2, "2 images or 4", *common, "--between", 0, 1, 2)
+    fails(2, "at least 2", *common, "--frames", 1)
+    fails(2, "png", *common, "--output", "x.npz")
+    fails(2, "no image 77", *common, "--data", noise_data, "--between", 0, 77)
+    fails(2, "one latent", *common, "--codec", "obelm")
+    fails(2, "class-conditional", "interpolate", "--model", conditional)
+    encoded()
+    fails(2, "no image 9", *common, "--latents", "l.safetensors", "--between", 0, 9)
+    fails(2, "do not fit", *common, "--latents", "l.safetensors", "--codec", "ddim")
+
+
+def test_compare(ddim, tiny, fails):
+    answer = ddim(
+        *("compare", "--model", tiny, "-n", 3, "--steps", 2, 5, 500, "--quiet", "--json"),
+        *("--methods", "ddim", "dpmpp:order=3", "ddpm"),
+    )
+    assert answer.status == 0, answer.err
+    rows = json.loads(answer.out)["rows"]
+    assert [r["network calls"] for r in rows] == [2, 5, 20] * 3
+    assert rows[2]["RMS"] == 0 < rows[0]["RMS"]
+    assert opened("comparison.png").ndim == 3
+    fails(2, "family", "compare", "--model", tiny, "--nodes", "20,10,0", "--force")
+    fails(2, "did you mean 'ddim'", "compare", "--model", tiny, "--methods", "dimm", "--force")
+
+
+def test_editing_by_strength(ddim, tiny, noise_data):
+    common = ("sample", "--model", tiny, "--images", noise_data, "-n", 3, "--steps", 10, "--quiet")
+    near = ddim(*common, "--strength", 0.1, "--output", "near.npz")
+    assert near.status == 0 and "the last 1 rows of 10 steps, 1 network calls" in near.out
+    far = ddim(*common, "--strength", 1.0, "--output", "far.npz")
+    assert far.status == 0, far.err
+    before = originals(noise_data, 3).astype(int)
+    with np.load("near.npz") as a, np.load("far.npz") as b:
+        change = [abs(x["images"].astype(int) - before).mean() for x in (a, b)]
+    assert change[0] < change[1]
+
+
+def test_editing_by_mask(ddim, tiny, noise_data):
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 255
+    Image.fromarray(mask).save("mask.png")
+    answer = ddim(
+        *("sample", "--model", tiny, "--images", noise_data, "-n", 3, "--steps", 10, "--quiet"),
+        *("--mask", "mask.png", "--output", "m.npz"),
+    )
+    assert answer.status == 0, answer.err
+    before = originals(noise_data, 3)
+    with np.load("m.npz") as file:
+        assert (file["images"][:, :, :4] == before[:, :, :4]).all()
+        assert (file["images"][:, :, 4:] != before[:, :, 4:]).mean() > 0.5
+
+
+def test_one_image_makes_many(ddim, tiny):
+    Image.fromarray(np.full((20, 20), 90, np.uint8)).save("one.png")
+    answer = ddim(
+        *("sample", "--model", tiny, "--images", "one.png", "-n", 3, "--strength", 0.5),
+        *("--steps", 4, "--quiet", "--output", "v.npz"),
+    )
+    assert answer.status == 0, answer.err
+    with np.load("v.npz") as file:
+        assert not (file["images"][0] == file["images"][1]).all()
+
+
+def test_what_editing_refuses(fails, ddim, tiny, noise_data):
+    common = ("sample", "--model", tiny)
+    fails(2, "need --images", *common, "--strength", 0.5)
+    fails(2, "give one", *common, "--images", noise_data)
+    images = (*common, "--images", noise_data)
+    fails(2, r"\(0, 1\]", *images, "--strength", 0)
+    fails(2, r"\(0, 1\]", *images, "--strength", 1.5)
+    fails(2, "no file", *images, "--mask", "nothing.png")
+    Image.fromarray(np.zeros((4, 8), np.uint8)).save("small.png")
+    fails(2, "8 x 4 pixels", *images, "--mask", "small.png")
+    Path("text.png").write_text("not an image")
+    fails(2, "not an image", *images, "--mask", "text.png")

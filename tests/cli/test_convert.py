@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ddim.checkpoints.official import official_picks
+from ddim.nets import UNet
+from ddim.pipeline import load
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A file in the official layout, of 16 × 16 pixels."""
+    from ddim.nets import UNetConfig
+
+    config = UNetConfig(
+        sample_size=16,
+        block_out_channels=(32,),
+        layers_per_block=1,
+        down_block_types=("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",),
+        attention_head_dim=None,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=1e-6,
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        net = UNet(config)
+    own = net.state_dict()
+    picks = official_picks(net)
+    path = tmp_path / "model-1000.ckpt"
+    torch.save({p.key: own[k].reshape(p.shape(own[k].shape)) for k, p in picks.items()}, path)
+    return path, own
+
+
+def test_a_checkpoint_becomes_a_folder(ddim, checkpoint, tmp_path, caplog):
+    path, own = checkpoint
+    answer = ddim("convert", path, "folder")
+    assert answer.status == 0
+    count = sum(v.numel() for v in own.values())
+    assert answer.out == (
+        f"wrote folder: official DDIM, {count:,} parameters, 3 × 16 × 16, predicts eps, T=1000\n"
+    )
+    assert "model-1000.ckpt: assumed schedule linear" in caplog.text
+    loaded = load(tmp_path / "folder")
+    weights = loaded.net.state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in own.items())
+    assert loaded.facts["assumed"][1].startswith("image_size 16")
+
+
+def test_what_is_told_is_not_assumed(ddim, checkpoint, caplog):
+    path, _ = checkpoint
+    told = ("--schedule", "cosine", "--T", 50, "--image-size", 8, "--target", "v", "--json")
+    answer = ddim("convert", path, "folder", *told)
+    found = json.loads(answer.out)
+    assert answer.status == 0
+    assert found["schedule"]["kind"] == "cosine"
+    assert (found["shape"], found["target"], found["weights"]) == ([3, 8, 8], "v", "only")
+    assert found["assumed"] == []
+    assert not caplog.text
+
+
+def test_a_shipped_model_and_its_folder(ddim, tiny):
+    assert ddim("convert", tiny, "copy").status == 0
+    assert ddim("convert", "copy", "again").out.startswith("wrote again: ddim, ")
+
+
+def test_nothing_is_overwritten(ddim, fails, checkpoint, tmp_path):
+    path, _ = checkpoint
+    ddim("convert", path, "folder")
+    fails(2, "folder exists already: give --force", "convert", path, "folder")
+    assert ddim("convert", path, "folder", "--force").status == 0
+    (tmp_path / "file").touch()
+    fails(2, "file is a file: the model is written as a folder", "convert", path, "file", "--force")
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--T", "10"], "--T and --beta-start and --beta-end go with --schedule"),
+        (["--heads", "4", "--head-channels", "8"], "say heads or head_channels, not both"),
+        (["--heads", "4"], "heads was given, but the official DDIM layout leaves only"),
+        (["--schedule", "cosine", "--beta-end", "0.1"], "schedule 'cosine': .*beta_end"),
+        (["--schedule", "cosin"], "cosin"),
+    ],
+)
+def test_refusals(fails, checkpoint, tmp_path, flags, match):
+    fails(2, match, "convert", checkpoint[0], "folder", *flags)
+    assert not (tmp_path / "folder").exists()
+
+
+def test_sources_that_are_nothing(fails, tmp_path):
+    fails(2, "unknown model 'nothing'", "convert", "nothing", "folder")
+    (tmp_path / "x.pt").write_bytes(b"PK\x03\x04")
+    fails(2, "x.pt is neither a torch checkpoint nor", "convert", "x.pt", "folder")
+    fails(2, "DEST The folder to write", "convert", "x.pt")

@@ -1,0 +1,221 @@
+"""Encoding and decoding with a model: round trips, files, and what is refused."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import ddim
+from ddim.codec import Latents, codec_nodes, decode, encode, interpolate
+from ddim.denoiser import Clipping
+from ddim.errors import InputError
+from ddim.nets import UNet, UNetConfig
+from ddim.schedule import Schedule
+from ddim.target import Target
+
+
+def model(seed=0, classes=None):
+    config = UNetConfig(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=None,
+        num_class_embeds=None if classes is None else classes + 1,
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        net = UNet(config).eval()
+    schedule = Schedule.linear(50, 0.002, 0.16)
+    return ddim.Pipeline(net, schedule, Target.EPS, (1, 8, 8), classes, classes, name=f"m{seed}")
+
+
+@pytest.fixture
+def images():
+    return torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("codec", ["obelm", "edict", "bdia"])
+@pytest.mark.parametrize(("dtype", "worst"), [(torch.float32, 1e-3), (torch.float64, 1e-11)])
+def test_exact_codecs(images, codec, dtype, worst):
+    pipeline = model().to(dtype=dtype)
+    latents = encode(pipeline, images, steps=10, codec=codec, dtype=dtype, tile=2)
+    assert latents.dtype == dtype and len(latents.tensors) == 2
+    assert (decode(pipeline, latents) - images).abs().max() < worst
+
+
+def test_dropping_the_second_tensor_breaks_it(images):
+    """Half of a pair is refused; another in its place does not lead back."""
+    pipeline = model().to(dtype=torch.float64)
+    latents = encode(pipeline, images, steps=10, dtype=torch.float64)
+    with pytest.raises(InputError, match="one alone"):
+        dataclasses.replace(latents, tensors=latents.tensors[:1])
+    wrong = dataclasses.replace(latents, tensors=(latents.tensors[0],) * 2)
+    assert (decode(pipeline, wrong) - images).abs().max() > 1e-3
+
+
+def test_the_papers_codec_is_sampling_backwards(images):
+    """Its decoder is `sample` from the latent; the round trip is near, and nearer with steps."""
+    pipeline = model().to(dtype=torch.float64)
+    errors = []
+    for steps in (5, 50):
+        latents = encode(pipeline, images, steps=steps, codec="ddim", dtype=torch.float64)
+        errors.append((decode(pipeline, latents) - images).abs().max().item())
+    assert errors[1] < errors[0] / 2
+
+
+def test_implicit_is_solved_or_says_so(images):
+    pipeline = model().to(dtype=torch.float64)
+    latents = encode(pipeline, images, steps=25, codec="implicit", dtype=torch.float64)
+    assert latents.nodes[-1] == 1 and len(latents.tensors) == 1
+    assert latents.residual.shape == (5,)
+    error = (decode(pipeline, latents) - images).flatten(1).square().mean(1).sqrt()
+    solved = [i for i in range(5) if i not in latents.unsolved]
+    assert solved
+    assert (error[solved] <= 100 * latents.residual[solved].clamp(min=1e-15)).all()
+    few = encode(
+        pipeline, images, steps=5, codec="implicit", dtype=torch.float64, iterations=2, tile=5
+    )
+    assert few.unsolved == [0, 1, 2, 3, 4] and few.calls == 10
+
+
+def test_an_image_is_encoded_whatever_is_beside_it(images):
+    pipeline = model()
+    for codec in ("obelm", "implicit"):
+        whole = encode(pipeline, images, steps=5, codec=codec, tile=2)
+        other = encode(pipeline, images[[3, 0]], steps=5, codec=codec, tile=2)
+        for a, b in zip(whole.tensors, other.tensors, strict=True):
+            assert torch.equal(a[3], b[0]) and torch.equal(a[0], b[1])
+
+
+def test_files_keep_everything(images, tmp_path):
+    pipeline = model(classes=3)
+    latents = encode(pipeline, images, steps=4, codec="implicit", labels=[0, 1, 2, 0, 1])
+    latents.save(tmp_path / "l.safetensors")
+    again = Latents.load(tmp_path / "l.safetensors")
+    for field in dataclasses.fields(Latents):
+        value, loaded = getattr(latents, field.name), getattr(again, field.name)
+        if field.name == "tensors":
+            assert all(map(torch.equal, value, loaded))
+        elif field.name == "residual":
+            assert torch.equal(value, loaded)
+        else:
+            assert value == loaded
+    assert torch.equal(decode(pipeline, latents), decode(pipeline, again))
+
+
+def test_other_models_are_refused(images):
+    latents = encode(model(), images, steps=4)
+    with pytest.raises(InputError, match="of the model m0"):
+        decode(model(1), latents)
+    later = dataclasses.replace(model(), schedule=Schedule.linear(50, 0.002, 0.17))
+    with pytest.raises(InputError, match="of the model m0"):
+        decode(later, latents)
+    with pytest.raises(InputError, match="of the model m0"):
+        decode(dataclasses.replace(model(), target=Target.V), latents)
+    with pytest.raises(InputError, match="shape"):
+        decode(dataclasses.replace(model(), shape=(1, 16, 16)), latents)
+
+
+def test_identity_is_of_the_weights_and_not_of_where_they_are():
+    pipeline = model()
+    assert pipeline.identity == model().identity == pipeline.to(dtype=torch.float64).identity
+    assert pipeline.identity != model(1).identity
+
+
+def test_clipping_is_refused(images):
+    with pytest.raises(InputError, match="cannot be undone"):
+        encode(model(), images, steps=4, clip=True)
+    habit = dataclasses.replace(model(), clipping=Clipping("clip"))
+    with pytest.raises(InputError, match="by habit"):
+        encode(habit, images, steps=4)
+    assert len(encode(habit, images, steps=4, clip=False)) == 5
+
+
+def test_guidance_and_labels_edit_while_decoding(images):
+    pipeline = model(classes=3)
+    latents = encode(pipeline, images, steps=5, labels=[0] * 5)
+    same = decode(pipeline, latents)
+    assert (same - images).abs().max() < 1e-3
+    assert not torch.allclose(decode(pipeline, latents, labels=[1] * 5), same, atol=1e-3)
+    assert not torch.allclose(decode(pipeline, latents, guidance=3.0), same, atol=1e-3)
+    with pytest.raises(InputError, match="labels were given"):
+        decode(pipeline, latents, labels=[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"codec": "obelmm"}, "did you mean 'obelm'"),
+        ({"steps": 51}, "from 1 to T"),
+        ({"steps": 1}, "at least 2 steps"),
+        ({"steps": 1, "codec": "bdia"}, "at least 2 steps"),
+        ({"nodes": (0, 25, 50)}, "fall"),
+        ({"nodes": (50, 25, 0), "codec": "implicit"}, "node 1"),
+        ({"dtype": torch.float16}, "float32 or float64"),
+        ({"labels": [0]}, "no classes"),
+    ],
+)
+def test_bad_options(images, options, match):
+    with pytest.raises(InputError, match=match):
+        encode(model(), images, **{"steps": 5, **options})
+
+
+def test_bad_images(images):
+    with pytest.raises(InputError, match="have shape"):
+        encode(model(), images[:, :, :4], steps=5)
+    with pytest.raises(InputError, match="finite"):
+        encode(model(), images / 0, steps=5)
+
+
+@pytest.mark.parametrize("steps", range(1, 51))
+def test_implicit_ends_at_node_one_for_every_number_of_steps(steps):
+    if steps == 50:
+        nodes = codec_nodes(model(), "implicit", steps=steps)
+        assert nodes == tuple(range(50, 0, -1))
+        return
+    nodes = codec_nodes(model(), "implicit", steps=steps)
+    assert nodes[0] == 50 and nodes[-1] == 1
+    assert len(nodes) in (steps, steps + 1)
+
+
+def test_not_latents(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(InputError, match="no file"):
+        Latents.load(path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="truncated"):
+        Latents.load(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="not a file of latents"):
+        Latents.load(path)
+
+
+def test_interpolation_between_two_and_four(images):
+    pipeline = model()
+    latents = encode(pipeline, images, steps=5)
+    line = interpolate(latents, [3, 1], [0.0, 0.5, 1.0])
+    assert len(line) == 3
+    ends = decode(pipeline, line)
+    assert (ends[0] - images[3]).abs().max() < 1e-3 and (ends[2] - images[1]).abs().max() < 1e-3
+    square = interpolate(latents, [0, 1, 2, 3], [0.0, 0.5, 1.0])
+    corners = decode(pipeline, square)[[0, 2, 6, 8]]
+    assert (corners - images[:4]).abs().max() < 1e-3
+    left = interpolate(latents, [0, 2], [0.5])
+    assert torch.allclose(square.tensors[1][3], left.tensors[1][0], atol=1e-6)
+    with pytest.raises(InputError, match="2 images or 4"):
+        interpolate(latents, [0, 1, 2], [0.5])
+    with pytest.raises(InputError, match="no image 5"):
+        interpolate(latents, [0, 5], [0.5])
+
+
+def test_interpolated_labels_are_of_the_nearest_corner(images):
+    latents = encode(model(classes=3), images[:4], steps=5, labels=[0, 1, 2, 1])
+    assert interpolate(latents, [0, 1], [0.0, 0.5, 1.0]).labels == (0, 0, 1)
+    assert interpolate(latents, [0, 1, 2, 3], [0.0, 1.0]).labels == (0, 1, 2, 1)
