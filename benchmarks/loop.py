@@ -1,9 +1,9 @@
-"""Sampling beside diffusers, on the same weights: the loop alone, whole images, memory.
+"""Sampling beside diffusers on the same weights, tables, encoding, memory.
 
     python benchmarks/loop.py
     python benchmarks/loop.py --parts images --steps 50 --batch 1 16 64 --threads 1 2
 
-Three parts, of which ``--parts`` picks:
+Five parts, of which ``--parts`` picks:
 
 overhead
     Microseconds a step when the network costs nothing (a function that returns one and the same
@@ -17,6 +17,13 @@ images
     because what such weights make of eps overflows). Loading is left out, and so is writing files.
     The tile is the batch. Once in each case both are given the same noise, and the largest
     difference of a pixel is printed.
+
+tables
+    Milliseconds of CPU to build the table of each method at S = T = 1000, schedule and nodes
+    included, the best of five.
+
+codecs
+    CPU a step of encoding and decoding 8 images with the ``mnist`` model, beside sampling them.
 
 memory
     Peak resident memory of a fresh process that draws images in 10 and in 200 steps: with the
@@ -43,7 +50,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
-from measure import Action, Report, gigaflops, interleave, median, parser, speedup
+from measure import Action, Report, gigaflops, interleave, median, once, parser, speedup
 from torch import Tensor
 
 import ddim
@@ -56,6 +63,8 @@ SHAPES = ((1, 1, 28, 28), (16, 3, 32, 32))
 FREE_STEPS = 100
 LEAST = {"mnist": 1.1, "cifar10": 1.0}
 CLOSE = 1e-3
+TABLE_MS = 50
+CODEC_STEPS = 10
 PEAK_STEPS = (10, 200)
 PEAK = """
 import pathlib, resource, sys, ddim, torch
@@ -95,6 +104,10 @@ def main() -> int:
         overhead(report, args.rounds)
     if "images" in args.parts:
         images(report, args)
+    if "tables" in args.parts:
+        tables(report)
+    if "codecs" in args.parts:
+        codecs(report, args.rounds)
     if "memory" in args.parts:
         memory(report)
     return report.finish()
@@ -102,7 +115,7 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     made = parser(__doc__)
-    parts = ["overhead", "images", "memory"]
+    parts = ["overhead", "images", "tables", "codecs", "memory"]
     made.add_argument("--parts", nargs="+", choices=parts, default=parts)
     made.add_argument("--models", nargs="+", choices=list(LEAST), default=list(LEAST))
     made.add_argument("--steps", nargs="+", type=int, default=[50, 10], help="for mnist")
@@ -252,6 +265,54 @@ def _judge(report: Report, row: dict[str, Any]) -> None:
     report.target(
         f"the same images within {CLOSE} on {where}: {row['difference']:.1e}",
         row["difference"] < CLOSE,
+    )
+
+
+def tables(report: Report) -> None:
+    """Building every table at S = T = 1000."""
+
+    def build(method: str) -> int:
+        schedule = ddim.Schedule.linear(1000)
+        nodes = ddim.make_nodes(schedule, "uniform", 1000)
+        return len(ddim.make_tableau(schedule, nodes, method).rows)
+
+    rows = []
+    for method in ddim.METHODS:
+        best = min(once(functools.partial(build, method)).cpu for _ in range(5))
+        rows.append({"method": method, "rows": build(method), "ms": best * 1e3})
+    report.table("tables", rows, "CPU time to build a table, S = T = 1000")
+    worst = max(rows, key=lambda row: row["ms"])
+    report.target(
+        f"every table in {TABLE_MS} ms: the slowest is {worst['method']}, {worst['ms']:.1f} ms",
+        worst["ms"] <= TABLE_MS,
+    )
+
+
+def codecs(report: Report, rounds: int) -> None:
+    """Encoding and decoding beside sampling, one thread."""
+    torch.set_num_threads(1)
+    model = ddim.load("mnist")
+    given = ddim.sample(model, 8, steps=CODEC_STEPS)
+    kinds = ("ddim", "obelm", "bdia", "edict")
+    latents = {c: ddim.encode(model, given, steps=CODEC_STEPS, codec=c) for c in kinds}
+    actions: dict[str, Action] = {"sample": lambda: ddim.sample(model, 8, steps=CODEC_STEPS)}
+    for codec in kinds:
+        actions[f"{codec} encode"] = functools.partial(
+            ddim.encode, model, given, steps=CODEC_STEPS, codec=codec
+        )
+        actions[f"{codec} decode"] = functools.partial(ddim.decode, model, latents[codec])
+    timings = interleave(actions, max(rounds, 7))
+    rows = []
+    for name, taken in timings.items():
+        ratio = speedup(taken, timings["sample"], "cpu")
+        rows.append({"run": name, "ms a step": median(taken, "cpu") / CODEC_STEPS * 1e3})
+        rows[-1]["of sampling's"] = ratio
+    report.table("codecs", rows, f"CPU a step, 8 images of mnist, {CODEC_STEPS} steps, one thread")
+    default = [row["of sampling's"].median for row in rows if row["run"].startswith("obelm")]
+    report.target(
+        f"encoding and decoding by obelm cost {default[0]:.2f} and {default[1]:.2f} times a step "
+        "of sampling",
+        max(default) <= 1.1,
     )
 
 
