@@ -1,6 +1,6 @@
 """Which sampler: the order of each, and its error on a real network against the network calls.
 
-    python benchmarks/solvers.py [--model mnist] [--images 24] [--plot docs/solvers.png]
+    python benchmarks/solvers.py [--model mnist] [--images 16] [--plot docs/solvers.png]
 
 The order is measured in the lab of ``ddim.convergence``. The error is the distance, on [-1, 1],
 between a sampler's image and the one that the same network and the same noise lead to in the limit
@@ -21,14 +21,13 @@ import torch
 import ddim
 from ddim.errors import InputError
 
-CALLS = (5, 8, 10, 15, 20, 30, 50)
+CALLS = (5, 8, 10, 20, 50)
 SAMPLERS = [
     # name, method, options, network calls a step, and those that the last step saves
     ("DDIM", "ddim", {}, 1, 0),
     ("probability-flow Euler", "pf-euler", {}, 1, 0),
     ("gradient estimation", "gradient-estimation", {}, 1, 0),
     ("PLMS, 4", "plms", {"order": 4}, 1, 0),
-    ("DEIS in ρ, 2", "deis", {"order": 2}, 1, 0),
     ("DEIS in ρ, 3", "deis", {"order": 3}, 1, 0),
     ("DEIS in t, 3", "deis", {"order": 3, "variable": "t"}, 1, 0),
     ("DPM-Solver++ 2M", "dpmpp", {"order": 2}, 1, 0),
@@ -37,11 +36,8 @@ SAMPLERS = [
     ("UniPC, 2", "unipc", {"order": 2}, 1, 0),
     ("UniPC, 3", "unipc", {"order": 3}, 1, 0),
     ("Heun", "heun", {}, 2, 1),
-    ("DPM-Solver-2", "dpm-solver-2", {}, 2, 1),
     ("DPM-Solver-3", "dpm-solver-3", {}, 3, 2),
     ("O-BELM", "obelm", {}, 1, 0),
-    ("BDIA", "bdia", {}, 1, 0),
-    ("EDICT", "edict", {}, 2, 0),
 ]
 NODES = ("uniform", "quadratic", "log-snr")
 SHOWN = ("DDIM", "PLMS, 4", "DEIS in ρ, 3", "DPM-Solver++ 2M", "UniPC, 3", "Heun", "DPM-Solver-3")
@@ -50,7 +46,7 @@ SHOWN = ("DDIM", "PLMS, 4", "DEIS in ρ, 3", "DPM-Solver++ 2M", "UniPC, 3", "Heu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mnist")
-    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--cache", type=Path, default=Path("solvers.json"))
     parser.add_argument("--threads", type=int, default=1)

@@ -13,8 +13,8 @@ import ddim
 
 LEVELS = (
     "errors files schedule nodes tableau target methods",
-    "denoiser integrate noise analytic latent loss calibrate nets",
-    "data images train checkpoints evaluate backends generate pipeline",
+    "denoiser integrate adaptive convergence noise analytic latent loss discrete calibrate nets",
+    "data images train checkpoints evaluate backends generate codec pipeline",
     "cli web",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

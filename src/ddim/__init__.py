@@ -24,15 +24,22 @@ _WHERE = {
         "Clipping",
         "Denoiser",
         "Guided",
+        "Inpaint",
         "NetworkDenoiser",
         "Prediction",
         "Threshold",
     ],
+    "latent": ["CODECS", "slerp"],
+    "convergence": ["measured_order"],
+    "adaptive": ["Adaptive", "solve_adaptively"],
     "integrate": ["Step", "final", "integrate"],
     "noise": ["Noise"],
     "loss": ["diffusion_loss", "draw_nodes", "loss_weights"],
+    "discrete": ["DiscreteStep", "discrete_loss", "sample_discrete"],
+    "checkpoints": ["Hints"],
     "pipeline": ["Pipeline", "load", "shipped"],
     "generate": ["Drawn", "generate", "sample"],
+    "codec": ["Latents", "decode", "encode", "interpolate"],
     "images": ["from_pixels", "grid", "save_image", "to_pixels"],
     "train.loop": ["TensorData", "TrainState", "TrainStep", "fit"],
     "train.config": ["TrainConfig"],
@@ -42,13 +49,25 @@ _EXPORTS = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = ["__version__", *_EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from ddim.adaptive import Adaptive as Adaptive
+    from ddim.adaptive import solve_adaptively as solve_adaptively
+    from ddim.checkpoints import Hints as Hints
+    from ddim.codec import Latents as Latents
+    from ddim.codec import decode as decode
+    from ddim.codec import encode as encode
+    from ddim.codec import interpolate as interpolate
+    from ddim.convergence import measured_order as measured_order
     from ddim.denoiser import Clip as Clip
     from ddim.denoiser import Clipping as Clipping
     from ddim.denoiser import Denoiser as Denoiser
     from ddim.denoiser import Guided as Guided
+    from ddim.denoiser import Inpaint as Inpaint
     from ddim.denoiser import NetworkDenoiser as NetworkDenoiser
     from ddim.denoiser import Prediction as Prediction
     from ddim.denoiser import Threshold as Threshold
+    from ddim.discrete import DiscreteStep as DiscreteStep
+    from ddim.discrete import discrete_loss as discrete_loss
+    from ddim.discrete import sample_discrete as sample_discrete
     from ddim.errors import InputError as InputError
     from ddim.errors import RunError as RunError
     from ddim.generate import Drawn as Drawn
@@ -61,6 +80,8 @@ if TYPE_CHECKING:
     from ddim.integrate import Step as Step
     from ddim.integrate import final as final
     from ddim.integrate import integrate as integrate
+    from ddim.latent import CODECS as CODECS
+    from ddim.latent import slerp as slerp
     from ddim.loss import diffusion_loss as diffusion_loss
     from ddim.loss import draw_nodes as draw_nodes
     from ddim.loss import loss_weights as loss_weights

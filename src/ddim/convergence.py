@@ -8,6 +8,7 @@ float64; the first states exact, so that a method's start does not hide its orde
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ def lab_schedule(steps: int) -> Schedule:
     return Schedule.from_alpha_sigma(np.r_[1, alpha], np.r_[0, alpha * np.exp(-lam)])
 
 
-def lab_error(steps: int, method: str, *, exact: int = EXACT_STATES, **options: object) -> float:
+def lab_error(steps: int, method: str, *, exact: int = EXACT_STATES, **options: Any) -> float:
     """The largest error of a deterministic method in the lab.
 
     Args:
@@ -49,7 +50,7 @@ def lab_error(steps: int, method: str, *, exact: int = EXACT_STATES, **options: 
     return (_run(tableau, schedule.T, x, exact) - truth).abs().max().item()
 
 
-def measured_order(method: str, *, steps: int = 160, **options: object) -> float:
+def measured_order(method: str, *, steps: int = 160, **options: Any) -> float:
     """The slope of log error against log steps, between ``steps`` and twice as many.
 
     Args:

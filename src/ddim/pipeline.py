@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import json
+import logging
 import math
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim.checkpoints.diffusers import read_folder, write_folder
+from ddim.checkpoints import Hints, read_folder, read_foreign, write_folder
 from ddim.denoiser import Clipping, Denoiser, Guided, NetworkDenoiser
 from ddim.errors import InputError, unknown
 from ddim.nets import UNet, UNetConfig
 from ddim.schedule import Schedule
 from ddim.target import Target
-from ddim.train.checkpoint import read_checkpoint
+from ddim.train.checkpoint import is_checkpoint, read_checkpoint
 
 __all__ = ["Pipeline", "load", "shipped"]
+
+log = logging.getLogger("ddim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +60,25 @@ class Pipeline:
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.net.parameters()).device
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """SHA-256 of what decides the images: weights, schedule and target, in hexadecimal.
+
+        The same on every device and in every precision that holds the weights whole. Latents and
+        other files that are only good for one model carry it.
+        """
+        digest = hashlib.sha256(self.target.name.encode())
+        if isinstance(self.net, UNet):  # heads and time scale are not in the weights
+            digest.update(json.dumps(self.net.config.to_json(), sort_keys=True).encode())
+        for values in (self.schedule.alpha, self.schedule.sigma):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        for name, value in sorted(self.net.state_dict().items()):
+            plain = value.detach().cpu()
+            plain = plain.float() if plain.is_floating_point() else plain
+            digest.update(f"{name} {tuple(plain.shape)}".encode())
+            digest.update(plain.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -106,10 +132,14 @@ class Pipeline:
         """Write a model folder that this package and diffusers open.
 
         Raises:
-            InputError: the network is not a :class:`~ddim.nets.UNet`.
+            InputError: the network or its schedule is not one that diffusers has; nothing is
+                written then.
         """
         if not isinstance(self.net, UNet):
-            raise InputError(f"only a ddim UNet can be saved, not a {type(self.net).__name__}")
+            raise InputError(
+                f"only a ddim UNet can be saved, not a {type(self.net).__name__}: diffusers' "
+                "UNet2DModel cannot express it"
+            )
         facts = {"name": self.name, "classes": self.classes, "null_label": self.null_label}
         write_folder(
             Path(folder),
@@ -129,21 +159,34 @@ def shipped() -> list[str]:
 
 
 def load(
-    source: str | Path, *, device: str | torch.device = "cpu", weights: str = "ema"
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    weights: str = "ema",
+    schedule: Schedule | None = None,
+    hints: Hints | None = None,
 ) -> Pipeline:
     """Open a model.
 
+    What a checkpoint of another program leaves open and nobody told is assumed, listed in
+    ``facts["assumed"]`` and logged as a warning.
+
     Args:
         source: the name of a shipped model, a model folder (diffusers' layout), a training run's
-            folder, or a training checkpoint.
+            folder, a training checkpoint, or a checkpoint of another program (official DDIM and
+            DDPM, improved-diffusion, guided-diffusion, denoising-diffusion-pytorch, the MNIST
+            notebook), whose layout is told from its tensors.
         device: where to put it.
         weights: of a checkpoint, ``ema`` or ``net`` (the raw ones).
+        schedule: the noise schedule of another program's checkpoint, which seldom holds one.
+        hints: what else such a checkpoint does not say.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        InputError: nothing of that name, or not a model.
+        InputError: nothing of that name, not a model, a damaged one, code in a pickle; a schedule
+            or hints for a model that has its own.
 
     Example:
         >>> load("mnist").shape
@@ -152,7 +195,11 @@ def load(
     if weights not in ("ema", "net"):
         raise unknown("weights", weights, ("ema", "net"))
     path = Path(source)
-    if str(source) in shipped():
+    if str(source) not in shipped() and path.is_file() and not is_checkpoint(path):
+        pipeline = _from_foreign(path, weights, schedule, hints)
+    elif schedule is not None or hints is not None:
+        raise InputError(f"{source} records its own schedule and network: give no other")
+    elif str(source) in shipped():
         with resources.as_file(resources.files("ddim") / "models" / str(source)) as folder:
             pipeline = _from_folder(folder)
     elif not path.exists():
@@ -183,6 +230,24 @@ def _from_folder(folder: Path) -> Pipeline:
         clipping=parts.clipping,
         name=str(facts.get("name", folder.resolve().name)),
         facts=facts,
+    )
+
+
+def _from_foreign(
+    path: Path, weights: str, schedule: Schedule | None, hints: Hints | None
+) -> Pipeline:
+    loaded = read_foreign(path, weights, schedule, hints)
+    if loaded.facts["assumed"]:
+        log.warning("%s: assumed %s", path, "; ".join(loaded.facts["assumed"]))
+    return Pipeline(
+        loaded.net,
+        loaded.schedule,
+        loaded.target,
+        loaded.shape,
+        classes=loaded.classes,
+        clipping=loaded.clipping,
+        name=path.stem,
+        facts=loaded.facts,
     )
 
 

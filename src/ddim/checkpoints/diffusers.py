@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
+from ddim.checkpoints.scheduler import read_scheduler, scheduler_config
+from ddim.checkpoints.tensors import read_pickle, read_safetensors, tensors_of
+from ddim.checkpoints.weights import fill, unfilled
 from ddim.denoiser import Clipping
 from ddim.errors import InputError
 from ddim.files import read_json, replacing, write_json
@@ -27,11 +28,14 @@ from ddim.target import Target
 __all__ = ["ModelParts", "read_folder", "write_folder"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+_WEIGHTS = (
+    WEIGHTS,
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.bin",
+)
 FACTS = "ddim.json"
 
-_PREDICTION = {"epsilon": Target.EPS, "sample": Target.X0, "v_prediction": Target.V}
-# The schedulers of diffusers that clip unless they are told not to.
-_CLIPPING = ("DDIMScheduler", "DDPMScheduler")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -65,11 +69,14 @@ def read_folder(folder: Path) -> ModelParts:
     if kind != "UNet2DModel":
         raise InputError(f"{config_path}: a {kind} cannot be loaded, only a UNet2DModel")
     try:
-        net = _empty_unet(UNetConfig.from_json(config))
+        made = UNetConfig.from_json(config)
+        net = unfilled(lambda: UNet(made))
     except (InputError, TypeError) as error:
         raise InputError(f"{config_path}: {error}") from None
-    load_weights(net, unet_folder / WEIGHTS)
-    schedule, target, clipping = read_scheduler(scheduler / "scheduler_config.json")
+    scheduler_path = scheduler / "scheduler_config.json"
+    schedule, target, clipping = read_scheduler(scheduler_path)
+    _check_variance(made, config_path, scheduler_path)
+    load_weights(net, unet_folder)
     facts_path = folder / FACTS
     facts = read_json(facts_path) if facts_path.exists() else {}
     if "schedule" in facts:
@@ -78,6 +85,21 @@ def read_folder(folder: Path) -> ModelParts:
         except InputError as error:
             raise InputError(f"{facts_path}: {error}") from None
     return ModelParts(net, schedule, target, clipping, facts)
+
+
+def _check_variance(config: UNetConfig, path: Path, scheduler: Path) -> None:
+    """Twice the channels are a prediction and how to interpolate its variance, and nothing else."""
+    channels, out = config.in_channels, config.out_channels
+    if out not in (channels, 2 * channels):
+        raise InputError(
+            f"{path}: out_channels {out} is neither in_channels {channels} nor twice that"
+        )
+    kind = read_json(scheduler).get("variance_type")
+    if kind == "learned" or (kind == "learned_range" and out == channels):
+        raise InputError(
+            f"{scheduler}: variance_type {kind!r} does not go with out_channels {out}: with twice "
+            f"the {channels} in_channels it would be 'learned_range', otherwise a fixed one"
+        )
 
 
 def _exact(schedule: Schedule, spec: Mapping[str, Any]) -> Schedule:
@@ -92,46 +114,25 @@ def _exact(schedule: Schedule, spec: Mapping[str, Any]) -> Schedule:
     return recorded if same else schedule
 
 
-def _empty_unet(config: UNetConfig) -> UNet:
-    """A network without values: they come from the file, so none are drawn."""
-    with torch.device("meta"):
-        net = UNet(config)
-    return net.to_empty(device="cpu").requires_grad_(False).eval()
-
-
-def load_weights(net: UNet, path: Path) -> None:
-    """Copy a safetensors file into a network.
+def load_weights(net: UNet, folder: Path) -> None:
+    """Fill a network from a folder's weights, in safetensors if it has both.
 
     The names that diffusers gave attention layers until 2023 are understood.
 
     Raises:
-        InputError: no such file, a truncated one, missing or unexpected keys, other shapes,
-            values that are not finite.
+        InputError: no weights, a truncated file, a pickle with code in it, missing or unexpected
+            keys, other shapes, values that are not finite.
     """
-    if not path.exists():
-        raise InputError(f"there are no weights {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {_modern(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file, or is truncated: {error}") from None
-    own = net.state_dict()
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or unexpected:
-        parts = [f"{len(missing)} missing ({', '.join(missing[:3])}…)"] if missing else []
-        parts += (
-            [f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])}…)"] if unexpected else []
-        )
-        raise InputError(f"{path} does not fit its config.json: {' and '.join(parts)} keys")
-    for key, value in tensors.items():
-        if value.shape != own[key].shape:
-            raise InputError(
-                f"{path}: {key} has shape {tuple(value.shape)}, its config.json asks for "
-                f"{tuple(own[key].shape)}"
-            )
-        if not bool(value.isfinite().all()):
-            raise InputError(f"{path}: {key} holds values that are not finite")
-        own[key].copy_(value)
+    path = next((folder / name for name in _WEIGHTS if (folder / name).exists()), None)
+    if path is None:
+        raise InputError(f"there are no weights {folder / WEIGHTS}")
+    if path.suffix == ".safetensors":
+        tensors, _ = read_safetensors(path)
+    else:
+        tensors = tensors_of(read_pickle(path))
+        if tensors is None:
+            raise InputError(f"{path} holds no state_dict")
+    fill(net, {_modern(key): value for key, value in tensors.items()}, path)
 
 
 def _modern(key: str) -> str:
@@ -139,95 +140,6 @@ def _modern(key: str) -> str:
     if "attentions" in parts and parts[-2] in _OLD_ATTENTION:
         parts[-2] = _OLD_ATTENTION[parts[-2]]
     return ".".join(parts)
-
-
-def read_scheduler(path: Path) -> tuple[Schedule, Target, Clipping]:
-    """The noise schedule, the target and the clipping of a ``scheduler_config.json``.
-
-    The sampler that it names is not used: any sampler here runs with any of them.
-
-    Raises:
-        InputError: no such file, a schedule or target that is not known.
-    """
-    config = read_json(path)
-    try:
-        schedule = _schedule(config)
-        prediction = config.get("prediction_type", "epsilon")
-        if prediction not in _PREDICTION:
-            raise InputError(f"prediction_type {prediction!r} is not one of {list(_PREDICTION)}")
-        if config.get("thresholding"):
-            clipping = Clipping(
-                "threshold",
-                float(config.get("sample_max_value", 1.0)),
-                float(config.get("dynamic_thresholding_ratio", 0.995)),
-            )
-        elif config.get("clip_sample", config.get("_class_name") in _CLIPPING):
-            clipping = Clipping("clip", float(config.get("clip_sample_range", 1.0)))
-        else:
-            clipping = Clipping()
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    return schedule, _PREDICTION[prediction], clipping
-
-
-def _schedule(config: Mapping[str, Any]) -> Schedule:
-    T = int(config.get("num_train_timesteps", 1000))
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    kind = config.get("beta_schedule", "linear")
-    if config.get("trained_betas") is not None:
-        schedule = Schedule.from_betas(config["trained_betas"])
-    elif kind == "linear":
-        schedule = Schedule.linear(T, start, end)
-    elif kind == "scaled_linear":
-        schedule = Schedule.scaled_linear(T, start, end)
-    elif kind == "squaredcos_cap_v2":
-        schedule = Schedule.cosine(T)
-    elif kind == "sigmoid":
-        ramp = 1 / (1 + np.exp(-np.linspace(-6, 6, T)))
-        schedule = Schedule.from_betas(ramp * (end - start) + start)
-    else:
-        raise InputError(f"beta_schedule {kind!r} is not known")
-    return schedule.rescaled_to_zero_snr() if config.get("rescale_betas_zero_snr") else schedule
-
-
-def scheduler_config(schedule: Schedule, target: Target, clipping: Clipping) -> dict[str, Any]:
-    """A ``scheduler_config.json`` for diffusers' DDIMScheduler, every field explicit.
-
-    ``trailing`` spacing and ``set_alpha_to_one`` are what comes nearest to the nodes used here.
-
-    Raises:
-        InputError: a schedule that is not variance-preserving, or a flow target.
-    """
-    if not schedule.variance_preserving or target is Target.FLOW:
-        raise InputError("diffusers' DDIMScheduler has no flow schedules: this cannot be saved so")
-    spec = dict(schedule.spec)
-    kind = spec["kind"]
-    default_cosine = kind == "cosine" and (spec["s"], spec["max_beta"]) == (0.008, 0.999)
-    name = {"linear": "linear", "scaled-linear": "scaled_linear"}.get(kind)
-    scale = 1000 / schedule.T if spec.get("scaled") else 1.0
-    # A list of β cannot hold the exact zero of a rescaled schedule in every reader.
-    plain = spec.pop("zero_terminal_snr", False) is False
-    base = schedule if plain else Schedule.from_spec(spec)
-    listed = name is None and not default_cosine
-    return {
-        "_class_name": "DDIMScheduler",
-        "_diffusers_version": "0.33.0",
-        "num_train_timesteps": schedule.T,
-        "beta_start": spec.get("beta_start", 1e-4) * scale,
-        "beta_end": spec.get("beta_end", 0.02) * scale,
-        "beta_schedule": "squaredcos_cap_v2" if default_cosine else name or "linear",
-        "trained_betas": base.betas.tolist() if listed else None,
-        "clip_sample": clipping.kind == "clip",
-        "clip_sample_range": clipping.limit if clipping.kind == "clip" else 1.0,
-        "set_alpha_to_one": True,
-        "steps_offset": 0,
-        "prediction_type": next(k for k, v in _PREDICTION.items() if v is target),
-        "thresholding": clipping.kind == "threshold",
-        "dynamic_thresholding_ratio": clipping.ratio,
-        "sample_max_value": clipping.limit if clipping.kind == "threshold" else 1.0,
-        "timestep_spacing": "trailing",
-        "rescale_betas_zero_snr": not plain,
-    }
 
 
 def write_folder(
@@ -241,17 +153,28 @@ def write_folder(
 ) -> None:
     """Write a nested model folder, each file whole or not at all, the weights last.
 
-    diffusers' ``DDIMPipeline.from_pretrained(folder)`` opens it.
+    diffusers' ``DDIMPipeline.from_pretrained(folder)`` opens it; where the network learned a
+    variance it is ``DDPMPipeline``, the only one of the two that can use it.
+
+    Raises:
+        InputError: what diffusers cannot express, in the network or in the schedule; nothing is
+            written then.
     """
     folder = Path(folder)
+    if config.beyond_diffusers:
+        raise InputError(
+            "diffusers' UNet2DModel cannot express this network, so it has no model folder: "
+            + ", ".join(config.beyond_diffusers)
+        )
+    learned = config.out_channels == 2 * config.in_channels
+    scheduler = scheduler_config(schedule, target, clipping, learned_variance=learned)
     index = {
-        "_class_name": "DDIMPipeline",
+        "_class_name": "DDPMPipeline" if learned else "DDIMPipeline",
         "_diffusers_version": "0.33.0",
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", "UNet2DModel"],
     }
     unet = {"_class_name": "UNet2DModel", "_diffusers_version": "0.33.0", **config.to_json()}
-    scheduler = scheduler_config(schedule, target, clipping)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     write_json(folder / "unet" / "config.json", unet)
     write_json(folder / "model_index.json", index)

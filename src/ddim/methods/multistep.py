@@ -46,7 +46,7 @@ def gradient_estimation(schedule: Schedule, nodes: Nodes, *, gamma: float = 2.0)
 
     def weights(history: Histories) -> Array:
         shares = np.array([1.0] if history.shape[1] == 1 else [gamma, 1 - gamma])
-        return np.outer(_steps(grid, history), shares)
+        return _steps(grid, history)[:, None] * shares
 
     return _family(grid, "gradient-estimation", "eps", 2, weights, {"gamma": gamma})
 
@@ -61,7 +61,7 @@ def plms(schedule: Schedule, nodes: Nodes, *, order: int = 4) -> Tableau:
     grid = Grid(schedule, nodes)
 
     def weights(history: Histories) -> Array:
-        return np.outer(_steps(grid, history), _ADAMS[history.shape[1]])
+        return _steps(grid, history)[:, None] * np.array(_ADAMS[history.shape[1]])
 
     return _family(grid, "plms", "eps", order, weights, {"order": order})
 

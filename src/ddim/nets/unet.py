@@ -36,7 +36,13 @@ class UNetConfig:
     """The fields of diffusers' ``unet/config.json``, with its defaults made explicit.
 
     Only what checkpoints of the DDPM family use is accepted: positional time embeddings, the
-    plain, attention and residual-resampling blocks, SiLU.
+    plain, attention and residual-resampling blocks, SiLU. The last three fields are not diffusers';
+    :attr:`beyond_diffusers` says which of them a network uses.
+
+    Attributes:
+        attention_heads: as many heads at every width, instead of as many channels a head.
+        time_features: number of sinusoidal features, where it is not the first width.
+        time_scale: what times are multiplied by before they are embedded.
 
     Raises:
         InputError: for a block type, an activation or an embedding that is not supported, or
@@ -71,6 +77,9 @@ class UNetConfig:
     class_embed_type: str | None = None
     num_class_embeds: int | None = None
     num_train_timesteps: int | None = None
+    attention_heads: int | None = None
+    time_features: int | None = None
+    time_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("down_block_types", "up_block_types", "block_out_channels"):
@@ -106,7 +115,13 @@ class UNetConfig:
         ):
             attending |= {channels} if kind.startswith("Attn") else set()
         for channels in sorted(attending):
-            if channels % (self.attention_head_dim or channels):
+            if self.attention_heads is not None:
+                if self.attention_heads < 1 or channels % self.attention_heads:
+                    raise InputError(
+                        f"block_out_channels {channels} cannot be split into attention_heads "
+                        f"{self.attention_heads}"
+                    )
+            elif channels % (self.attention_head_dim or channels):
                 raise InputError(
                     f"block_out_channels {channels} is not a multiple of attention_head_dim "
                     f"{self.attention_head_dim}"
@@ -116,6 +131,18 @@ class UNetConfig:
     def has_classes(self) -> bool:
         """Whether the network takes class labels."""
         return self.num_class_embeds is not None or self.class_embed_type is not None
+
+    @property
+    def beyond_diffusers(self) -> list[str]:
+        """What ``UNet2DModel`` cannot express of this network; empty where it can all of it."""
+        said = []
+        if self.attention_heads is not None:
+            said.append(f"{self.attention_heads} attention heads at every width")
+        if self.time_features is not None:
+            said.append(f"{self.time_features} time features, not the first width")
+        if self.time_scale != 1:
+            said.append(f"times multiplied by {self.time_scale:g}")
+        return said
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> UNetConfig:
@@ -137,8 +164,14 @@ class UNetConfig:
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
-        """The mapping that diffusers' ``UNet2DModel.from_config`` reads."""
+        """The mapping that diffusers' ``UNet2DModel.from_config`` reads.
+
+        Fields that diffusers does not have are there where they are used.
+        """
         values = dataclasses.asdict(self)
+        for name, absent in (("attention_heads", None), ("time_features", None), ("time_scale", 1)):
+            if values[name] == absent:
+                del values[name]
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
@@ -278,7 +311,7 @@ class _Attention(nn.Module):
 
     def __init__(self, channels: int, config: UNetConfig, *, groups: int | None, scale=1.0) -> None:
         super().__init__()
-        self.heads = channels // (config.attention_head_dim or channels)
+        self.heads = config.attention_heads or channels // (config.attention_head_dim or channels)
         self.group_norm = nn.GroupNorm(groups, channels, eps=config.norm_eps) if groups else None
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
@@ -430,10 +463,11 @@ class UNet(nn.Module):
         widths = config.block_out_channels
         time_dim = config.time_embedding_dim or widths[0] * 4
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = _TimeMLP(widths[0], time_dim)
+        features = config.time_features or widths[0]
+        self.time_embedding = _TimeMLP(features, time_dim)
         self.class_embedding: nn.Module | None = None
         if config.class_embed_type == "timestep":
-            self.class_embedding = _TimeMLP(widths[0], time_dim)
+            self.class_embedding = _TimeMLP(features, time_dim)
         elif config.class_embed_type == "identity":
             self.class_embedding = nn.Identity()
         elif config.num_class_embeds is not None:
@@ -478,13 +512,14 @@ class UNet(nn.Module):
         Returns:
             shape (N, D).
         """
-        return self.time_embedding(self._sinusoids(t))
+        scale = self.config.time_scale
+        return self.time_embedding(self._sinusoids(t if scale == 1 else t * scale))
 
     def _sinusoids(self, t: Tensor) -> Tensor:
         config = self.config
         features = timestep_embedding(
             t,
-            config.block_out_channels[0],
+            config.time_features or config.block_out_channels[0],
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )

@@ -18,7 +18,7 @@ from ddim.files import replacing
 from ddim.train.config import TrainConfig
 from ddim.train.loop import TrainState
 
-__all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "is_checkpoint", "load_checkpoint", "read_checkpoint", "save_checkpoint"]
 
 _FORMAT = "ddim-training-1"
 
@@ -55,6 +55,15 @@ def save_checkpoint(
     metadata = {"format": _FORMAT, "ddim": json.dumps(header)}
     with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is one that :func:`save_checkpoint` wrote, by its header alone."""
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            return (file.metadata() or {}).get("format") == _FORMAT
+    except safetensors.SafetensorError:
+        return False
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -1,0 +1,114 @@
+"""Folders whose files disagree, and the kinds of weight files that diffusers writes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from ddim.checkpoints import read_folder
+from ddim.nets import UNet, UNetConfig
+from ddim.pipeline import Pipeline, load
+from ddim.schedule import Schedule
+from ddim.target import Target
+
+SMALL = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8,),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "norm_num_groups": 4,
+    "attention_head_dim": None,
+}
+
+
+def write(folder, **changes):
+    config = UNetConfig(**(SMALL | changes))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        net = UNet(config)
+    Pipeline(net, Schedule.linear(20), Target.EPS, (1, 8, 8), name="tiny").save(folder)
+    return net
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_learned_variance_is_saved_for_the_scheduler_that_can_use_it(tmp_path):
+    write(tmp_path, out_channels=2)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    scheduler = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    assert index["_class_name"] == "DDPMPipeline"
+    assert index["scheduler"] == ["diffusers", "DDPMScheduler"]
+    assert scheduler["variance_type"] == "learned_range"
+    assert "set_alpha_to_one" not in scheduler
+    assert load(tmp_path).net(torch.zeros(1, 1, 8, 8), torch.tensor([3])).shape == (1, 2, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("out", "kind", "match"),
+    [
+        (
+            1,
+            "learned_range",
+            "scheduler_config.json: variance_type 'learned_range' .*out_channels 1",
+        ),
+        (1, "learned", "variance_type 'learned' does not go with out_channels 1"),
+        (2, "learned", "variance_type 'learned' does not go with out_channels 2"),
+        (3, "fixed_small", "config.json: out_channels 3 is neither in_channels 1 nor twice that"),
+    ],
+)
+def test_variances_that_contradict_the_network(tmp_path, refuses, out, kind, match):
+    write(tmp_path, out_channels=out)
+    edit(tmp_path / "scheduler" / "scheduler_config.json", variance_type=kind)
+    with refuses(match):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_every_weight_file_of_diffusers(tmp_path, variant, suffix):
+    net = write(tmp_path)
+    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    path.unlink()
+    path = path.with_suffix(f"{variant}.{suffix}")
+    weights = {k: v.half() if variant else v for k, v in net.state_dict().items()}
+    (safetensors.torch.save_file if suffix == "safetensors" else torch.save)(weights, path)
+    for key, value in read_folder(tmp_path).net.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, weights[key].float())
+
+
+def test_a_pickle_in_a_folder_is_read_as_carefully(tmp_path, refuses):
+    write(tmp_path)
+    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    path.unlink()
+    torch.save(torch.nn.Linear(2, 2), path.with_suffix(".bin"))
+    with refuses("diffusion_pytorch_model.bin is refused: .* which is code"):
+        load(tmp_path)
+    torch.save([1], path.with_suffix(".bin"))
+    with refuses("diffusion_pytorch_model.bin holds no state_dict"):
+        load(tmp_path)
+
+
+def test_fields_of_our_own_are_not_written_unless_used(tmp_path, refuses):
+    own = {"attention_heads", "time_features", "time_scale"}
+    assert not own & UNetConfig(**SMALL).to_json().keys()
+    for change, match in (
+        ({"attention_heads": 2}, "2 attention heads at every width"),
+        ({"time_features": 16}, "16 time features, not the first width"),
+        ({"time_scale": 0.25}, "times multiplied by 0.25"),
+    ):
+        config = UNetConfig(**SMALL, **change)
+        assert UNetConfig.from_json(config.to_json()) == config
+        with refuses(f"cannot express this network, so it has no model folder: {match}"):
+            write(tmp_path / "x", **change)
+    assert not (tmp_path / "x").exists()
+    with refuses("block_out_channels 8 cannot be split into attention_heads 3"):
+        UNetConfig(**SMALL, attention_heads=3)
