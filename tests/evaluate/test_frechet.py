@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddim.errors import InputError
-from ddim.evaluate import FeatureStatistics, frechet_distance
+from ddim.evaluate import FeatureStatistics, frechet, frechet_distance
 
 
 def covariance(rng, dimension, rows):
@@ -100,6 +100,35 @@ class TestDistance:
             frechet_distance(mean, cov, [0.0, 0.0], np.eye(2))
 
 
+class TestLargeDistance:
+    """Above 256 dimensions another algorithm is tried first; here above none."""
+
+    @pytest.fixture(autouse=True)
+    def large(self, monkeypatch):
+        monkeypatch.setattr(frechet, "_LARGE", 0)
+
+    def test_is_the_trace_formula(self, rng, monkeypatch):
+        a, b = covariance(rng, 40, 200), covariance(rng, 40, 90)
+        zero, shift = np.zeros(40), np.full(40, 0.1)
+        got = frechet_distance(zero, a, shift, b)
+        assert got - 0.4 == pytest.approx(frechet._fast(a, b, 0.0), rel=1e-9)
+        monkeypatch.setattr(frechet, "_LARGE", 40)
+        assert got == pytest.approx(frechet_distance(zero, a, shift, b), rel=1e-9)
+
+    @pytest.mark.parametrize("rows", [20, 200])
+    def test_of_near_or_singular_covariances_keeps_its_digits(self, rng, rows):
+        c, h, zero = covariance(rng, 40, rows), 1e-6, np.zeros(40)
+        assert frechet._fast(c, (1 + h) ** 2 * c, 0.0) is None
+        got = frechet_distance(zero, c, zero, (1 + h) ** 2 * c)
+        assert got == pytest.approx(h**2 * np.trace(c), rel=1e-3)
+
+    def test_refuses_a_negative_eigenvalue_on_either_side(self):
+        good, bad, zero = np.eye(2), np.diag([1.0, -1.0]), [0.0, 0.0]
+        for a, b in ((good, bad), (bad, good)):
+            with pytest.raises(InputError, match="negative eigenvalue"):
+                frechet_distance(zero, a, zero, b)
+
+
 class TestStatistics:
     @pytest.mark.parametrize("sizes", [[1000], [1] * 10 + [990], [333, 0, 333, 334]])
     def test_batches_give_the_moments_of_the_whole(self, rng, sizes):
@@ -122,6 +151,18 @@ class TestStatistics:
         assert whole.count == 900
         np.testing.assert_allclose(whole.mean, x.mean(axis=0), rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(whole.cov, np.cov(x.T), rtol=1e-10, atol=1e-12)
+
+    def test_comes_back_from_its_moments(self, rng):
+        one = FeatureStatistics(3)
+        one.update(rng.standard_normal((10, 3)))
+        other = FeatureStatistics.from_moments(one.count, one.mean, one.scatter)
+        for statistics in (one, other):
+            statistics.update([[1.0, 2.0, 3.0]])
+        np.testing.assert_array_equal(one.cov, other.cov)
+        with pytest.raises(InputError, match="scatter"):
+            FeatureStatistics.from_moments(3, np.zeros(2), np.zeros((3, 3)))
+        with pytest.raises(InputError, match="finite"):
+            FeatureStatistics.from_moments(3, np.zeros(1), [[np.nan]])
 
     def test_a_large_mean_costs_no_digits(self, rng):
         x = rng.standard_normal((1000, 3))
