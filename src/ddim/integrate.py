@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddim.denoiser import Denoiser, Prediction
 from ddim.errors import InputError
+from ddim.schedule import Level
 from ddim.tableau import Row, Tableau
 
-__all__ = ["Step", "final", "integrate"]
+__all__ = ["Request", "Step", "final", "integrate", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,13 @@ class Step:
     x: Tensor
     prediction: Prediction | None
     outputs: tuple[Tensor, ...] = ()
+
+
+class Request(NamedTuple):
+    """What a network is to predict from: a state and the level at which it sees it."""
+
+    x: Tensor
+    level: Level
 
 
 def integrate(
@@ -58,6 +67,35 @@ def integrate(
         InputError: another number of initial states, shapes that differ, or no noise given to
             rows that need it.
     """
+    exchange = run(tableau, x, noise)
+    event = next(exchange)
+    while event is not None:
+        if isinstance(event, Request):
+            event = exchange.send(denoiser(event.x, event.level))
+        else:
+            yield event
+            event = next(exchange, None)
+
+
+def run(
+    tableau: Tableau,
+    x: Tensor | Sequence[Tensor],
+    noise: Callable[[int], Tensor] | None = None,
+) -> Generator[Request | Step, Prediction | None, None]:
+    """The loop with its control turned round: it asks for every prediction, and is sent it.
+
+    For programs that call the network themselves, and for :func:`integrate`. Yields a
+    :class:`Request`, which must be answered with ``send(prediction)``, or a :class:`Step`, which
+    must not.
+
+    Args:
+        tableau: the rows.
+        x: as for :func:`integrate`.
+        noise: likewise.
+
+    Raises:
+        InputError: as :func:`integrate`, at the first ``next``.
+    """
     given = (x,) if isinstance(x, Tensor) else tuple(x)
     if len(given) != len(tableau.initial):
         raise InputError(
@@ -76,7 +114,9 @@ def integrate(
             if i not in predictions:
                 level = tableau.at(i)
                 assert level is not None  # the tableau has checked it
-                prediction = predictions[i] = denoiser(states[i], level)
+                prediction = yield Request(states[i], level)
+                assert prediction is not None, "a request is answered by send(prediction)"
+                predictions[i] = prediction
         new = len(given) + n
         states[new] = _combine(row, states, predictions, noise, new)
         for i in [i for i in states if tableau.last_use[i] <= n and i != new]:

@@ -18,9 +18,9 @@ from ddim.files import read_json
 from ddim.schedule import Schedule
 from ddim.target import Target
 
-__all__ = ["read_scheduler", "scheduler_config"]
+__all__ = ["PREDICTION", "parse_scheduler", "read_scheduler", "scheduler_config"]
 
-_PREDICTION = {"epsilon": Target.EPS, "sample": Target.X0, "v_prediction": Target.V}
+PREDICTION = {"epsilon": Target.EPS, "sample": Target.X0, "v_prediction": Target.V}
 # The schedulers of diffusers that clip unless they are told not to.
 _CLIPPING = (
     "DDIMScheduler",
@@ -68,14 +68,22 @@ def read_scheduler(path: Path) -> tuple[Schedule, Target, Clipping]:
     """
     config = read_json(path)
     try:
-        schedule = _schedule(config)
-        prediction = config.get("prediction_type", "epsilon")
-        if prediction not in _PREDICTION:
-            raise InputError(f"prediction_type {prediction!r} is not one of {list(_PREDICTION)}")
-        clipping = _clipping(config)
+        return parse_scheduler(config)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return schedule, _PREDICTION[prediction], clipping
+
+
+def parse_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, Target, Clipping]:
+    """The same of a configuration that is read already, such as a scheduler's ``config``.
+
+    Raises:
+        InputError: as :func:`read_scheduler`; the message names the key.
+    """
+    schedule = _schedule(config)
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in PREDICTION:
+        raise InputError(f"prediction_type {prediction!r} is not one of {list(PREDICTION)}")
+    return schedule, PREDICTION[prediction], _clipping(config)
 
 
 def _clipping(config: Mapping[str, Any]) -> Clipping:
@@ -189,7 +197,7 @@ def scheduler_config(
         "clip_sample_range": clipping.limit if clipping.kind == "clip" else 1.0,
         **own,
         "steps_offset": 0,
-        "prediction_type": next(k for k, v in _PREDICTION.items() if v is target),
+        "prediction_type": next(k for k, v in PREDICTION.items() if v is target),
         "thresholding": clipping.kind == "threshold",
         "dynamic_thresholding_ratio": clipping.ratio,
         "sample_max_value": clipping.limit if clipping.kind == "threshold" else 1.0,

@@ -1,0 +1,169 @@
+"""Samplers of this package inside diffusers' pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim.checkpoints.scheduler import PREDICTION, parse_scheduler
+from ddim.denoiser import Clipping, Prediction
+from ddim.errors import InputError
+from ddim.integrate import Request, Step, run
+from ddim.methods import make_tableau
+from ddim.nodes import make_nodes
+from ddim.schedule import Level, Schedule
+from ddim.target import Target
+
+__all__ = ["diffusers_scheduler"]
+
+
+def diffusers_scheduler(
+    source: Any,
+    method: str = "ddim",
+    *,
+    nodes: str | Sequence[int] = "uniform",
+    target: Target | str | None = None,
+    clipping: Clipping | None = None,
+    **options: object,
+) -> Any:
+    """A sampler as a scheduler of diffusers.
+
+    ``pipe.scheduler = ddim.diffusers_scheduler(pipe.scheduler, "unipc", order=3)``.
+
+    The pipeline calls the network, adds its guidance and decodes its latents as ever; what it
+    gives to ``step`` is put into the sampler's table. With a method that calls the network more
+    than once a step there are more ``timesteps`` than steps. Noise, where a method draws it, comes
+    from the pipeline's ``generator``.
+
+    Args:
+        source: the pipeline's scheduler, from whose configuration the noise schedule, the target
+            and the clipping are read; or a :class:`~ddim.Schedule`.
+        method: see :data:`ddim.METHODS`.
+        nodes: a family's name, with which the pipeline chooses the number of steps, or the nodes
+            themselves, whose number it must then ask for.
+        target: what the network outputs; that of the source if None, else ε.
+        clipping: of the predicted x0; that of the source if None, else none.
+        options: the method's own, such as ``order``.
+
+    Raises:
+        InputError: unknown names, a scheduler of another kind of noise, diffusers not installed.
+    """
+    try:
+        from diffusers.configuration_utils import ConfigMixin
+        from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+        from diffusers.utils.torch_utils import randn_tensor
+    except ImportError:
+        raise InputError("this is for diffusers, which is not installed") from None
+    if isinstance(source, Schedule):
+        schedule, said, habit = source, Target.EPS, Clipping()
+    else:
+        name = type(source).__name__
+        schedule, said, habit = parse_scheduler({**source.config, "_class_name": name})
+    target = said if target is None else Target.named(target)
+    clipping = clipping or habit
+    # Unknown names are refused here and not in the middle of a pipeline.
+    make_tableau(schedule, make_nodes(schedule, "uniform", min(3, schedule.T)), method, **options)
+    prediction = {value: key for key, value in PREDICTION.items()}.get(target, target.value)
+
+    class TableauScheduler(SchedulerMixin, ConfigMixin):
+        """A table of numbers that answers as a scheduler."""
+
+        config_name = "scheduler_config.json"
+        order = 1
+
+        def __init__(self) -> None:
+            self.register_to_config(
+                num_train_timesteps=schedule.T,
+                prediction_type=prediction,
+                method=method,
+                steps_offset=1,
+                clip_sample=False,
+            )
+            self.timesteps = torch.arange(schedule.T - 1, -1, -1)
+            self.init_noise_sigma = _spread(schedule.level(schedule.T))
+
+        def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+            """Choose the nodes and build the table."""
+            listed = make_nodes(schedule, nodes, num_inference_steps)
+            self.tableau = make_tableau(schedule, listed, method, **options)
+            levels = [self.tableau.at(i) for i in self.tableau.evaluated]
+            times = torch.tensor([level.t for level in levels if level is not None])
+            whole = bool((times == times.round()).all())
+            self.timesteps = (times.long() if whole else times).to(device)
+            self.num_inference_steps = num_inference_steps
+            self.init_noise_sigma = _spread(self.tableau.initial[0].level)
+            self._exchange = self._request = None
+
+        def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+            """States are scaled as the network wants them already."""
+            return sample
+
+        def step(
+            self,
+            model_output: Tensor,
+            timestep: Any,
+            sample: Tensor,
+            generator: Any = None,
+            return_dict: bool = True,
+            **_: Any,
+        ) -> Any:
+            """Take the network's output at the state that was asked about; return the next one."""
+            if self._exchange is None:
+                shape, device, dtype = sample.shape, sample.device, sample.dtype
+
+                def noise(state: int) -> Tensor:
+                    return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+
+                self._exchange = run(self.tableau, sample, noise)
+                self._request = self._until_asked(next(self._exchange))[0]
+            assert self._request is not None
+            level = self._request.level
+            # What the pipeline did to the state in between, such as inpainting, is kept.
+            if sample is not self._request.x:
+                self._request.x.copy_(sample)
+            event = self._exchange.send(self._predict(model_output, sample, level))
+            self._request, state = self._until_asked(event)
+            if self._request is None:
+                self._exchange = None
+            return SchedulerOutput(prev_sample=state) if return_dict else (state,)
+
+        def _until_asked(self, event: Request | Step | None) -> tuple[Request | None, Tensor]:
+            """Go on to the next state that the network must see, or to the result."""
+            assert event is not None and self._exchange is not None
+            while isinstance(event, Step):
+                result = event
+                event = next(self._exchange, None)
+                if event is None:
+                    return None, result.outputs[0]
+            return event, event.x
+
+        def _predict(self, output: Tensor, sample: Tensor, level: Level) -> Prediction:
+            var = None
+            if output.shape[1] == 2 * sample.shape[1]:
+                output, var = output.chunk(2, dim=1)
+                var = (var + 1) / 2
+            found = Prediction(*target.split(output, sample, level), var)
+            return clipping.wrap(lambda x, level: found)(sample, level)
+
+        def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+            """α·x0 + σ·noise at the times given, one for each image."""
+            k = timesteps.long().cpu() + 1
+            shape = (-1,) + (1,) * (original_samples.ndim - 1)
+            alpha, sigma = (
+                torch.as_tensor(values[k.numpy()]).to(original_samples).view(shape)
+                for values in (schedule.alpha, schedule.sigma)
+            )
+            return alpha * original_samples + sigma * noise
+
+        def __len__(self) -> int:
+            return schedule.T
+
+    return TableauScheduler()
+
+
+def _spread(level: Level) -> float:
+    """Standard deviation of pure noise at a level."""
+    return (level.alpha**2 + level.sigma**2) ** 0.5

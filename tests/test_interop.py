@@ -1,0 +1,173 @@
+"""Our samplers in diffusers' own pipelines, against those pipelines with their own schedulers."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    UNet2DModel,
+)
+
+import ddim
+from ddim.denoiser import Clipping, NetworkDenoiser
+from ddim.errors import InputError
+from ddim.integrate import final, integrate
+from ddim.interop import diffusers_scheduler
+from ddim.methods import METHODS, make_tableau
+from ddim.nodes import make_nodes
+
+THEIRS = {"num_train_timesteps": 100, "beta_start": 1e-3, "beta_end": 0.2}
+TRAILING = {**THEIRS, "timestep_spacing": "trailing"}
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def latent():
+    """A class-conditional latent diffusion pipeline with tiny random weights."""
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        sample_size=8,
+        norm_num_groups=4,
+        num_embeds_ada_norm=1000,
+    ).eval()
+    for parameter in transformer.parameters():  # adaptive norms start at zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    vae = AutoencoderKL(
+        block_out_channels=(8,), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",)
+    ).eval()
+    pipe = DiTPipeline(transformer, vae, DDIMScheduler(**TRAILING, clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def drawn(pipe, steps, **options):
+    generator = torch.Generator().manual_seed(3)
+    if isinstance(pipe, DiTPipeline):
+        return pipe(
+            [1, 5], num_inference_steps=steps, generator=generator, output_type="np", **options
+        ).images
+    # Theirs keeps the old eps beside a clipped x0 unless it is told to.
+    return pipe(
+        2,
+        num_inference_steps=steps,
+        generator=generator,
+        output_type="np",
+        use_clipped_model_output=True,
+    ).images
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10, 100])
+@pytest.mark.parametrize("clip", [True, False])
+def test_ddim_draws_what_diffusers_ddim_draws(unet, steps, clip):
+    pipe = DDIMPipeline(unet, DDIMScheduler(**TRAILING, clip_sample=clip))
+    pipe.set_progress_bar_config(disable=True)
+    theirs = drawn(pipe, steps)
+    pipe.scheduler = diffusers_scheduler(pipe.scheduler)
+    assert np.abs(drawn(pipe, steps) - theirs).max() < 2e-5
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_latent_diffusion_with_classes_and_guidance(latent, guidance):
+    own = latent.scheduler
+    theirs = drawn(latent, 5, guidance_scale=guidance)
+    latent.scheduler = diffusers_scheduler(own)
+    ours = drawn(latent, 5, guidance_scale=guidance)
+    latent.scheduler = own
+    assert np.abs(ours - theirs).max() < 2e-5
+
+
+def test_ddpm_with_the_pipelines_generator(unet):
+    """Noise for every step but the last, drawn in the pipeline's order."""
+    pipe = DDIMPipeline(unet, DDIMScheduler(**THEIRS, clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DDPMScheduler(**TRAILING, clip_sample=False)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 1, 8, 8, generator=generator)
+    pipe.scheduler.set_timesteps(100)
+    for t in pipe.scheduler.timesteps:
+        output = unet(x, t).sample
+        x = pipe.scheduler.step(output, t, x, generator=generator).prev_sample
+    ours = diffusers_scheduler(pipe.scheduler, "ddpm")
+    generator = torch.Generator().manual_seed(3)
+    y = torch.randn(2, 1, 8, 8, generator=generator)
+    ours.set_timesteps(100)
+    for t in ours.timesteps:
+        y = ours.step(unet(y, t).sample, t, y, generator=generator).prev_sample
+    assert (x - y).abs().max() < 1e-3 * x.abs().max()
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_in_a_pipeline_is_the_loop(unet, method):
+    """With inner stages, two states or fresh noise: the rows that integrate runs."""
+    source = DDIMScheduler(**TRAILING, clip_sample=False)
+    scheduler = diffusers_scheduler(source, method, nodes="quadratic")
+    scheduler.set_timesteps(6)
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    state, generator = x * scheduler.init_noise_sigma, torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            output = unet(state, t).sample
+            state = scheduler.step(output, t, state, generator=generator).prev_sample
+    schedule = ddim.Schedule.linear(100, 1e-3, 0.2)
+    tableau = make_tableau(schedule, make_nodes(schedule, "quadratic", 6), method)
+    again = torch.Generator().manual_seed(4)
+    denoiser = NetworkDenoiser(lambda z, t: unet(z, t).sample)
+    (looped,) = final(
+        integrate(denoiser, tableau, x, lambda _: torch.randn(x.shape, generator=again))
+    )
+    assert len(scheduler.timesteps) == tableau.calls
+    assert torch.allclose(state, looped, rtol=1e-4, atol=1e-4 * looped.abs().max().item())
+
+
+def test_schedulers_that_are_something_else_of_the_same_noise():
+    source = DPMSolverMultistepScheduler(**THEIRS, prediction_type="v_prediction")
+    scheduler = diffusers_scheduler(source, "dpmpp", order=3)
+    assert scheduler.config.prediction_type == "v_prediction"
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [99, 74, 49, 24]
+
+
+def test_noise_is_added_as_diffusers_adds_it():
+    theirs = DDIMScheduler(**THEIRS)
+    ours = diffusers_scheduler(theirs)
+    x, z = torch.randn(2, 3, 1, 8, 8)
+    t = torch.tensor([0, 50, 99])
+    assert torch.allclose(ours.add_noise(x, z, t), theirs.add_noise(x, z, t), atol=1e-6)
+
+
+def test_own_nodes_and_bad_names():
+    source = DDIMScheduler(**THEIRS)
+    chosen = diffusers_scheduler(source, nodes=[100, 40, 0], clipping=Clipping("threshold"))
+    chosen.set_timesteps(2)
+    assert chosen.timesteps.tolist() == [99, 39]
+    with pytest.raises(InputError, match="3 nodes are 2 steps, not 5"):
+        chosen.set_timesteps(5)
+    with pytest.raises(InputError, match="did you mean 'ddim'"):
+        diffusers_scheduler(source, "dimm")
+    with pytest.raises(InputError, match="no option 'order'"):
+        diffusers_scheduler(source, "ddim", order=2)
