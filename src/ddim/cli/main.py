@@ -23,6 +23,7 @@ VERBS = {
     "reconstruct": "measure how well images survive encoding and decoding",
     "interpolate": "walk between images, from latent to latent",
     "convert": "turn a checkpoint of another program into a model folder",
+    "checks": "say what a model is, and find what is wrong with it",
     "inspect": "print and plot a schedule, its nodes and the sampler's table of numbers",
 }
 

@@ -1,0 +1,135 @@
+"""The doctor: what a perfect network looks like to it, and every finding it has."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import ddim
+from ddim.analytic import Mixture
+from ddim.checks import calibration, check_model
+from ddim.denoiser import Clipping
+from ddim.errors import InputError
+from ddim.schedule import Schedule
+from ddim.target import Target
+
+SCHEDULE = Schedule.linear(100, 1e-3, 0.2)
+MEANS = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(0)) * 0.6
+DATA = Mixture(MEANS, std=0.3)
+
+
+class Exact(torch.nn.Module):
+    """What a perfect network for the mixture says, in terms of any target."""
+
+    def __init__(self, target):
+        super().__init__()
+        self.target, self.weight = target, torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x, t):
+        level = SCHEDULE.level(int(t[0]) + 1)
+        seen = DATA(x, level)
+        return self.target.of(seen.x0, seen.eps, level.alpha, level.sigma)
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = torch.Generator().manual_seed(1)
+    which = torch.randint(4, (256,), generator=generator)
+    return MEANS[which] + 0.3 * torch.randn(256, 1, 6, 6, generator=generator)
+
+
+def model(target=Target.EPS, taken=None):
+    return ddim.Pipeline(Exact(target), SCHEDULE, taken or target, (1, 6, 6))
+
+
+def levels(findings):
+    return {finding.level for finding in findings}
+
+
+def found(findings, text):
+    (one,) = [finding for finding in findings if text in finding.what]
+    return one
+
+
+@pytest.mark.parametrize("target", [Target.EPS, Target.X0, Target.V])
+def test_a_perfect_network_sums_to_one(images, target):
+    for entry in calibration(model(target), images):
+        assert entry.total == pytest.approx(1, abs=0.03)
+        assert entry.missed < 0.7
+
+
+def test_a_perfect_model_has_no_problems(images):
+    findings = check_model(model(), calibrated=calibration(model(), images))
+    assert levels(findings) == {"ok"}, findings
+
+
+@pytest.mark.parametrize(
+    ("true", "taken"),
+    [(Target.EPS, Target.V), (Target.V, Target.EPS), (Target.X0, Target.EPS)],
+)
+def test_a_wrong_target_is_a_problem(images, true, taken):
+    findings = check_model(model(taken=taken), calibrated=calibration(model(true, taken), images))
+    assert "problem" in levels(findings)
+    assert any("fit_conventions" in finding.do for finding in findings)
+
+
+def test_a_wrong_schedule_is_a_problem(images):
+    wrong = dataclasses.replace(model(), schedule=Schedule.linear(100, 1e-4, 0.02))
+    assert "problem" in levels(check_model(wrong, calibrated=calibration(wrong, images)))
+
+
+def test_calibration_does_not_depend_on_the_tile(images):
+    few = [calibration(model(), images[:10], tile=tile) for tile in (3, 10)]
+    for a, b in zip(*few, strict=True):
+        assert a.missed == pytest.approx(b.missed, rel=1e-5)
+
+
+def test_what_is_left_of_the_signal():
+    dark = dataclasses.replace(model(), schedule=Schedule.scaled_linear(1000, 0.00085, 0.012))
+    assert found(check_model(dark), "of the signal is left").level == "note"
+    none = dataclasses.replace(model(), schedule=SCHEDULE.rescaled_to_zero_snr())
+    assert found(check_model(none), "no signal is left").level == "problem"
+    velocity = dataclasses.replace(none, target=Target.V)
+    assert found(check_model(velocity), "zero terminal SNR").level == "ok"
+
+
+def test_steps_that_do_not_divide():
+    assert found(check_model(model(), steps=50), "divide").level == "ok"
+    odd = found(check_model(model(), steps=30), "do not divide")
+    # With a stride of 3 others start at 29·3 + 1, and range(0, 100, 3) has 34 elements.
+    assert "start at node 88 and others have 34 steps" in odd.what
+    with pytest.raises(InputError, match="from 1 to T"):
+        check_model(model(), steps=101)
+
+
+def test_clipping_conditions_assumptions():
+    habit = dataclasses.replace(model(), clipping=Clipping("clip", 1.0))
+    assert "keeps the old" in found(check_model(habit), "by habit (clip").why
+    without = dataclasses.replace(model(), classes=10)
+    assert found(check_model(without), "no label for 'none'").level == "note"
+    guided = dataclasses.replace(model(), classes=10, null_label=10)
+    assert found(check_model(guided), "10 for 'none'").level == "ok"
+    assumed = dataclasses.replace(model(), facts={"assumed": ["heads: 4"]})
+    assert found(check_model(assumed), "heads: 4").level == "note"
+
+
+def test_weights():
+    broken = model()
+    with torch.no_grad():
+        broken.net.weight[0] = float("nan")
+    assert found(check_model(broken), "not finite").level == "problem"
+    dead = model()
+    with torch.no_grad():
+        dead.net.weight.zero_()
+    assert found(check_model(dead), "all zero").level == "note"
+
+
+def test_without_images_it_says_that_it_did_not_look():
+    assert found(check_model(model()), "were not looked at").level == "note"
+
+
+def test_refusals(images):
+    with pytest.raises(InputError, match="have shape"):
+        calibration(model(), images[:, :, :3])
+    with pytest.raises(InputError, match=r"1\.\.100"):
+        calibration(model(), images, nodes=[0])
