@@ -13,7 +13,7 @@ def test_unknown_offers_the_nearest_name_and_all_choices():
 
 def test_unknown_offers_nothing_when_nothing_is_near():
     error = unknown("method", "xyzzy", iter(["ddim", "ddpm"]))
-    assert str(error) == "unknown method 'xyzzy': (choices: ddim, ddpm)"
+    assert str(error) == "unknown method 'xyzzy' (choices: ddim, ddpm)"
 
 
 def test_input_and_run_errors_are_told_apart():

@@ -187,6 +187,11 @@ def test_names_and_paths_that_lead_nowhere(tmp_path, refuses):
         load(tmp_path / "nothing")
     with refuses("unknown weights 'emma': did you mean 'ema'"):
         load("mnist", weights="emma")
+    run = tmp_path / "begun"
+    run.mkdir()
+    (run / "metrics.jsonl").touch()
+    with refuses("is a training run that has saved no checkpoint yet"):
+        load(run)
     with refuses("is not a model folder"):
         load(tmp_path)
 

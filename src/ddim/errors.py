@@ -25,5 +25,5 @@ def unknown(noun: str, name: str, choices: Iterable[str]) -> InputError:
     """
     choices = list(choices)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {noun} {name!r}: {hint}(choices: {', '.join(choices)})")
+    hint = f": did you mean {near[0]!r}?" if near else ""
+    return InputError(f"unknown {noun} {name!r}{hint} (choices: {', '.join(choices)})")

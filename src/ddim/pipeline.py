@@ -208,6 +208,8 @@ def load(
         pipeline = _from_checkpoint(path, weights)
     elif (path / "checkpoint.safetensors").exists():
         pipeline = _from_checkpoint(path / "checkpoint.safetensors", weights)
+    elif (path / "metrics.jsonl").exists() and not (path / "model_index.json").exists():
+        raise InputError(f"{path} is a training run that has saved no checkpoint yet")
     else:
         pipeline = _from_folder(path)
     pipeline.net.requires_grad_(False).eval()

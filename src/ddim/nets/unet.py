@@ -156,7 +156,9 @@ class UNetConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise InputError(f"unknown key {unknown[0]!r} in the UNet's config")
-        size = values.get("sample_size")
+        size = values.get("sample_size", 0)
+        if size is None:
+            raise InputError("sample_size is null: write the size of the images there")
         if isinstance(size, list | tuple):
             if len(set(size)) != 1:
                 raise InputError(f"sample_size {tuple(size)} is not square")
