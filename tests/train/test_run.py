@@ -305,6 +305,29 @@ def test_resuming_what_is_finished_changes_nothing(tmp_path, config):
     assert (tensors(tmp_path), lines(tmp_path)) == before
 
 
+def test_training_starts_from_a_model(tmp_path, config, refuses):
+    """From its averaged weights; resumed, it needs the model no more and ends in the same bits."""
+    train(Run(config, tmp_path / "first"))
+    model = load(tmp_path / "first")
+    more = dataclasses.replace(config, init=str(tmp_path / "first"), seed=1)
+    run = Run(more, tmp_path / "second")
+    for key, value in model.net.state_dict().items():
+        assert torch.equal(run.state.net.state_dict()[key], value)
+        assert torch.equal(run.state.ema.state_dict()[key], value)
+    train(run)
+    origin = {"name": "first", "identity": model.identity}
+    assert load(tmp_path / "second").facts["init"] == origin
+    train(Run(more, tmp_path / "third"), steps=5)
+    shutil.rmtree(tmp_path / "first")
+    resumed = train(Run(more, tmp_path / "third", resume=True))
+    for key, value in run.state.ema.state_dict().items():
+        assert torch.equal(resumed.state.ema.state_dict()[key], value)
+    assert load(tmp_path / "third").facts["init"] == origin
+    wider = dataclasses.replace(more, init=str(tmp_path / "second"), channels=(8, 24))
+    with refuses("block_out_channels"):
+        Run(wider, tmp_path / "fourth")
+
+
 def test_a_run_begun_anew_forgets_the_old_one(tmp_path, config):
     train(Run(config, tmp_path / "whole"))
     train(Run(dataclasses.replace(config, seed=5), tmp_path / "anew"))

@@ -45,6 +45,9 @@ class TrainConfig:
     label_dropout: float = 0.1
     """Share of labels replaced by 'none', which classifier-free guidance needs."""
 
+    init: str | None = None
+    """Start from this model's weights: a shipped name, a folder, a run, a checkpoint."""
+
     # The diffusion.
     T: int = 1000
     """Number of noising steps."""

@@ -18,7 +18,7 @@ from ddim.errors import InputError
 from ddim.files import write_bytes
 from ddim.generate import sample
 from ddim.nets import UNet, UNetConfig
-from ddim.pipeline import Pipeline
+from ddim.pipeline import Pipeline, load
 from ddim.schedule import Schedule
 from ddim.target import Target
 from ddim.train.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
@@ -154,10 +154,12 @@ class Run:
         classes = self.data.classes if config.classes else None
         self.unet = unet_config(config, self.data.shape, classes)
         self.null_label = classes or 0
-        self.state = self._fresh_state()
+        self.origin: dict[str, str] | None = None
+        checkpoint = self.output / CHECKPOINT
+        resumed = resume and checkpoint.exists()
+        self.state = self._fresh_state(None if resumed else config.init)
         self._interval = [0.0, 0.0]
         self.loss = float("nan")
-        checkpoint = self.output / CHECKPOINT
         if not resume:
             checkpoint.unlink(missing_ok=True)
         elif checkpoint.exists():
@@ -166,19 +168,38 @@ class Run:
             if sorted(before.values()) != sorted(now.values()):
                 raise InputError(f"{config.data} is not the data that the run was begun with")
             load_checkpoint(saved, self.state)
+            self.origin = saved.facts.get("init")
             self._interval = list(saved.facts["interval"])
         self.output.mkdir(parents=True, exist_ok=True)
         self._truncate_metrics()
         self._board = _board(self.output) if config.tensorboard else None
 
-    def _fresh_state(self) -> TrainState:
+    def _fresh_state(self, init: str | None) -> TrainState:
         with torch.random.fork_rng([]):
             torch.manual_seed(self.config.seed)
             net = UNet(self.unet)
+        if init is not None:
+            net.load_state_dict(self._initial(init))
         net = net.to(self.device)
         if self.device.type == "cuda":
             net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return TrainState.start(net, self.config)
+
+    def _initial(self, source: str) -> dict[str, Tensor]:
+        """The weights to start from, of a network just like this one."""
+        model = load(source)
+        if not isinstance(model.net, UNet):
+            raise InputError(f"{source} is not a UNet of this package, which training starts from")
+        other, own = model.net.config.to_json(), self.unet.to_json()
+        # Dropout and the recorded size of images are not in the weights.
+        for key in sorted(own.keys() | other.keys()):
+            if own.get(key) != other.get(key) and key not in ("dropout", "sample_size"):
+                raise InputError(
+                    f"{source} has {key} = {other.get(key)} and this run {own.get(key)}: give the "
+                    "network of the model to start from"
+                )
+        self.origin = {"name": model.name, "identity": model.identity}
+        return model.net.state_dict()
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -188,6 +209,7 @@ class Run:
             "images_seen": self.state.step * self.config.batch_size,
             "seed": self.config.seed,
             "threads": torch.get_num_threads(),
+            **({} if self.origin is None else {"init": self.origin}),
         }
 
     def steps(self) -> Generator[TrainStep, None, None]:
