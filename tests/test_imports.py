@@ -12,9 +12,10 @@ import pytest
 import ddim
 
 LEVELS = (
-    "errors files schedule nodes tableau target methods",
-    "denoiser integrate adaptive convergence noise analytic latent loss discrete calibrate nets",
-    "data images train checkpoints evaluate backends generate codec pipeline",
+    "errors files schedule compat nodes tableau target methods",
+    "denoiser integrate adaptive convergence noise analytic latent loss discrete calibrate nets "
+    "conventions candidates",
+    "data images train checkpoints evaluate backends generate codec checks interop pipeline model fitting",
     "cli web",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

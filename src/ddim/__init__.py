@@ -38,7 +38,11 @@ _WHERE = {
     "discrete": ["DiscreteStep", "discrete_loss", "sample_discrete"],
     "checkpoints": ["Hints"],
     "pipeline": ["Pipeline", "load", "shipped"],
+    "model": ["Model"],
+    "fitting": ["fit_conventions"],
     "generate": ["Drawn", "generate", "sample"],
+    "checks": ["Calibration", "Finding", "calibration", "check_model"],
+    "interop": ["diffusers_scheduler"],
     "codec": ["Latents", "decode", "encode", "interpolate"],
     "images": ["from_pixels", "grid", "save_image", "to_pixels"],
     "train.loop": ["TensorData", "TrainState", "TrainStep", "fit"],
@@ -52,6 +56,10 @@ if TYPE_CHECKING:
     from ddim.adaptive import Adaptive as Adaptive
     from ddim.adaptive import solve_adaptively as solve_adaptively
     from ddim.checkpoints import Hints as Hints
+    from ddim.checks import Calibration as Calibration
+    from ddim.checks import Finding as Finding
+    from ddim.checks import calibration as calibration
+    from ddim.checks import check_model as check_model
     from ddim.codec import Latents as Latents
     from ddim.codec import decode as decode
     from ddim.codec import encode as encode
@@ -70,6 +78,7 @@ if TYPE_CHECKING:
     from ddim.discrete import sample_discrete as sample_discrete
     from ddim.errors import InputError as InputError
     from ddim.errors import RunError as RunError
+    from ddim.fitting import fit_conventions as fit_conventions
     from ddim.generate import Drawn as Drawn
     from ddim.generate import generate as generate
     from ddim.generate import sample as sample
@@ -80,6 +89,7 @@ if TYPE_CHECKING:
     from ddim.integrate import Step as Step
     from ddim.integrate import final as final
     from ddim.integrate import integrate as integrate
+    from ddim.interop import diffusers_scheduler as diffusers_scheduler
     from ddim.latent import CODECS as CODECS
     from ddim.latent import slerp as slerp
     from ddim.loss import diffusion_loss as diffusion_loss
@@ -87,6 +97,7 @@ if TYPE_CHECKING:
     from ddim.loss import loss_weights as loss_weights
     from ddim.methods import METHODS as METHODS
     from ddim.methods import make_tableau as make_tableau
+    from ddim.model import Model as Model
     from ddim.nodes import NODES as NODES
     from ddim.nodes import make_nodes as make_nodes
     from ddim.noise import Noise as Noise

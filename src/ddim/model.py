@@ -1,0 +1,112 @@
+"""A model made of any network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddim.conventions import Adapted, Conventions
+from ddim.denoiser import Clipping
+from ddim.errors import InputError
+from ddim.nets import UNet
+from ddim.pipeline import Pipeline
+from ddim.schedule import Schedule
+from ddim.target import Target
+
+__all__ = ["Model"]
+
+
+def Model(  # noqa: N802
+    net: nn.Module,
+    schedule: Schedule,
+    target: Target | str,
+    shape: tuple[int, ...],
+    *,
+    time: str = "index",
+    offset: int = 0,
+    data_range: tuple[float, float] = (-1.0, 1.0),
+    arguments: Mapping[str, Any] | None = None,
+    keep_variance: bool = True,
+    time_dtype: torch.dtype | None = None,
+    classes: int | None = None,
+    null_label: int | None = None,
+    clipping: Clipping | None = None,
+    name: str = "model",
+    facts: Mapping[str, Any] | None = None,
+) -> Pipeline:
+    """A model made of any network, each of whose habits is one option.
+
+    The network is put into evaluation mode. It may return a tensor, a tuple that begins with one,
+    or an object that has one as ``.sample``.
+
+    =========================  ==================================================================
+    ``time``                   what the network is given at node k of T
+    =========================  ==================================================================
+    ``index``                  k - 1, so 0 to T - 1
+    ``one-based``              k
+    ``fraction``               k/T
+    ``fraction-from-zero``     (k - 1)/T: the index divided by T
+    ``thousandths``            1000·k/T
+    ``thousandths-from-zero``  1000·(k - 1)/T: improved-diffusion's rescaled times
+    ``lambda``, ``log-snr``    log(α/σ), and twice that
+    ``sigma``, ``rho``         σ, and σ/α
+    =========================  ==================================================================
+
+    Samplers with inner stages ask between the nodes: times follow k there, fractions included.
+
+    Args:
+        net: called as ``net(x, time)`` or ``net(x, time, labels)``, time of shape (N,).
+        schedule: the noise schedule that it was trained with, on data of its own range.
+        target: what it predicts: eps, x0, v or flow.
+        shape: of one image, (C, H, W).
+        time: see the table.
+        offset: how many levels lower than usual its times lie: 1 where its first time means clean
+            data, -1 where its first time means the level of node 2. A level without a time is
+            left out, so that the model has fewer steps than the schedule.
+        data_range: what black and white were when it was trained, such as (0, 1) or (-0.5, 0.5).
+            Images in and out are in [-1, 1] all the same.
+        arguments: given to the network by name at every call; tensors move with it and must fit
+            any batch.
+        keep_variance: of a network that returns twice the channels: whether the second half
+            interpolates a learned variance (Nichol and Dhariwal 2021, equation 15). False drops it.
+        time_dtype: of the times; None for int64 where they are whole and floating point elsewhere.
+            A whole type refuses times between nodes.
+        classes: number of classes of a class-conditional network.
+        null_label: its label for 'no class', which guidance needs.
+        clipping: what is done to the predicted x0 by default; nothing if None.
+        name: what outputs call it.
+        facts: what is known of the training.
+
+    Returns:
+        a :class:`~ddim.Pipeline`, for data in [-1, 1].
+
+    Raises:
+        InputError: not a module, unknown names, or options that contradict each other.
+
+    Example:
+        >>> import ddim
+        >>> net = ddim.load("mnist").net  # predicts eps at k - 1
+        >>> model = Model(net, ddim.Schedule.linear(500, scaled=True), "eps", (1, 28, 28))
+        >>> ddim.sample(model, n=1, steps=2).shape
+        torch.Size([1, 1, 28, 28])
+    """
+    if not isinstance(net, nn.Module):
+        raise InputError(f"a model needs a torch.nn.Module, not a {type(net).__name__}")
+    target = Target.named(target)
+    habits = Conventions(time, offset, tuple(data_range), keep_variance, time_dtype)
+    # A network of our own, used as we use it, stays what it is: fast, and fit to be saved.
+    plain = isinstance(net, UNet) and habits == Conventions() and not arguments
+    return Pipeline(
+        net.eval() if plain else Adapted(net, schedule, target, habits, arguments).eval(),
+        habits.outside(schedule),
+        target,
+        tuple(shape),
+        classes=classes,
+        null_label=null_label,
+        clipping=clipping or Clipping(),
+        name=name,
+        facts=dict(facts or {}),
+    )
