@@ -22,6 +22,7 @@ __all__ = [
     "Inpaint",
     "NetworkDenoiser",
     "Prediction",
+    "StaleEps",
     "Threshold",
 ]
 
@@ -121,10 +122,14 @@ class Clip:
             raise InputError(f"the clipping limit must be positive, not {limit}")
         self.denoiser, self.limit = denoiser, limit
 
+    def bound(self, x0: Tensor) -> Tensor:
+        """x0 within ±limit, of the same shape."""
+        return x0.clamp(-self.limit, self.limit)
+
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         """Predict; see :class:`Denoiser`."""
         prediction = self.denoiser(x, level)
-        return _with_x0(prediction, prediction.x0.clamp(-self.limit, self.limit), x, level)
+        return _with_x0(prediction, self.bound(prediction.x0), x, level)
 
 
 class Threshold:
@@ -142,13 +147,33 @@ class Threshold:
             )
         self.denoiser, self.ratio, self.largest = denoiser, ratio, largest
 
+    def bound(self, x0: Tensor) -> Tensor:
+        """x0 within ±1, each image by its own threshold; shape (N, *)."""
+        magnitude = x0.flatten(1).abs().to(torch.promote_types(x0.dtype, torch.float32))
+        s = torch.quantile(magnitude, self.ratio, dim=1).clamp(1, self.largest).to(x0.dtype)
+        s = s.view(-1, *(1,) * (x0.ndim - 1))
+        return x0.clamp(-s, s) / s
+
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         """Predict; see :class:`Denoiser`."""
         prediction = self.denoiser(x, level)
-        magnitude = prediction.x0.flatten(1).abs()
-        s = torch.quantile(magnitude.float(), self.ratio, dim=1).clamp(1, self.largest).to(x.dtype)
-        s = s.view(-1, *(1,) * (x.ndim - 1))
-        return _with_x0(prediction, prediction.x0.clamp(-s, s) / s, x, level)
+        return _with_x0(prediction, self.bound(prediction.x0), x, level)
+
+
+class StaleEps:
+    """Compatibility: x0 is bounded, and the eps that belongs to the unbounded one is kept.
+
+    The two no longer make up the state, so this is wrong; but it is what diffusers' DDIMScheduler
+    and the nngen notebook do, and their numbers can be had in no other way.
+    """
+
+    def __init__(self, clipped: Clip | Threshold) -> None:
+        self.clipped = clipped
+
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """Predict; see :class:`Denoiser`."""
+        prediction = self.clipped.denoiser(x, level)
+        return prediction._replace(x0=self.clipped.bound(prediction.x0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,11 +184,13 @@ class Clipping:
         kind: ``none``, ``clip`` (to ±limit) or ``threshold`` (dynamic, per image).
         limit: the clipping range, or the largest threshold.
         ratio: the quantile of dynamic thresholding.
+        stale_eps: keep the old eps, as some programs do; wrong, see :class:`StaleEps`.
     """
 
     kind: str = "none"
     limit: float = 1.0
     ratio: float = 0.995
+    stale_eps: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("none", "clip", "threshold"):
@@ -171,11 +198,14 @@ class Clipping:
 
     def wrap(self, denoiser: Denoiser) -> Denoiser:
         """The denoiser with this done to it."""
-        if self.kind == "clip":
-            return Clip(denoiser, self.limit)
-        if self.kind == "threshold":
-            return Threshold(denoiser, self.ratio, self.limit)
-        return denoiser
+        if self.kind == "none":
+            return denoiser
+        clipped = (
+            Clip(denoiser, self.limit)
+            if self.kind == "clip"
+            else Threshold(denoiser, self.ratio, self.limit)
+        )
+        return StaleEps(clipped) if self.stale_eps else clipped
 
 
 class Guided:
@@ -222,5 +252,7 @@ class Inpaint:
 
 
 def _with_x0(prediction: Prediction, x0: Tensor, x: Tensor, level: Level) -> Prediction:
+    if level.sigma == 0:
+        raise InputError("at σ = 0 no eps follows from a changed x0: a clean state is left alone")
     eps = torch.sub(x, x0, alpha=level.alpha).mul_(1 / level.sigma)
     return Prediction(x0, eps, prediction.var)

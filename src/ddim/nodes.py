@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ddim.compat import COMPAT_NODES
 from ddim.errors import InputError, unknown
 from ddim.schedule import Schedule
 
@@ -137,7 +138,8 @@ def make_nodes(
 
     Args:
         schedule: the noise schedule.
-        nodes: a family's name, or the nodes themselves (also as ``"500,250,0"``).
+        nodes: a family's name, in :data:`NODES` or, to repeat what another program did, in
+            :data:`ddim.compat.COMPAT_NODES`; or the nodes themselves (also as ``"500,250,0"``).
         steps: S; T if None. With an explicit list it must agree or be None.
 
     Raises:
@@ -149,9 +151,10 @@ def make_nodes(
         except ValueError:
             raise InputError(f"nodes must be a name or numbers like 500,250,0: {nodes!r}") from None
     if isinstance(nodes, str):
-        if nodes not in NODES:
-            raise unknown("nodes", nodes, NODES)
-        return NODES[nodes](schedule, schedule.T if steps is None else steps)
+        families = {**NODES, **COMPAT_NODES}
+        if nodes not in families:
+            raise unknown("nodes", nodes, families)
+        return families[nodes](schedule, schedule.T if steps is None else steps)
     listed = check_nodes(schedule, nodes)
     if steps is not None and steps != len(listed) - 1:
         raise InputError(f"{len(listed)} nodes are {len(listed) - 1} steps, not {steps}")

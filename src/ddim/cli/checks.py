@@ -27,7 +27,7 @@ class ChecksOptions(RunOptions, DataOptions):
     there is a problem.
     """
 
-    model: Annotated[str, tyro.conf.Positional] = "mnist"
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = "mnist"
     """A shipped model's name, a model folder, a training run, a checkpoint of any known kind."""
     data: str = ""
     """Clean images: a data set's name, an image, a folder of images or IDX files, an .npz."""

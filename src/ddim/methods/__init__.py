@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable
 
 from ddim.errors import InputError, unknown
+from ddim.methods.compat import COMPAT_METHODS
 from ddim.methods.ddim import ddim, ddpm
 from ddim.methods.multistep import deis, dpmpp, gradient_estimation, plms, sde_dpmpp, unipc
 from ddim.methods.reversible import bdia, edict, obelm
@@ -49,7 +50,7 @@ def make_tableau(
     Args:
         schedule: the noise schedule.
         nodes: as :func:`ddim.make_nodes` returns them.
-        method: a key of :data:`METHODS`.
+        method: a key of :data:`METHODS`, or of :data:`ddim.methods.compat.COMPAT_METHODS`.
         options: the builder's own, such as ``eta``.
 
     Raises:
@@ -60,9 +61,10 @@ def make_tableau(
         >>> make_tableau(schedule, (10, 5, 0), "ddim", eta=0.5).calls
         2
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    builder = METHODS[method]
+    builders = {**METHODS, **COMPAT_METHODS}
+    if method not in builders:
+        raise unknown("method", method, builders)
+    builder = builders[method]
     accepted = [
         name
         for name, parameter in inspect.signature(builder).parameters.items()

@@ -27,7 +27,7 @@ Histories = npt.NDArray[np.intp]
 """Histories of R steps: the nodes whose outputs each reads, the newest first, shape (R, J)."""
 
 # Adams-Bashforth weights for equal steps.
-_ADAMS = {
+ADAMS = {
     1: (1.0,),
     2: (3 / 2, -1 / 2),
     3: (23 / 12, -16 / 12, 5 / 12),
@@ -61,7 +61,7 @@ def plms(schedule: Schedule, nodes: Nodes, *, order: int = 4) -> Tableau:
     grid = Grid(schedule, nodes)
 
     def weights(history: Histories) -> Array:
-        return _steps(grid, history)[:, None] * np.array(_ADAMS[history.shape[1]])
+        return _steps(grid, history)[:, None] * np.array(ADAMS[history.shape[1]])
 
     return _family(grid, "plms", "eps", order, weights, {"order": order})
 
