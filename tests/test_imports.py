@@ -15,7 +15,8 @@ LEVELS = (
     "errors files schedule compat nodes tableau target methods",
     "denoiser integrate adaptive convergence noise analytic latent loss discrete calibrate nets "
     "conventions candidates",
-    "data images train checkpoints evaluate backends generate codec checks interop pipeline model fitting",
+    "data images train checkpoints evaluate backends generate codec checks interop pipeline model "
+    "fitting",
     "cli web",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

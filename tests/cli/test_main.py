@@ -71,7 +71,7 @@ def test_help_of_a_verb(ddim, verb):
 
 def test_unknown_verb(fails):
     fails(2, "unknown verb 'smaple': did you mean 'sample'", "smaple")
-    fails(2, r"unknown verb 'x': \(choices: demo, train", "x", "--steps", "3")
+    fails(2, r"unknown verb 'x' \(choices: demo, train", "x", "--steps", "3")
 
 
 def raise_in_sample(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
