@@ -154,8 +154,9 @@ def test_guidance_and_labels_edit_while_decoding(images):
         ({"steps": 51}, "from 1 to T"),
         ({"steps": 1}, "at least 2 steps"),
         ({"steps": 1, "codec": "bdia"}, "at least 2 steps"),
-        ({"nodes": (0, 25, 50)}, "fall"),
-        ({"nodes": (50, 25, 0), "codec": "implicit"}, "node 1"),
+        ({"nodes": (0, 25, 50), "steps": None}, "fall"),
+        ({"nodes": (50, 25, 0), "steps": None, "codec": "implicit"}, "node 1"),
+        ({"nodes": (50, 25, 0), "steps": 3}, "3 nodes are 2 steps, not 3"),
         ({"dtype": torch.float16}, "float32 or float64"),
         ({"labels": [0]}, "no classes"),
     ],
@@ -165,7 +166,16 @@ def test_bad_options(images, options, match):
         encode(model(), images, **{"steps": 5, **options})
 
 
+def test_labels_may_be_a_tensor_and_an_image_be_taken_out(images, tmp_path):
+    latents = encode(model(classes=3), images, steps=4, labels=torch.tensor([0, 1, 2, 0, 1]))
+    latents.save(tmp_path / "l.safetensors")
+    assert Latents.load(tmp_path / "l.safetensors")[2].labels == (2,)
+    assert len(latents[2]) == 1 and len(latents[1:4]) == 3
+
+
 def test_bad_images(images):
+    with pytest.raises(InputError, match=r"in \[-1, 1\]; these reach"):
+        encode(model(), (images + 1) * 127.5, steps=5)
     with pytest.raises(InputError, match="have shape"):
         encode(model(), images[:, :, :4], steps=5)
     with pytest.raises(InputError, match="finite"):
@@ -211,6 +221,9 @@ def test_interpolation_between_two_and_four(images):
     assert torch.allclose(square.tensors[1][3], left.tensors[1][0], atol=1e-6)
     with pytest.raises(InputError, match="2 images or 4"):
         interpolate(latents, [0, 1, 2], [0.5])
+    for shares in ([], [float("nan")]):
+        with pytest.raises(InputError, match="finite numbers"):
+            interpolate(latents, [0, 1], shares)
     with pytest.raises(InputError, match="no image 5"):
         interpolate(latents, [0, 5], [0.5])
 

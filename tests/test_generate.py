@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddim.denoiser import Clipping
 from ddim.generate import default_tile, generate, sample
-from ddim.methods import make_tableau
+from ddim.methods import METHODS, make_tableau
 from ddim.nets import UNet, UNetConfig
 from ddim.nodes import uniform
 from ddim.noise import Noise
@@ -310,7 +310,7 @@ def test_refusals_come_before_the_first_step(refuses):
         ("tiny was not trained for guidance", PLAIN, {"guidance": 2.0}),
         ("class-conditional: give labels", CONDITIONAL, {}),
         ("1 labels were given for 2 images", CONDITIONAL, {"labels": [0]}),
-        ("labels are from 0 to 2, not 4", CONDITIONAL, {"labels": [0, 4]}),
+        ("labels are from 0 to 2, or 3 for 'none', not 4", CONDITIONAL, {"labels": [0, 4]}),
         ("labels are from 0 to 2, not -1", CONDITIONAL, {"labels": [-1, 0]}),
         ("finite number, not nan", CONDITIONAL, {"labels": [0, 1], "guidance": float("nan")}),
     ]:
@@ -334,6 +334,50 @@ def test_refusals_come_before_the_first_step(refuses):
 def test_sample_refuses(refuses, match, options):
     with refuses(match):
         sample(PLAIN, 2, **{"steps": 4, **options})
+
+
+def test_a_mask_keeps_what_it_does_not_cover_for_every_method():
+    given = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[:, 4:] = True
+    for method in METHODS:
+        drawn = sample(pipeline(), 3, steps=4, method=method, images=given, mask=mask, tile=2)
+        assert torch.equal(drawn[..., :4], given[..., :4]), method
+        assert not torch.equal(drawn[..., 4:], given[..., 4:])
+
+
+def test_strength_starts_from_the_noised_image():
+    """At the last node above the data the image is one prediction from its noised self."""
+    given = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    model = pipeline()
+    drawn = sample(model, 2, steps=T, images=given, strength=1 / T, seed=5)
+    level = model.schedule.level(1)
+    noisy = level.alpha * given + level.sigma * Noise(5, range(2), SHAPE)(0)
+    assert torch.allclose(drawn, model.denoiser()(noisy, level).x0, atol=1e-5)
+    whole = sample(model, 2, steps=4, images=given, strength=1.0, seed=5)
+    assert whole.shape == drawn.shape and not torch.allclose(whole, drawn, atol=1e-2)
+
+
+IMAGES = torch.zeros(2, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("match", "options"),
+    [
+        ("need images", {"strength": 0.5}),
+        ("need images", {"mask": torch.ones(8, 8, dtype=torch.bool)}),
+        ("give one", {"images": IMAGES}),
+        ("have shape", {"images": IMAGES[:1], "strength": 0.5}),
+        ("have shape", {"images": IMAGES[..., :4], "strength": 0.5}),
+        (r"\(0, 1\]", {"images": IMAGES, "strength": 0.0}),
+        (r"\(0, 1\]", {"images": IMAGES, "strength": 1.01}),
+        ("truth values", {"images": IMAGES, "mask": torch.ones(8, 8)}),
+        ("does not fit", {"images": IMAGES, "mask": torch.ones(5, 8, dtype=torch.bool)}),
+    ],
+)
+def test_editing_refuses(refuses, match, options):
+    with refuses(match):
+        sample(pipeline(), 2, steps=4, **options)
 
 
 def test_default_tile():

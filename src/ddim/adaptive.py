@@ -81,6 +81,8 @@ def solve_adaptively(
         )
     if not (rtol > 0 and atol > 0):
         raise InputError(f"tolerances must be positive, not {rtol} and {atol}")
+    if not bool(x.isfinite().all()):
+        raise InputError("the states to start from must be finite")
     last = max(stop, 1)
     if schedule.alpha[max(first, last)] == 0:
         raise InputError(f"an adaptive solver needs α > 0: start at node {schedule.T - 1}")

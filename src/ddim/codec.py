@@ -25,6 +25,7 @@ from ddim.pipeline import Pipeline
 __all__ = ["Latents", "codec_nodes", "decode", "encode", "interpolate"]
 
 _FORMAT = "ddim-latents-1"
+FARTHEST = 2.0  # samples and decoded images overshoot [-1, 1] by less
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -69,7 +70,8 @@ class Latents:
     def __len__(self) -> int:
         return len(self.tensors[0])
 
-    def __getitem__(self, images: Sequence[int] | slice) -> Latents:
+    def __getitem__(self, images: Sequence[int] | slice | int) -> Latents:
+        images = [images] if isinstance(images, int) else images
         chosen = list(range(len(self)))[images] if isinstance(images, slice) else list(images)
         return dataclasses.replace(
             self,
@@ -150,7 +152,10 @@ class Latents:
 
 
 def codec_nodes(
-    pipeline: Pipeline, codec: str, nodes: str | Sequence[int] = "uniform", steps: int | None = 50
+    pipeline: Pipeline,
+    codec: str,
+    nodes: str | Sequence[int] = "uniform",
+    steps: int | None = None,
 ) -> tuple[int, ...]:
     """The nodes of a codec: as for sampling, but that ``implicit`` ends at node 1.
 
@@ -158,13 +163,15 @@ def codec_nodes(
         pipeline: the model.
         codec: see :data:`ddim.latent.CODECS`.
         nodes: a family's name or the nodes themselves, falling.
-        steps: S; ignored where the nodes are listed.
+        steps: S; if None 50, or as many as the listed nodes are.
 
     Raises:
         InputError: unknown names, or nodes that the codec cannot use.
     """
     explicit = not isinstance(nodes, str) or nodes[:1].isdigit()
-    listed = make_nodes(pipeline.schedule, nodes, None if explicit else steps)
+    if steps is None and not explicit:
+        steps = min(50, pipeline.schedule.T)
+    listed = make_nodes(pipeline.schedule, nodes, steps)
     if codec == "implicit" and not explicit:
         # The jump to the data has no inverse. At S = T node 1 is there already.
         listed = listed[:-1] if listed[-2] == 1 else (*listed[:-1], 1)
@@ -178,7 +185,7 @@ def encode(
     pipeline: Pipeline,
     images: Tensor,
     *,
-    steps: int | None = 50,
+    steps: int | None = None,
     codec: str = "obelm",
     nodes: str | Sequence[int] = "uniform",
     labels: Sequence[int] | None = None,
@@ -195,7 +202,7 @@ def encode(
     Args:
         pipeline: the model, in the precision of ``dtype``: ``pipeline.to(dtype=…)``.
         images: shape (N, C, H, W) in [-1, 1].
-        steps: S, from 1 to T.
+        steps: S, from 1 to T; if None 50, or as many as the listed nodes are.
         codec: ``obelm`` (exact, a pair of tensors), ``ddim`` (the paper's, approximate, one),
             ``implicit`` (DDIM solved backwards, one), ``edict`` or ``bdia`` (exact, pairs).
         nodes: a family's name or the nodes themselves, falling from the latent to the image.
@@ -222,6 +229,11 @@ def encode(
     if dtype not in _DTYPES.values():
         raise InputError(f"latents are float32 or float64, not {dtype}")
     check_images(pipeline, images, len(images))
+    if images.abs().max() > FARTHEST:
+        raise InputError(
+            f"images are in [-1, 1]; these reach {images.abs().max():.4g} (ddim.from_pixels makes "
+            "them of bytes)"
+        )
     listed = codec_nodes(pipeline, codec, nodes, steps)
     size = default_tile(pipeline.shape, pipeline.device) if tile is None else tile
     latents = Latents(
@@ -231,7 +243,7 @@ def encode(
         pipeline.name,
         pipeline.identity,
         size,
-        None if labels is None else tuple(labels),
+        None if labels is None else tuple(int(label) for label in labels),
         guidance,
     )
     if codec == "implicit":
@@ -297,6 +309,8 @@ def interpolate(latents: Latents, corners: Sequence[int], shares: Sequence[float
     """
     if len(corners) not in (2, 4):
         raise InputError(f"interpolation is between 2 images or 4, not {len(corners)}")
+    if not shares or not all(map(math.isfinite, shares)):
+        raise InputError(f"shares are finite numbers, at least one: {list(shares)}")
     for i in corners:
         if not 0 <= i < len(latents):
             raise InputError(f"there is no image {i}: the latents are of {len(latents)} images")

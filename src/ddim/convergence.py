@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddim.analytic import Gaussian
 from ddim.denoiser import Prediction
+from ddim.errors import InputError
 from ddim.methods import make_tableau
 from ddim.schedule import Schedule
 from ddim.tableau import Tableau
@@ -42,9 +43,14 @@ def lab_error(steps: int, method: str, *, exact: int = EXACT_STATES, **options: 
         method: a key of :data:`ddim.METHODS`; one of your own, once it is in there.
         exact: how many of the first states are exact.
         options: the method's own.
+
+    Raises:
+        InputError: unknown names, or a method that draws noise.
     """
     schedule = lab_schedule(steps)
     tableau = make_tableau(schedule, tuple(range(schedule.T, 0, -1)), method, **options)
+    if tableau.stochastic:
+        raise InputError(f"{method} draws noise: its error is no number that falls with the steps")
     x = torch.tensor(STARTS, dtype=torch.float64)
     truth = DATA.flow(x, schedule.level(schedule.T), schedule.level(1))
     return (_run(tableau, schedule.T, x, exact) - truth).abs().max().item()

@@ -144,6 +144,7 @@ def generate(
             noise = Noise(seed, [indices[i] for i in positions], pipeline.shape, device, dtype)
             chosen = None if label_tensor is None else label_tensor[positions].to(device)
             denoiser = pipeline.denoiser(chosen, guidance, clip, network=network)
+            images = mask = torch.empty(0)
             if known is not None:
                 images, mask = (part.expand_as(known[0])[positions].to(device) for part in known)
                 denoiser = Inpaint(denoiser, images.to(dtype), mask)
@@ -153,7 +154,11 @@ def generate(
                 x = [states[positions].to(device, dtype) for states in start]
             wanted = tuple(indices[i] for i in positions[:count])
             for step in integrate(denoiser, tableau, x, noise):
-                yield Drawn(wanted, step, tuple(output[:count] for output in step.outputs))
+                outputs = step.outputs
+                if outputs and known is not None:
+                    # Methods that mix two states in the end keep the known part only nearly.
+                    outputs = (torch.where(mask, images.to(dtype), outputs[0]), *outputs[1:])
+                yield Drawn(wanted, step, tuple(output[:count] for output in outputs))
 
     return drawn()
 
@@ -223,7 +228,8 @@ def check_labels(pipeline: Pipeline, labels: Sequence[int] | None, n: int) -> Te
     allowed = range(pipeline.classes)
     for label in labels:
         if label not in allowed and label != pipeline.null_label:
-            raise InputError(f"labels are from 0 to {pipeline.classes - 1}, not {label}")
+            none = "" if pipeline.null_label is None else f", or {pipeline.null_label} for 'none'"
+            raise InputError(f"labels are from 0 to {pipeline.classes - 1}{none}, not {label}")
     return torch.tensor(list(labels))
 
 
@@ -291,6 +297,10 @@ def sample(
         raise InputError("strength and mask need images to work on")
     if images is not None and strength is None and mask is None:
         raise InputError("images are edited by a strength, a mask, or both: give one")
+    if images is not None:
+        check_images(pipeline, images, n)
+    if mask is not None and mask.dtype is not torch.bool:
+        raise InputError(f"a mask is a tensor of truth values, not of {mask.dtype}")
     if strength is not None:
         listed = start_at(listed, strength, pipeline.schedule.T)
     options = {} if eta is None else {"eta": eta}

@@ -59,6 +59,8 @@ def diffusers_scheduler(
         raise InputError("this is for diffusers, which is not installed") from None
     if isinstance(source, Schedule):
         schedule, said, habit = source, Target.EPS, Clipping()
+    elif not hasattr(source, "config"):
+        raise InputError(f"a scheduler of diffusers or a Schedule is needed, not {source!r}")
     else:
         name = type(source).__name__
         schedule, said, habit = parse_scheduler({**source.config, "_class_name": name})

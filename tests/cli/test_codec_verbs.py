@@ -72,6 +72,8 @@ def test_what_encode_and_decode_refuse(encoded, fails, tiny, noise_data):
     fails(2, "cannot be undone", *encode, "--clip", "True")
     fails(2, "obelm", *encode, "--codec", "obelmm")
     fails(2, "at least 2 steps", *encode, "--steps", 1)
+    fails(2, "from 1 to T", *encode, "--steps", 0)
+    fails(2, "3 nodes are 2 steps, not 7", *encode, "--steps", 7, "--nodes", "20,10,0")
     fails(2, "safetensors", *encode, "--output", "x.png")
     fails(2, "-n", *encode, "-n", 0)
     fails(2, "tile", *encode, "--tile", 0)
@@ -103,7 +105,8 @@ def test_reconstruct(ddim, tiny, noise_data):
         "reconstruct", *arguments, "--codecs", "ddim", "obelm", "--dtypes", "float32", "float64"
     )
     assert answer.status == 0, answer.err
-    rows = json.loads(Path("reconstruct/errors.json").read_text(encoding="utf-8"))
+    found = json.loads(Path("reconstruct/errors.json").read_text(encoding="utf-8"))
+    rows = found["rows"]
     assert list(rows) == [
         f"{c} {d} {s}" for c in ("ddim", "obelm") for d in ("float32", "float64") for s in (4, 8)
     ]
@@ -114,7 +117,7 @@ def test_reconstruct(ddim, tiny, noise_data):
     assert Path("reconstruct/errors.md").read_text(encoding="utf-8").count("\n") == 10
     # Resumed with one more codec, it measures that alone.
     rows["obelm float64 8"]["seconds"] = -1
-    Path("reconstruct/errors.json").write_text(json.dumps(rows), encoding="utf-8")
+    Path("reconstruct/errors.json").write_text(json.dumps(found), encoding="utf-8")
     more = ddim(
         *("reconstruct", *arguments, "--codecs", "obelm", "edict", "--dtypes", "float64"),
         *("--resume", "--json"),
@@ -143,6 +146,18 @@ def test_what_reconstruct_refuses(fails, tiny, noise_data):
     fails(2, "T = 20", *common, "--steps", 21)
     fails(2, "float16", *common, "--dtypes", "float16")
     fails(2, "did you mean 'bdia'", *common, "--codecs", "bdai")
+    fails(2, "at least one each", *common, "--codecs")
+    fails(2, "at least one each", *common, "--steps")
+    fails(2, "family", *common, "--nodes", "20,10,0")
+    fails(2, "a folder", *common, "--output", "x.png")
+
+
+def test_reconstruct_does_not_mix_images(ddim, tiny):
+    common = ("reconstruct", "--model", tiny, "--data", "one.npz", "-n", 1, "--steps", 4)
+    for value in (10, 200):
+        np.savez("one.npz", images=np.full((1, 8, 8), value, np.uint8))
+        answer = ddim(*common, "--codecs", "ddim", "--resume", "--quiet")
+    assert answer.status == 2 and "is of other images" in answer.err
 
 
 def test_interpolate_drawn_images(ddim, tiny):
@@ -190,7 +205,20 @@ def test_what_interpolate_refuses(fails, tiny, conditional, noise_data, encoded)
     fails(2, "class-conditional", "interpolate", "--model", conditional)
     encoded()
     fails(2, "no image 9", *common, "--latents", "l.safetensors", "--between", 0, 9)
-    fails(2, "do not fit", *common, "--latents", "l.safetensors", "--codec", "ddim")
+    latents = (*common, "--latents", "l.safetensors")
+    fails(2, "--codec does not fit", *latents, "--codec", "ddim")
+    fails(2, "--steps does not fit", *latents, "--steps", 9)
+    fails(2, "--labels does not fit", *common, "--data", noise_data, "--labels", 1, 2)
+
+
+def test_interpolation_between_images_that_are_not_solved(ddim, tiny, noise_data):
+    answer = ddim(
+        *("interpolate", "--model", tiny, "--data", noise_data, "--between", 0, 3, "--steps", 2),
+        *("--codec", "implicit", "--frames", 2, "--quiet", "--json"),
+    )
+    unsolved = json.loads(answer.out)["unsolved"]
+    assert answer.status == (1 if unsolved else 0)
+    assert ("did not converge" in answer.err) == bool(unsolved)
 
 
 def test_compare(ddim, tiny, fails):
@@ -210,7 +238,8 @@ def test_compare(ddim, tiny, fails):
 def test_editing_by_strength(ddim, tiny, noise_data):
     common = ("sample", "--model", tiny, "--images", noise_data, "-n", 3, "--steps", 10, "--quiet")
     near = ddim(*common, "--strength", 0.1, "--output", "near.npz")
-    assert near.status == 0 and "the last 1 rows of 10 steps, 1 network calls" in near.out
+    assert near.status == 0, near.err
+    assert "the last 1 of 10 steps, from node 2, 1 network calls" in near.out
     far = ddim(*common, "--strength", 1.0, "--output", "far.npz")
     assert far.status == 0, far.err
     before = originals(noise_data, 3).astype(int)
@@ -219,13 +248,14 @@ def test_editing_by_strength(ddim, tiny, noise_data):
     assert change[0] < change[1]
 
 
-def test_editing_by_mask(ddim, tiny, noise_data):
+@pytest.mark.parametrize("method", ["ddim", "ddpm", "edict", "obelm"])
+def test_editing_by_mask(ddim, tiny, noise_data, method):
     mask = np.zeros((8, 8), np.uint8)
     mask[:, 4:] = 255
     Image.fromarray(mask).save("mask.png")
     answer = ddim(
         *("sample", "--model", tiny, "--images", noise_data, "-n", 3, "--steps", 10, "--quiet"),
-        *("--mask", "mask.png", "--output", "m.npz"),
+        *("--mask", "mask.png", "--output", "m.npz", "--method", method),
     )
     assert answer.status == 0, answer.err
     before = originals(noise_data, 3)

@@ -5,6 +5,7 @@ import torch
 
 from ddim.analytic import Mixture
 from ddim.convergence import DATA, STARTS, lab_error, lab_schedule, measured_order
+from ddim.errors import InputError
 from ddim.integrate import final, integrate
 from ddim.methods import METHODS, make_tableau
 from ddim.schedule import Schedule
@@ -115,3 +116,9 @@ def test_higher_orders_beat_ddim_on_a_mixture_by_the_median(method, options, ord
     ddim = (run("ddim", 20) - truth).norm(dim=1).median()
     ours = (run(method, 20, **options) - truth).norm(dim=1).median()
     assert ours < ddim / 2
+
+
+@pytest.mark.parametrize(("method", "options"), [("ddpm", {}), ("ddim", {"eta": 1.0})])
+def test_random_methods_have_no_order(method, options):
+    with pytest.raises(InputError, match="draws noise"):
+        measured_order(method, **options)

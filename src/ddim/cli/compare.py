@@ -27,7 +27,7 @@ class CompareOptions(RunOptions):
     """Draw the same latents by several samplers, one row each, and measure how they differ.
 
     A row for every one of --methods with every one of --steps (a number that T is less than is
-    taken for T). RMS is the difference from the row with the most network calls of a deterministic
+    taken for T). RMS is the difference from the first row with the most steps of a deterministic
     sampler, on [-1, 1]: from the same latents deterministic samplers draw the same images, the
     better the more steps they take.
     """
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
         )
     fixed = [i for i, (_, _, tableau) in enumerate(plan) if not tableau.stochastic]
     if fixed:
-        best = max(fixed, key=lambda i: (plan[i][2].calls, -i))
+        best = max(fixed, key=lambda i: (plan[i][1], -i))
         for row, images in zip(rows, drawn, strict=True):
             row["RMS"] = round((images - drawn[best]).square().mean().sqrt().item(), 4)
     captions = [f"{row['method']}, {row['network calls']} calls" for row in rows]

@@ -67,13 +67,11 @@ def main(argv: Sequence[str]) -> int:
 
     pipeline = open_model(options.model, options, options.dtype)
     images, labels = read_images(options, pipeline, options.n)
-    explicit = options.nodes[:1].isdigit()
-    default = None if explicit else min(50, pipeline.schedule.T)
     start = time.perf_counter()
     latents = encode(
         pipeline,
         images,
-        steps=options.steps or default,
+        steps=options.steps,
         codec=options.codec,
         nodes=options.nodes,
         labels=labels,
@@ -85,8 +83,9 @@ def main(argv: Sequence[str]) -> int:
     )
     seconds = time.perf_counter() - start
     latents.save(output)
-    steps = None if explicit else len(latents.nodes) - 1
-    resolved = options.resolved(tile=latents.tile, n=len(latents), steps=steps)
+    resolved = options.resolved(tile=latents.tile, n=len(latents))
+    if not options.nodes[:1].isdigit() and options.codec != "implicit":
+        resolved = dataclasses.replace(resolved, steps=len(latents.nodes) - 1)
     record(output, "encode", resolved, model=pipeline.name, identity=pipeline.identity)
     facts: dict[str, object] = {
         "output": str(output),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,10 +70,13 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--output is a .png, .webp or .gif file, not {output.name}")
     if options.frames < 2:
         raise InputError(f"--frames must be at least 2, the two ends, not {options.frames}")
-    if options.latents is not None and (options.data or options.codec or options.labels):
-        raise InputError(
-            "--latents says all about its images: --data, --codec, --labels do not fit"
-        )
+    plain = InterpolateOptions()
+    if options.latents is not None:
+        for name in ("data", "codec", "labels", "steps", "nodes", "dtype", "seed"):
+            if getattr(options, name) != getattr(plain, name):
+                raise InputError(f"--latents says all about its images: --{name} does not fit")
+    if options.data and options.labels:
+        raise InputError("the labels of --data are its own: --labels does not fit")
     if len(options.between) not in (2, 4):
         raise InputError(f"--between takes 2 images or 4, not {len(options.between)}")
     refuse_existing(output, force=options.force)
@@ -116,9 +120,14 @@ def main(argv: Sequence[str]) -> int:
             f"{output}: {len(between)} images between {', '.join(map(str, options.between))} by "
             f"{between.codec} in {facts['steps']} steps, {seconds:.1f} s"
         )
-        if latents.unsolved:
-            print(f"the encoding did not converge on {len(latents.unsolved)} of the images")
-    return 0
+    if latents.unsolved:
+        named = ", ".join(str(options.between[i]) for i in latents.unsolved if options.data)
+        print(
+            f"ddim interpolate: the encoding did not converge on {len(latents.unsolved)} of the "
+            f"images{f' ({named})' if named else ''}",
+            file=sys.stderr,
+        )
+    return 1 if latents.unsolved else 0
 
 
 def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
@@ -130,8 +139,6 @@ def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
     from ddim.noise import Noise
 
     codec = options.codec or "ddim"
-    explicit = options.nodes[:1].isdigit()
-    steps = options.steps or (None if explicit else min(50, pipeline.schedule.T))
     tile = options.tile or default_tile(pipeline.shape, pipeline.device)
     dtype = getattr(torch, options.dtype)
     if options.data:
@@ -139,7 +146,7 @@ def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
         return encode(
             pipeline,
             images,
-            steps=steps,
+            steps=options.steps,
             codec=codec,
             nodes=options.nodes,
             labels=labels,
@@ -158,7 +165,7 @@ def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
         labels = options.labels * (len(options.between) // len(options.labels))
     elif options.labels:
         raise InputError(f"{pipeline.name} has no classes: --labels means nothing to it")
-    nodes = codec_nodes(pipeline, codec, options.nodes, steps)
+    nodes = codec_nodes(pipeline, codec, options.nodes, options.steps)
     level = pipeline.schedule.level(nodes[0])
     spread = (level.alpha**2 + level.sigma**2) ** 0.5
     noise = Noise(options.seed, options.between, pipeline.shape, pipeline.device, dtype)(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import sys
 import time
@@ -68,6 +69,12 @@ def main(argv: Sequence[str]) -> int:
             raise InputError(f"--dtypes are {' or '.join(DTYPES)}, not {dtype!r}")
     if options.n < 1:
         raise InputError(f"-n must be at least 1, not {options.n}")
+    if not (options.codecs and options.steps and options.dtypes):
+        raise InputError("--codecs, --steps and --dtypes need at least one each")
+    if options.nodes[:1].isdigit():
+        raise InputError("--nodes is the name of a family here: lists have their own length")
+    if output.suffix:
+        raise InputError(f"--output is a folder, not {output.name}")
     if not options.resume:
         refuse_existing(output, force=options.force)
 
@@ -82,7 +89,8 @@ def main(argv: Sequence[str]) -> int:
 
     tile = options.tile or default_tile(pipeline.shape, pipeline.device)
     resolved = options.resolved(tile=tile, n=len(images), resume=False)
-    done = _earlier(output, resolved) if options.resume else {}
+    subject = _subject(pipeline, images)
+    done = _earlier(output, resolved, subject) if options.resume else {}
     output.mkdir(parents=True, exist_ok=True)
     record(output, "reconstruct", resolved, model=pipeline.name, identity=pipeline.identity)
     rows: dict[str, dict[str, Any]] = {}
@@ -91,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
         rows[key] = done.get(key) or _measure(
             pipeline, images, labels, codec, dtype, steps, options, tile
         )
-        write_json(output / "errors.json", {**done, **rows})
+        write_json(output / "errors.json", {"of": subject, "rows": {**done, **rows}})
     shown = [_line(row) for row in rows.values()]
     (output / "errors.md").write_text(_markdown(shown), encoding="utf-8")
     save_figure(output / "errors.png", _plot(list(rows.values())))
@@ -113,7 +121,13 @@ def main(argv: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _earlier(output: Path, resolved: ReconstructOptions) -> dict[str, Any]:
+def _subject(pipeline: Pipeline, images: Tensor) -> dict[str, str]:
+    """What the errors are of, by checksums."""
+    digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
+    return {"model": pipeline.identity, "images": digest}
+
+
+def _earlier(output: Path, resolved: ReconstructOptions, subject: dict[str, str]) -> dict[str, Any]:
     """The lines that an earlier run of the same images, model and nodes has measured."""
     path = output / "run.toml"
     if not path.exists():
@@ -125,7 +139,13 @@ def _earlier(output: Path, resolved: ReconstructOptions) -> dict[str, Any]:
         free = key in ("codecs", "steps", "dtypes", "output", "resume")
         if not free and before.get(key) not in (value, "None" if value is None else value):
             raise InputError(f"{path} was begun with {key} = {before.get(key)}, not {value}")
-    return read_json(output / "errors.json") if (output / "errors.json").exists() else {}
+    if not (output / "errors.json").exists():
+        return {}
+    found = read_json(output / "errors.json")
+    for key, value in subject.items():
+        if found.get("of", {}).get(key) != value:
+            raise InputError(f"{output / 'errors.json'} is of other {key.rstrip('s')}s than these")
+    return found["rows"]
 
 
 def _measure(

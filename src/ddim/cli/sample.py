@@ -154,7 +154,8 @@ def main(argv: Sequence[str]) -> int:
         record(output, "sample", resolved, model=pipeline.name)
     steps = f"{len(nodes) - 1} steps"
     if options.strength is not None:
-        steps = f"the last {len(tableau.rows)} rows of {steps}"
+        first = tableau.initial[0].k
+        steps = f"the last {len(nodes) - 1 - nodes.index(first)} of {steps}, from node {first}"
     calls = tableau.calls * (1 if options.guidance == 1 else 2)
     facts = {
         "output": str(output),
