@@ -311,7 +311,7 @@ def test_refusals_come_before_the_first_step(refuses):
         ("class-conditional: give labels", CONDITIONAL, {}),
         ("1 labels were given for 2 images", CONDITIONAL, {"labels": [0]}),
         ("labels are from 0 to 2, or 3 for 'none', not 4", CONDITIONAL, {"labels": [0, 4]}),
-        ("labels are from 0 to 2, not -1", CONDITIONAL, {"labels": [-1, 0]}),
+        ("labels are from 0 to 2, or 3 for 'none', not -1", CONDITIONAL, {"labels": [-1, 0]}),
         ("finite number, not nan", CONDITIONAL, {"labels": [0, 1], "guidance": float("nan")}),
     ]:
         given = dict(options)
