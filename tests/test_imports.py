@@ -13,10 +13,11 @@ import ddim
 
 LEVELS = (
     "errors files schedule compat nodes tableau target methods",
-    "denoiser integrate adaptive convergence noise analytic latent loss discrete calibrate nets "
+    "denoiser integrate adaptive convergence noise analytic latent loss discrete calibrate "
+    "trajectory nets "
     "conventions candidates",
     "data images train checkpoints evaluate backends generate codec checks interop pipeline model "
-    "fitting",
+    "sampler fitting",
     "cli web",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

@@ -15,10 +15,9 @@ from torch import Tensor
 from ddim.denoiser import Inpaint, NetworkDenoiser
 from ddim.errors import InputError
 from ddim.integrate import Step, integrate
-from ddim.methods import make_tableau
-from ddim.nodes import make_nodes, start_at
 from ddim.noise import Noise
 from ddim.pipeline import Pipeline
+from ddim.sampler import make_sampler
 from ddim.tableau import Tableau
 
 __all__ = [
@@ -263,7 +262,7 @@ def sample(
         n: how many.
         steps: S, from 1 to T; None for T, or for the length of an explicit node list.
         method: see :data:`ddim.METHODS`.
-        nodes: a family's name (see :data:`ddim.NODES`) or the nodes themselves.
+        nodes: a family's name (see :data:`ddim.NODES`), ``calibrated``, or the nodes themselves.
         eta: DDIM's η.
         seed: image i of a seed is always the same image.
         labels: one class for all, or one for each image; None lets a class-conditional model
@@ -291,8 +290,6 @@ def sample(
         labels = [labels] * n
     if labels is None and pipeline.classes is not None:
         labels = [i % pipeline.classes for i in range(n)]
-    explicit = not isinstance(nodes, str)
-    listed = make_nodes(pipeline.schedule, nodes, None if explicit else steps)
     if images is None and not (strength is None and mask is None):
         raise InputError("strength and mask need images to work on")
     if images is not None and strength is None and mask is None:
@@ -301,10 +298,9 @@ def sample(
         check_images(pipeline, images, n)
     if mask is not None and mask.dtype is not torch.bool:
         raise InputError(f"a mask is a tensor of truth values, not of {mask.dtype}")
-    if strength is not None:
-        listed = start_at(listed, strength, pipeline.schedule.T)
     options = {} if eta is None else {"eta": eta}
-    tableau = make_tableau(pipeline.schedule, listed, method, **options)
+    count = steps if isinstance(nodes, str) else None
+    _, tableau = make_sampler(pipeline, nodes, count, method, strength=strength, **options)
     start = known = None
     if images is not None:
         start = (

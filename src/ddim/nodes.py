@@ -15,7 +15,16 @@ from ddim.compat import COMPAT_NODES
 from ddim.errors import InputError, unknown
 from ddim.schedule import Schedule
 
-__all__ = ["NODES", "check_nodes", "log_snr", "make_nodes", "quadratic", "start_at", "uniform"]
+__all__ = [
+    "NODES",
+    "check_nodes",
+    "log_snr",
+    "make_nodes",
+    "quadratic",
+    "spread",
+    "start_at",
+    "uniform",
+]
 
 Nodes = tuple[int, ...]
 
@@ -84,11 +93,19 @@ def log_snr(schedule: Schedule, steps: int) -> Nodes:
         target = lam[0] + (first - lam[0]) * share
         # λ falls with k, and np.interp wants rising abscissae.
         wanted[m] = float(np.interp(-target, -finite, nodes))
-    return _spread([int(w + 0.5) for w in wanted], T)
+    return spread([int(w + 0.5) for w in wanted], T)
 
 
-def _spread(nodes: list[int], T: int) -> Nodes:
-    """Make rounded nodes (by m, rising) distinct with the count kept, within 0..T."""
+def spread(nodes: list[int], T: int) -> Nodes:
+    """Make rounded nodes distinct with the count kept, within 0..T.
+
+    Args:
+        nodes: by m = 0..S, rising but for what rounding did; the first becomes 0.
+        T: the largest that a node may be.
+
+    Returns:
+        Falling nodes.
+    """
     steps = len(nodes) - 1
     nodes[0] = 0
     for m in range(1, steps + 1):
@@ -150,6 +167,8 @@ def make_nodes(
             nodes = [int(part) for part in nodes.split(",")]
         except ValueError:
             raise InputError(f"nodes must be a name or numbers like 500,250,0: {nodes!r}") from None
+    if nodes == "calibrated":
+        raise InputError("calibrated nodes belong to a model and its sampler, not to a schedule")
     if isinstance(nodes, str):
         families = {**NODES, **COMPAT_NODES}
         if nodes not in families:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim.checkpoints import Hints, read_folder, read_foreign, write_folder
+from ddim.checkpoints import CALIBRATED, Hints, read_folder, read_foreign, write_folder
 from ddim.denoiser import Clipping, Denoiser, Guided, NetworkDenoiser
 from ddim.errors import InputError, unknown
 from ddim.nets import UNet, UNetConfig
@@ -44,6 +44,8 @@ class Pipeline:
         clipping: what is done to the predicted x0 by default.
         name: what outputs call it.
         facts: what is known of the training.
+        calibration: the file where its calibration is or will be kept; None for a model that was
+            not opened from a file.
     """
 
     net: nn.Module
@@ -55,6 +57,7 @@ class Pipeline:
     clipping: Clipping = dataclasses.field(default_factory=Clipping)
     name: str = "model"
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    calibration: Path | None = None
 
     @property
     def device(self) -> torch.device:
@@ -232,6 +235,7 @@ def _from_folder(folder: Path) -> Pipeline:
         clipping=parts.clipping,
         name=str(facts.get("name", folder.resolve().name)),
         facts=facts,
+        calibration=folder / CALIBRATED,
     )
 
 
@@ -250,6 +254,7 @@ def _from_foreign(
         clipping=loaded.clipping,
         name=path.stem,
         facts=loaded.facts,
+        calibration=path.with_name(f"{path.name}.{CALIBRATED}"),
     )
 
 
@@ -269,4 +274,5 @@ def _from_checkpoint(path: Path, weights: str) -> Pipeline:
         null_label=classes if checkpoint.config.label_dropout else None,
         name=path.resolve().parent.name,
         facts=facts,
+        calibration=path.parent / CALIBRATED,
     )

@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
             sampler = SamplerOptions(
                 method=method, steps=steps, nodes=options.nodes, option=tuple(chosen)
             )
-            plan.append((text, steps, make_sampler(sampler, pipeline.schedule, steps)[1]))
+            plan.append((text, steps, make_sampler(sampler, pipeline, steps)[1]))
     rows: list[dict[str, object]] = []
     drawn: list[Tensor] = []
     for text, steps, tableau in plan:

@@ -15,6 +15,7 @@ from ddim.files import refuse_existing, write_bytes
 
 if TYPE_CHECKING:
     from ddim.nodes import Nodes
+    from ddim.pipeline import Pipeline
     from ddim.schedule import Schedule
     from ddim.tableau import Tableau
 
@@ -56,8 +57,11 @@ def main(argv: Sequence[str]) -> int:
             raise InputError(f"--output is a .png file, not {options.output}")
         refuse_existing(Path(options.output), force=options.force)
 
-    schedule = _schedule(options)
-    nodes, tableau = make_sampler(options, schedule, 10)
+    from ddim.schedule import Schedule
+
+    source = _source(options)
+    schedule = source if isinstance(source, Schedule) else source.schedule
+    nodes, tableau = make_sampler(options, source, 10)
     rows = [_node(schedule, k) for k in nodes]
     if options.json:
         print_json(
@@ -78,13 +82,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _schedule(options: InspectOptions) -> Schedule:
+def _source(options: InspectOptions) -> Pipeline | Schedule:
     from ddim.schedule import Schedule
 
     if options.model is not None:
         from ddim.pipeline import load
 
-        schedule = load(options.model).schedule
+        model = load(options.model)
+        if not options.zero_snr:
+            return model
+        schedule = model.schedule
     else:
         spec: dict[str, object] = {"kind": options.schedule, "T": options.T}
         if options.schedule in ("linear", "scaled-linear"):

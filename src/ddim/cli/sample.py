@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     set_threads(options.threads)
     dtype = getattr(torch, options.dtype)
     pipeline = load(options.model, device=pick_device(options.device)).to(dtype=dtype)
-    nodes, tableau = make_sampler(options, pipeline.schedule, 50, options.strength)
+    nodes, tableau = make_sampler(options, pipeline, 50, options.strength)
     given, mask = _edited(options, pipeline)
     tile = default_tile(pipeline.shape, pipeline.device) if options.tile is None else options.tile
     labels = _labels(options, pipeline)

@@ -61,7 +61,8 @@ class SamplerOptions:
     steps: int | None = None
     """Steps, from 1 to T; 50 (inspect: 10) if neither this nor a list of nodes is given."""
     nodes: str = "uniform"
-    """Where the steps stop: uniform, trailing, quadratic, log-snr, or a list like 500,250,0."""
+    """Where the steps stop: uniform, trailing, quadratic, log-snr, a list like 500,250,0, or
+    calibrated: what `ddim calibrate` found for the model and this number of steps."""
     eta: float | None = None
     """DDIM's η: 0 is deterministic, 1 is as random as DDPM."""
     order: int | None = None
@@ -72,24 +73,26 @@ class SamplerOptions:
 
 def make_sampler(
     options: SamplerOptions,
-    schedule: Schedule,
+    source: Pipeline | Schedule,
     default_steps: int,
     strength: float | None = None,
 ) -> tuple[Nodes, Tableau]:
-    """The nodes and the tableau that the options ask for.
+    """The nodes and the tableau that the options ask for, of a model or of a schedule alone.
 
     With a strength below 1 the tableau takes only the last part of the nodes.
 
     Raises:
         InputError: unknown names, numbers out of range, an option that the method does not have.
     """
+    from ddim import sampler
     from ddim.methods import METHODS, make_tableau
-    from ddim.nodes import make_nodes, start_at
+    from ddim.nodes import make_nodes
+    from ddim.schedule import Schedule
 
+    schedule = source if isinstance(source, Schedule) else source.schedule
     steps = options.steps
     if steps is None and not options.nodes[:1].isdigit():
         steps = min(default_steps, schedule.T)
-    nodes = make_nodes(schedule, options.nodes, steps)
     chosen: dict[str, object] = {"eta": options.eta, "order": options.order}
     chosen = {key: value for key, value in chosen.items() if value is not None}
     builder = METHODS.get(options.method)
@@ -99,8 +102,12 @@ def make_sampler(
             raise InputError(f"--option takes KEY=VALUE, not {item!r}")
         known = inspect.signature(builder).parameters if builder else {}
         chosen[key] = _value(key, text, known[key].default) if key in known else text
-    taken = nodes if strength is None else start_at(nodes, strength, schedule.T)
-    return nodes, make_tableau(schedule, taken, options.method, **chosen)
+    if isinstance(source, Schedule):
+        nodes = make_nodes(schedule, options.nodes, steps)
+        return nodes, make_tableau(schedule, nodes, options.method, **chosen)
+    return sampler.make_sampler(
+        source, options.nodes, steps, options.method, strength=strength, **chosen
+    )
 
 
 def _value(key: str, text: str, default: object) -> object:

@@ -1,0 +1,175 @@
+"""``ddim calibrate``: the best few steps for one network."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from ddim.cli.options import parse
+from ddim.cli.report import print_json, table
+from ddim.cli.sampler import RunOptions, open_model
+from ddim.errors import InputError
+
+if TYPE_CHECKING:
+    from ddim.calibrate import Calibration
+    from ddim.pipeline import Pipeline
+    from ddim.trajectory import Group
+
+__all__ = ["CalibrateOptions", "main"]
+
+SEED = 2**62
+"""Added to --seed: the latents must not be those of images that anyone measures."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrateOptions(RunOptions):
+    """Find the nodes, the method and the weights that make the most of a few network calls.
+
+    They are those whose images, from the same noise, are nearest to the ones that a fine solver
+    makes of the same network. What is found is written beside the model (calibrated.json), is good
+    for these weights alone, and is used by --nodes calibrated --steps N. The errors printed are of
+    latents that no choice has seen.
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = "mnist"
+    """A shipped model's name, a model folder, a training run, a checkpoint of any known kind."""
+    calls: tuple[int, ...] = (10,)
+    """Network calls to calibrate for, one or more numbers."""
+    latents: int = 24
+    """Latents to fit to; as many again choose, and twice as many are reported on."""
+    weights: bool = True
+    """Fit weights on the last outputs too."""
+    moves: int = 100
+    """Random moves of single nodes to try."""
+    labels: tuple[int, ...] = ()
+    """Classes, repeated in this order; all of them in turn if none is given."""
+    seed: int = 0
+    """Seed of the latents and of the moves."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; see :class:`CalibrateOptions`."""
+    options = parse(CalibrateOptions, "calibrate", argv)
+    if options.latents < 1:
+        raise InputError(f"--latents must be at least 1, not {options.latents}")
+    if options.moves < 0:
+        raise InputError(f"--moves must not be negative: {options.moves}")
+    if not options.calls:
+        raise InputError("--calls needs a number at least")
+
+    from tqdm import tqdm
+
+    from ddim.calibrate import calibrate
+    from ddim.checkpoints import read_calibration, write_calibration
+    from ddim.trajectory import follow
+
+    pipeline = open_model(options.model, options)
+    T, path = pipeline.schedule.T, pipeline.calibration
+    assert path is not None  # it was opened from a file
+    for calls in options.calls:
+        if not 2 <= calls <= T:
+            raise InputError(f"--calls are from 2 to T = {T}, not {calls}")
+    if path.exists() and not options.force:
+        before = read_calibration(path)
+        there = sorted(set(options.calls) & before.samplers.keys())
+        if before.identity == pipeline.identity and there:
+            raise InputError(
+                f"{path} has a calibration for {', '.join(map(str, there))} calls already: give "
+                "--force to replace it"
+            )
+    n = options.latents
+    start, work, found = time.perf_counter(), 0, {}
+    with tqdm(unit=" calls", unit_scale=True, disable=options.quiet, desc="teacher") as progress:
+
+        def watch(stage: str, done: int) -> None:
+            nonlocal work
+            work += done
+            progress.set_description(stage, refresh=False)
+            progress.update(done)
+
+        parts = [range(n), range(n, 2 * n), range(2 * n, 4 * n)]
+        teachers = [
+            follow(
+                pipeline.schedule,
+                _groups(pipeline, options, part),
+                watch=lambda done: watch("teacher", done),
+            )
+            for part in parts
+        ]
+        for calls in options.calls:
+            found[calls] = calibrate(
+                calls,
+                *teachers,
+                weights=options.weights,
+                moves=options.moves,
+                seed=options.seed,
+                watch=lambda stage, done, calls=calls: watch(f"{calls} calls: {stage}", done),
+            )
+            facts = {"seed": options.seed, "moves": options.moves}
+            write_calibration(path, pipeline.identity, pipeline.schedule, found[calls], facts)
+    seconds = time.perf_counter() - start
+    if options.json:
+        document = {calls: _json(c) for calls, c in found.items()}
+        print_json({"file": str(path), "seconds": round(seconds, 1), "calls": document})
+        return 0
+    for calls, calibration in found.items():
+        sampler = calibration.sampler
+        print(f"{calls} calls: {sampler.method} on {', '.join(map(str, sampler.nodes))}\n")
+        print(table(_rows(calibration)))
+        print()
+    print(
+        f"{path}: RMS to the images of a solver with 60 steps, on {2 * n} latents that no choice "
+        f"has seen; {work:,} network calls, {seconds:.0f} s. Use it with --nodes calibrated."
+    )
+    return 0
+
+
+def _groups(pipeline: Pipeline, options: CalibrateOptions, indices: range) -> list[Group]:
+    """Latents in tiles, each with its denoiser."""
+    from ddim.denoiser import NetworkDenoiser
+    from ddim.generate import check_labels, default_tile
+    from ddim.noise import Noise
+
+    size = options.tile or default_tile(pipeline.shape, pipeline.device)
+    labels = None
+    if pipeline.classes is not None:
+        cycle = options.labels or tuple(range(pipeline.classes))
+        labels = [cycle[i % len(cycle)] for i in indices]
+    elif options.labels:
+        raise InputError(f"{pipeline.name} has no classes: --labels means nothing to it")
+    chosen = check_labels(pipeline, labels, len(indices))
+    network = NetworkDenoiser(pipeline.net, pipeline.target)
+    groups = []
+    for at in range(0, len(indices), size):
+        part = indices[at : at + size]
+        noise = Noise(SEED + options.seed, part, pipeline.shape, pipeline.device)(0)
+        own = None if chosen is None else chosen[at : at + size].to(pipeline.device)
+        groups.append((pipeline.denoiser(own, network=network), noise))
+    return groups
+
+
+def _rows(calibration: Calibration) -> list[dict[str, object]]:
+    plain = ("uniform", "quadratic", "log-snr", "dynamic programming")
+    base = calibration.errors["uniform"][0]
+    return [
+        {
+            "sampler": f"ddim, {name}" if name in plain else name,
+            "median RMS": round(median, 4),
+            "mean RMS": round(mean, 4),
+            "of uniform": round(median / base, 3),
+        }
+        for name, (median, mean) in calibration.errors.items()
+    ]
+
+
+def _json(calibration: Calibration) -> dict[str, object]:
+    return {
+        **calibration.sampler.to_json(),
+        "rms": {name: list(pair) for name, pair in calibration.errors.items()},
+        "dynamic_programming": list(calibration.path),
+        "latents": list(calibration.counts),
+    }

@@ -1,0 +1,385 @@
+"""``ddim evaluate``: what each saved step costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ddim.cli.files import make_figure
+from ddim.cli.options import parse
+from ddim.cli.report import print_json, record, table
+from ddim.cli.sampler import RunOptions, open_model
+from ddim.errors import InputError
+from ddim.files import refuse_existing, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from ddim.evaluate import Comparison, Extractor, Statistics
+    from ddim.evaluate.sweep import Sweep
+    from ddim.pipeline import Pipeline
+
+__all__ = ["EvaluateOptions", "main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions(RunOptions):
+    """Measure samplers of a model: quality against steps, η, methods and nodes.
+
+    A cell for every combination of --steps, --eta (DDIM's), --methods and --nodes, each measured on
+    -n images for every one of --seeds. --output is a folder: report.html opens offline; results.md,
+    .csv and .json have the numbers, quality.png the plot. The same command goes on with a sweep
+    that was interrupted, or adds cells to it. Lists are written 5,10,20 or 5 10 20.
+    """
+
+    model: str = "mnist"
+    """A shipped model's name, a model folder, a training run or its checkpoint."""
+    steps: tuple[str, ...] = ("5", "10", "20", "50")
+    """Numbers of steps; a number that T is less than is taken for T."""
+    eta: tuple[str, ...] = ("0",)
+    """DDIM's η, one or more; sigma-hat is DDPM's larger variance."""
+    methods: tuple[str, ...] = ("ddim",)
+    """Samplers; `METHOD:KEY=VALUE` sets an option, as in dpmpp:order=3."""
+    nodes: tuple[str, ...] = ("uniform",)
+    """Families of nodes; calibrated are those that `ddim calibrate` found, with their method."""
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 10_000
+    """Images of each cell and seed."""
+    seeds: tuple[str, ...] = ("0",)
+    """Seeds of the noise; with several, means and standard deviations are shown."""
+    teacher: int = 16
+    """On how many images solver error is measured, against the model's own solution; 0 for none."""
+    data: str = ""
+    """Real images; their train split is the reference, their test split the floor. Without it, the
+    shipped moments of MNIST, which have no KID, precision or recall."""
+    data_root: str | None = None
+    """Where named data sets lie or are downloaded to."""
+    reference: str | None = None
+    """Saved statistics of real images instead of --data; with --data they are written there."""
+    inception: str | None = None
+    """The published inception-2015-12-05.pt: measure the FID."""
+    features: str | None = None
+    """Your own features, as MODULE:NAME of an Extractor or of a function that returns one."""
+    dry_run: bool = False
+    """Say what there is to do, and do nothing."""
+    output: str = "evaluation"
+    """The folder."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; see :class:`EvaluateOptions`."""
+    options = parse(EvaluateOptions, "evaluate", argv)
+    steps = [_number(s, int, "--steps") for s in _listed(options.steps)]
+    seeds = [_number(s, int, "--seeds") for s in _listed(options.seeds)]
+    etas = [s if s == "sigma-hat" else _number(s, float, "--eta") for s in _listed(options.eta)]
+    if options.n < 2:
+        raise InputError(f"-n must be at least 2, not {options.n}")
+    if min(seeds) < 0:
+        raise InputError(f"--seeds must not be negative: {min(seeds)}")
+    if options.inception and options.features:
+        raise InputError("--inception and --features are two kinds of features: give one")
+    output = Path(options.output)
+    if not (output / "sweep.json").exists():
+        refuse_existing(output, force=options.force)
+    elif options.force and not options.dry_run:
+        shutil.rmtree(output / "cells", ignore_errors=True)
+        for path in (output / "sweep.json", *output.glob("*.safetensors")):
+            path.unlink()
+
+    from ddim.evaluate.sweep import Sweep, plan_cells
+    from ddim.generate import default_tile
+
+    pipeline = open_model(options.model, options)
+    tile = options.tile or default_tile(pipeline.shape, pipeline.device)
+    cells = plan_cells(pipeline, steps, etas, _listed(options.methods), _listed(options.nodes))
+    extractor = _extractor(options, pipeline)
+    reference, floor, notes = _reference(options, pipeline, extractor)
+    sweep = Sweep(
+        pipeline,
+        cells,
+        output,
+        extractor,
+        reference,
+        n=options.n,
+        seeds=seeds,
+        floor=floor,
+        teacher=options.teacher,
+        tile=tile,
+    )
+    if options.dry_run:
+        print(_ahead(sweep, pipeline, tile))
+        return 0
+    sweep.begin()
+    record(output, "evaluate", options.resolved(tile=tile), model=pipeline.name)
+    facts = _facts(options, pipeline, sweep, tile)
+    left = sweep.work()
+    if left:
+        if not options.quiet:
+            print(_ahead(sweep, pipeline, tile), file=sys.stderr)
+        _run(sweep, left, options.quiet, lambda: _write(output, sweep, facts, notes))
+    results = sweep.results()
+    document = _write(output, sweep, facts, notes)
+    if options.json:
+        print_json(document)
+        return 0
+    from ddim.evaluate import report
+
+    one = report.table_one(results)
+    if one:
+        print(f"{results[0].summary.distance} by η and steps, N = {options.n:,}\n\n{table(one)}\n")
+    print(table(report.compact(results)))
+    for note in document["notes"]:
+        print(f"\n{note}")
+    print(f"\n{output / 'report.html'}: everything, with plots and pictures")
+    return 0
+
+
+def _listed(values: Sequence[str]) -> list[str]:
+    """The parts between spaces and commas."""
+    parts = [part.strip() for value in values for part in value.split(",")]
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def _number(text: str, kind: type, flag: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"{flag} takes numbers, not {text!r}") from None
+
+
+def _extractor(options: EvaluateOptions, pipeline: Pipeline) -> Extractor:
+    from ddim.evaluate import Extractor, inception_extractor, lenet_extractor
+
+    if options.inception:
+        return inception_extractor(options.inception, pipeline.device)
+    if options.features:
+        module, colon, name = options.features.partition(":")
+        if not colon:
+            raise InputError(f"--features is MODULE:NAME, not {options.features!r}")
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"--features {options.features}: {error}") from None
+        finally:
+            sys.path.pop(0)
+        found = found if isinstance(found, Extractor) else found()
+        if not isinstance(found, Extractor):
+            raise InputError(f"--features {options.features} is no ddim.evaluate.Extractor")
+        return found
+    if pipeline.shape != (1, 28, 28):
+        raise InputError(
+            f"{pipeline.name} has images of shape {pipeline.shape}, which the shipped classifier "
+            "does not read: give --inception or --features"
+        )
+    return lenet_extractor(pipeline.device)
+
+
+def _reference(
+    options: EvaluateOptions, pipeline: Pipeline, extractor: Extractor
+) -> tuple[Statistics, Comparison | None, list[str]]:
+    """Statistics of real images, what as many other real images measure, and notes on them."""
+    from ddim.evaluate import Statistics, compare, shipped_statistics
+
+    saved = None if options.reference is None else Path(options.reference)
+    if not options.data:
+        if saved is not None:
+            return Statistics.load(saved, extractor), None, [_no_floor("--data")]
+        if extractor.identity.name != "LeNet":
+            raise InputError("features other than the shipped ones need --data or --reference")
+        known = pipeline.facts.get("data", {}).get("name")
+        notes = []
+        if known not in (None, "mnist"):
+            notes.append(f"The reference is MNIST; {pipeline.name} was trained on {known}.")
+        reference, test = shipped_statistics("train"), shipped_statistics("test")
+        if options.n != test.count:
+            return reference, None, [*notes, _no_floor(f"--data, or -n {test.count}")]
+        # The shipped moments have no features: neither side has KID, precision or recall.
+        return reference, compare(test, reference), notes
+    import numpy as np
+
+    train, test = _splits(options, pipeline)
+    kept = Path(options.output) / "reference.safetensors" if saved is None else saved
+    reference = _kept(kept, extractor, train, None, f"{train.name} train", options)
+    if test is None or len(test) < options.n:
+        return reference, None, [_no_floor("a test split with as many images")]
+    chosen = np.random.default_rng(0).permutation(len(test))[: options.n].tolist()
+    kept = Path(options.output) / f"floor-{options.n}.safetensors"
+    real = _kept(kept, extractor, test, chosen, f"{test.name} test", options)
+    return reference, compare(real, reference), []
+
+
+def _no_floor(needs: str) -> str:
+    return f"There is no floor, what as many real test images measure: it takes {needs}."
+
+
+def _splits(options: EvaluateOptions, pipeline: Pipeline):
+    from ddim.data import NoSuchSplitError, load_data
+
+    root = Path(options.data_root) if options.data_root else None
+    channels, height, _ = pipeline.shape
+
+    def load(split: str):
+        return load_data(options.data, split=split, size=height, channels=channels, root=root)
+
+    train = load("train")
+    try:
+        return train, load("test")
+    except NoSuchSplitError:
+        return train, None
+
+
+def _kept(
+    path: Path, extractor: Extractor, data, indices, name: str, options: EvaluateOptions
+) -> Statistics:
+    """Statistics of real images: read, or measured and written (not by a dry run)."""
+    from tqdm import tqdm
+
+    from ddim.evaluate import Statistics, collect_data
+
+    if path.exists():
+        found = Statistics.load(path, extractor)
+        if found.data == name:
+            return found
+        raise InputError(f"{path} holds {found.data}, not {name}: give another --output")
+    total = len(data) if indices is None else len(indices)
+    with tqdm(
+        total=total, desc=name, unit=" images", disable=options.quiet, file=sys.stderr
+    ) as progress:
+        found = collect_data(extractor, data, indices, data=name, watch=progress.update)
+    if not options.dry_run:
+        found.save(path)
+    return found
+
+
+def _run(sweep: Sweep, left: int, quiet: bool, write) -> None:
+    from tqdm import tqdm
+
+    with tqdm(
+        total=left, unit=" calls", unit_scale=True, disable=quiet, file=sys.stderr
+    ) as progress:
+        before = None
+        for cell, calls in sweep.run():
+            if cell != before and before is not None:
+                write()
+            before = cell
+            progress.set_description("teacher" if cell is None else cell.key, refresh=False)
+            progress.update(calls)
+
+
+def _ahead(sweep: Sweep, pipeline: Pipeline, tile: int) -> str:
+    """The work that is left, in network calls, GFLOP and hours on this machine."""
+    import torch
+
+    from ddim.generate import check_labels
+    from ddim.nets import UNet
+    from ddim.nets.unet import count_flops
+
+    labels = check_labels(pipeline, None if pipeline.classes is None else [0] * tile, tile)
+    denoiser = pipeline.denoiser(None if labels is None else labels.to(pipeline.device))
+    x = torch.zeros(tile, *pipeline.shape, device=pipeline.device)
+    level = pipeline.schedule.level(pipeline.schedule.T)
+    times = []
+    with torch.no_grad():
+        for _ in range(3):
+            start = time.perf_counter()
+            denoiser(x, level).x0.sum().item()
+            times.append(time.perf_counter() - start)
+    calls = sweep.work()
+    hours = calls / tile * min(times) / 3600
+    flops = ""
+    if isinstance(pipeline.net, UNet):
+        flops = f" of {count_flops(pipeline.net) / 1e9:.3g} GFLOP"
+        flops += f", {calls * count_flops(pipeline.net) / 1e9:,.0f} GFLOP in all"
+    count = f"{len(sweep.cells)} samplers x {len(sweep.seeds)} seeds x {sweep.n:,} images"
+    return f"{count}: {calls:,} network calls{flops}; about {hours:.2g} hours here"
+
+
+def _facts(
+    options: EvaluateOptions, pipeline: Pipeline, sweep: Sweep, tile: int
+) -> dict[str, object]:
+    import torch
+
+    from ddim import __version__
+
+    words = ["ddim", "evaluate"]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in ("force", "json", "quiet", "dry_run") or value == field.default:
+            continue
+        shown = ",".join(value) if isinstance(value, tuple) else str(value)
+        words += [f"--{field.name.replace('_', '-')}" if field.name != "n" else "-n", shown]
+    return {
+        "command": shlex.join(words),
+        "model": f"{pipeline.name} ({pipeline.identity[:12]})",
+        "parameters": f"{sum(p.numel() for p in pipeline.net.parameters()):,}",
+        "schedule": str(pipeline.schedule),
+        "images a cell and seed": f"{sweep.n:,}",
+        "seeds": ", ".join(map(str, sweep.seeds)),
+        "reference": f"{sweep.reference.data}, {sweep.reference.count:,} images",
+        "features": f"{sweep.extractor.identity.name}, {sweep.extractor.identity.width} numbers",
+        "run on": f"{pipeline.device.type}, {torch.get_num_threads()} threads, tile {tile}, "
+        f"ddim {__version__}, torch {torch.__version__}",
+    }
+
+
+def _gathered(notes: Iterable[str]) -> list[str]:
+    """Notes of the form 'what: it', each 'it' once, with how many it is said of."""
+    said: dict[str, list[str]] = {}
+    for note in dict.fromkeys(notes):
+        what, colon, text = note.partition(": ")
+        said.setdefault(text if colon else note, []).append(what)
+    return [
+        f"{names[0]}: {text}" if len(names) == 1 else f"{len(names)} sets of images: {text}"
+        for text, names in said.items()
+    ]
+
+
+def _write(
+    output: Path, sweep: Sweep, facts: dict[str, object], notes: Sequence[str]
+) -> dict[str, Any]:
+    """The report so far."""
+    from ddim.evaluate import report
+
+    results = sweep.results()
+    if not results:
+        return {"facts": facts, "rows": [], "notes": list(notes)}
+    every = [*notes, *_gathered(note for r in results for note in r.summary.notes)]
+    floor = results[0].summary.floor
+    document = {
+        "facts": facts,
+        "distance": results[0].summary.distance,
+        "floor": None if floor is None else dataclasses.asdict(floor),
+        "rows": [
+            {**row, "seeds": [dataclasses.asdict(one) for one in result.seeds]}
+            for row, result in zip(report.rows(results), results, strict=True)
+        ],
+        "notes": every,
+    }
+    write_json(output / "results.json", json.loads(json.dumps(document)))
+    write_bytes(output / "results.csv", report.csv_text(results).encode())
+    one = report.table_one(results)
+    text = (report.markdown(one) + "\n" if one else "") + report.markdown(report.compact(results))
+    write_bytes(output / "results.md", text.encode())
+    plotted = None
+    try:
+        figure = make_figure(11, 5)
+    except InputError as error:
+        every.append(f"There is no plot: {error}.")
+    else:
+        report.plot(figure, results)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+        plotted = buffer.getvalue()
+        write_bytes(output / "quality.png", plotted)
+    page = report.html_report(f"Samplers of {sweep.pipeline.name}", facts, results, plotted, every)
+    write_bytes(output / "report.html", page.encode())
+    return document
