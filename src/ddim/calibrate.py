@@ -138,9 +138,13 @@ def endpoint_errors(
             break
         ends.append(final(integrate(net, tableau, latents * scale))[0])
     images = torch.cat(ends)
-    error = (images - teacher.end[: len(images)]).double().square().flatten(1).mean(dim=1).sqrt()
-    found = error.cpu().numpy()
-    return np.where(np.isfinite(found), found, np.inf)
+    return _rms(images, teacher.end[: len(images)])
+
+
+def _rms(images: Tensor, exact: Tensor) -> NDArray[np.float64]:
+    """RMS over the pixels of each image, (N,); infinite where it is not finite."""
+    error = (images - exact).double().square().flatten(1).mean(dim=1).sqrt().cpu().numpy()
+    return np.where(np.isfinite(error), error, np.inf)
 
 
 def calibrate(
@@ -158,9 +162,10 @@ def calibrate(
 
     In this order, each beginning with what came before: node families in k and in ρ with several
     start nodes; methods on the best of them; random moves of log ρ, one node at a time; weights on
-    the last outputs by least squares, rolled out on the sampler's own states. The first three are
-    chosen by the geometric mean of the RMS to the teacher's images on ``fit``; which of the stages
-    is taken, by the same on ``choose``; ``report`` is measured and decides nothing.
+    the last outputs by least squares (:func:`fit_weights`), on the most promising nodes, and random
+    moves again, with weights of their own. All is measured by the geometric mean of the RMS to the
+    teacher's images on ``fit``; which of the stages is taken, by the same on ``choose``; ``report``
+    is measured and decides nothing.
 
     Args:
         calls: S, from 2 to T.
@@ -168,7 +173,7 @@ def calibrate(
         choose: others, to choose by.
         report: others, to report on.
         weights: whether to fit weights too.
-        moves: how many random moves to try.
+        moves: how many random moves to try; half of them with weights, if there are any.
         seed: of the moves.
         watch: called with the stage and the number of images times network calls, as they are done.
 
@@ -183,12 +188,13 @@ def calibrate(
         if watch is not None:
             watch(stage, done)
 
-    search = _Search(fit, calls, say)
+    search, rng = _Search(fit, calls, say), np.random.default_rng(seed)
     stages = {"searched": search.families()}
-    stages["moved"] = search.moves(stages["searched"], moves, np.random.default_rng(seed))
+    stages["moved"] = search.moves(stages["searched"], moves // 2 if weights else moves, rng)
     if weights:
-        stages["weighted"] = fit_weights(fit, stages["moved"].nodes)
-        say("weights", calls * len(fit.end))
+        grids = (stages["moved"].nodes, quadratic(schedule, calls), *search.promising)
+        fitted = min(map(search.fit, grids), key=lambda sampler: search.score(sampler, "weights"))
+        stages["weighted"] = search.moves(fitted, moves - moves // 2, rng)
 
     def errors(sampler: CalibratedSampler, teacher: Trajectory) -> NDArray[np.float64]:
         say("measuring", calls * len(teacher.end))
@@ -217,6 +223,10 @@ def _score(errors: NDArray[np.float64]) -> float:
     return float(np.exp(np.log(np.maximum(errors, 1e-12)).mean()))
 
 
+def _key(sampler: CalibratedSampler, count: int | None) -> tuple[object, ...]:
+    return (sampler.nodes, sampler.method, str(sorted(sampler.options.items())), count)
+
+
 class _Search:
     """Samplers of one number of calls, each measured once."""
 
@@ -225,21 +235,34 @@ class _Search:
         self.schedule = teacher.schedule
         self.log_rho = -self.schedule.lam[1:]  # the last is infinite where α = 0
         self.seen: dict[tuple[object, ...], float] = {}
+        self.fitted: dict[Nodes, CalibratedSampler] = {}
+        self.promising: tuple[Nodes, ...] = ()
 
     def score(self, sampler: CalibratedSampler, stage: str, count: int | None = None) -> float:
         """How far from the teacher it ends, on the latents to fit to or the first of them."""
-        key = (sampler.nodes, sampler.method, str(sorted(sampler.options.items())), count)
+        key = _key(sampler, count)
         if key not in self.seen:
             errors = endpoint_errors(self.teacher, sampler.tableau(self.schedule), count)
             self.seen[key] = _score(errors)
             self.say(stage, self.calls * len(errors))
         return self.seen[key]
 
+    def fit(self, nodes: Nodes) -> CalibratedSampler:
+        """The sampler with weights on these nodes."""
+        if nodes not in self.fitted:
+            sampler, ends = _fitted(self.teacher, nodes)
+            self.fitted[nodes] = sampler
+            # What the fit ended with is what the sampler makes of the same latents.
+            self.seen[_key(sampler, None)] = _score(_rms(ends, self.teacher.end))
+            self.say("weights", self.calls * len(ends))
+        return self.fitted[nodes]
+
     def families(self) -> CalibratedSampler:
         """The best of all families and starts by one method, then of all methods on the best."""
         grids = list(dict.fromkeys(self._grids()))
         scored = [CalibratedSampler(grid, "dpmpp", {"order": 2}) for grid in grids]
         best = sorted(scored, key=lambda s: self.score(s, "families", QUICK))[:4]
+        self.promising = tuple(sampler.nodes for sampler in best)
         tried = [
             CalibratedSampler(sampler.nodes, name, options)
             for sampler in best
@@ -281,7 +304,10 @@ class _Search:
             nodes[n] = self._node(self.log_rho[nodes[n] - 1] + width * rng.standard_normal())
             if any(a <= b for a, b in itertools.pairwise(nodes)):
                 continue
-            moved = dataclasses.replace(sampler, nodes=tuple(nodes))
+            if sampler.method == "learned":
+                moved = self.fit(tuple(nodes))
+            else:
+                moved = dataclasses.replace(sampler, nodes=tuple(nodes))
             score = self.score(moved, "moves")
             if score < best:
                 sampler, best = moved, score
@@ -292,7 +318,6 @@ class _Search:
         return 1 + int(np.abs(self.log_rho - log_rho).argmin())
 
 
-@torch.no_grad()
 def fit_weights(teacher: Trajectory, nodes: Nodes) -> CalibratedSampler:
     """Weights on the last outputs that lead each step nearest to where the teacher passed.
 
@@ -303,6 +328,12 @@ def fit_weights(teacher: Trajectory, nodes: Nodes) -> CalibratedSampler:
         teacher: what to follow.
         nodes: falling, from the teacher's first node or below to 0.
     """
+    return _fitted(teacher, nodes)[0]
+
+
+@torch.no_grad()
+def _fitted(teacher: Trajectory, nodes: Nodes) -> tuple[CalibratedSampler, Tensor]:
+    """The sampler with weights, and the images that it makes of the teacher's latents."""
     schedule = teacher.schedule
     first = schedule.level(nodes[0])
     scale = (first.alpha**2 + first.sigma**2) ** 0.5
@@ -331,7 +362,7 @@ def fit_weights(teacher: Trajectory, nodes: Nodes) -> CalibratedSampler:
         w = torch.linalg.solve(gram, features @ residual)
         found.append(w.tolist())
         x = x + (w @ features).view_as(x).to(x.dtype)
-    return CalibratedSampler(nodes, "learned", {"weights": found})
+    return CalibratedSampler(nodes, "learned", {"weights": found}), x
 
 
 def shortest_path(teacher: Trajectory, steps: int) -> Nodes:
