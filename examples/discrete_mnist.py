@@ -109,6 +109,8 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Do what the options say."""
+    if options.threads < 1:
+        raise SystemExit(f"--threads must be at least 1, not {options.threads}")
     refuse_existing(options.output, force=options.force)
     torch.set_num_threads(options.threads)
     images = read_levels(options.data, options.levels)

@@ -1,14 +1,17 @@
 """Encoding and decoding with a model: round trips, files, and what is refused."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 import ddim
 from ddim.codec import Latents, codec_nodes, decode, encode, interpolate
+from ddim.data import load_data
 from ddim.denoiser import Clipping
 from ddim.errors import InputError
+from ddim.images import from_pixels
 from ddim.nets import UNet, UNetConfig
 from ddim.schedule import Schedule
 from ddim.target import Target
@@ -207,6 +210,63 @@ def test_not_latents(tmp_path):
         Latents.load(path)
 
 
+def _rewritten(path, change, *, seal):
+    """The file with its facts changed; ``seal`` writes the checksum anew."""
+    import json
+
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from ddim.codec import _checksum
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    facts = json.loads(metadata["ddim"])
+    change(facts)
+    metadata["ddim"] = json.dumps(facts)
+    if seal:
+        metadata["sha256"] = _checksum(metadata["ddim"])
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: facts.update(nodes=[20, 12, 9, 4, 0]),
+        lambda facts: facts.update(codec="bdia"),
+        lambda facts: facts.update(identity="0" * 64),
+        lambda facts: facts.pop("nodes"),
+        lambda facts: facts.update(nodes=None),
+        lambda facts: facts.update(more=1),
+    ],
+)
+def test_latents_that_say_something_else_than_was_written_are_refused(images, tmp_path, change):
+    path = tmp_path / "l.safetensors"
+    encode(model(), images, steps=4).save(path)
+    _rewritten(path, change, seal=False)
+    with pytest.raises(InputError, match="other nodes, codec or model than it was written with"):
+        Latents.load(path)
+
+
+def test_latents_carry_schedule_and_dtype(images, tmp_path):
+    import json
+
+    from safetensors import safe_open
+
+    path = tmp_path / "l.safetensors"
+    latents = encode(model(), images, steps=4)
+    latents.save(path)
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()["ddim"])
+    assert facts["dtype"] == "float32"
+    assert facts["schedule"] == dict(model().schedule.spec)
+    assert facts["nodes"] == list(latents.nodes)
+    _rewritten(path, lambda facts: facts.update(dtype="float64"), seal=True)
+    with pytest.raises(InputError, match="no latents"):
+        Latents.load(path)
+
+
 def test_interpolation_between_two_and_four(images):
     pipeline = model()
     latents = encode(pipeline, images, steps=5)
@@ -232,3 +292,25 @@ def test_interpolated_labels_are_of_the_nearest_corner(images):
     latents = encode(model(classes=3), images[:4], steps=5, labels=[0, 1, 2, 1])
     assert interpolate(latents, [0, 1], [0.0, 0.5, 1.0]).labels == (0, 0, 1)
     assert interpolate(latents, [0, 1, 2, 3], [0.0, 1.0]).labels == (0, 1, 2, 1)
+
+
+MNIST = Path(__file__).resolve().parents[2] / "shared/data/mnist"
+
+
+@pytest.mark.parametrize(
+    ("steps", "count"),
+    [(10, 8), *(pytest.param(s, 64, marks=pytest.mark.slow) for s in (10, 20, 50, 100))],
+)
+def test_real_digits_come_back_from_the_shipped_model(steps, count):
+    if not MNIST.is_dir():
+        pytest.skip(f"the MNIST files are not in {MNIST}")
+    data = load_data(str(MNIST), split="test")
+    digits = from_pixels(data.batch(torch.arange(count)))
+    pipeline = ddim.load("mnist")
+    error = decode(pipeline, encode(pipeline, digits, steps=steps)) - digits
+    assert error.square().mean().sqrt() <= 5e-5 and error.abs().max() <= 1e-3
+    if steps > 20:
+        return
+    double = pipeline.to(dtype=torch.float64)
+    latents = encode(double, digits.double(), steps=steps, dtype=torch.float64)
+    assert (decode(double, latents) - digits).abs().max() <= 1e-11

@@ -66,6 +66,40 @@ def test_opposite_vectors_keep_their_length(dtype, gap, share):
     assert cosine.tolist() == pytest.approx([math.cos(math.pi * share)] * 3, abs=1e-4)
 
 
+@pytest.mark.parametrize("size", [2, 3, 5, 8])
+def test_between_opposites_of_any_size_and_length(size):
+    a, _ = pair(6, torch.float64, (4, size))
+    b = -2 * a
+    assert torch.allclose(slerp(a, b, 0.0)[0], a)
+    assert torch.allclose(slerp(a, b, 1.0)[0], b)
+    (middle,) = slerp(a, -a, 0.5)
+    assert torch.allclose(middle.norm(dim=1), a.norm(dim=1))
+    assert (middle * a).sum(1).abs().max() < 1e-12
+    # The second of a pair arrives too, whatever it is.
+    c, d = pair(7, torch.float64, (4, size))
+    assert torch.allclose(slerp((a, c), (b, d), 1.0)[1], d)
+
+
+def test_half_precision_arrives_between_near_opposites():
+    a, b = pair(8, torch.float16, (3, 6))
+    near = -a + 0.03 * b
+    assert (slerp(a, near, 1.0)[0] - near).abs().max() < 4e-3
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.int64)),
+        (torch.ones(3), torch.ones(3)),
+        (torch.tensor(1.0), torch.tensor(1.0)),
+        ((), ()),
+    ],
+)
+def test_what_is_no_latent_is_refused(a, b):
+    with pytest.raises(InputError, match="floating-point tensors of shape"):
+        slerp(a, b, 0.5)
+
+
 def test_zeros_stay_finite():
     a = torch.zeros(2, 4)
     b = torch.stack([torch.zeros(4), torch.ones(4)])

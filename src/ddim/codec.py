@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ddim.pipeline import Pipeline
 
 __all__ = ["Latents", "codec_nodes", "decode", "encode", "interpolate"]
 
-_FORMAT = "ddim-latents-1"
+_FORMAT = "ddim-latents-2"
 FARTHEST = 2.0  # samples and decoded images overshoot [-1, 1] by less
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -46,6 +47,7 @@ class Latents:
         residual: of the ``implicit`` codec, for each image: the largest RMS, over the steps, by
             which DDIM's step from the state found misses the state that it must lead to; float64.
         tolerance: the residual up to which an image counts as solved.
+        schedule: how the model's noise schedule is made, for people and other programs.
     """
 
     tensors: tuple[Tensor, ...]
@@ -59,6 +61,7 @@ class Latents:
     calls: int = 0
     residual: Tensor | None = None
     tolerance: float | None = None
+    schedule: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.tensors) != tensors_of(self.codec):
@@ -118,7 +121,9 @@ class Latents:
             tensors["residual"] = self.residual
         names = [f.name for f in dataclasses.fields(self) if f.name not in ("tensors", "residual")]
         facts = {name: getattr(self, name) for name in names}
-        metadata = {"format": _FORMAT, "ddim": json.dumps(facts)}
+        facts |= {"schedule": dict(self.schedule), "dtype": str(self.dtype).removeprefix("torch.")}
+        text = json.dumps(facts)
+        metadata = {"format": _FORMAT, "ddim": text, "sha256": _checksum(text)}
         with replacing(Path(path)) as temporary:
             safetensors.torch.save_file(tensors, temporary, metadata=metadata)
 
@@ -134,7 +139,13 @@ class Latents:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise InputError(f"{path} is not a file of latents of ddim")
-                facts: dict[str, Any] = json.loads(metadata["ddim"])
+                text = metadata.get("ddim", "")
+                if metadata.get("sha256") != _checksum(text):
+                    raise InputError(
+                        f"{path} says other nodes, codec or model than it was written with: what "
+                        "it decodes to would be another picture"
+                    )
+                facts: dict[str, Any] = json.loads(text)
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except FileNotFoundError:
             raise InputError(f"there is no file {path}") from None
@@ -146,9 +157,14 @@ class Latents:
         for name in ("nodes", "labels"):
             facts[name] = None if facts[name] is None else tuple(facts[name])
         latents = tuple(tensors[key] for key in sorted(tensors))
-        if any(x.dtype not in _DTYPES.values() or x.shape != latents[0].shape for x in latents):
+        dtype = _DTYPES[facts.pop("dtype")]
+        if any(x.dtype != dtype or x.shape != latents[0].shape for x in latents):
             raise InputError(f"{path} holds tensors that are no latents")
         return cls(latents, residual=residual, **facts)
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def codec_nodes(
@@ -245,12 +261,13 @@ def encode(
         size,
         None if labels is None else tuple(int(label) for label in labels),
         guidance,
+        schedule=pipeline.schedule.spec,
     )
     if codec == "implicit":
         return _solve(pipeline, images, latents, dtype, tolerance, iterations, progress)
     tableau = encoder(pipeline.schedule, listed, codec)
     parts = _run(pipeline, tableau, latents, (images,), dtype, progress, f"{codec} encode")
-    return dataclasses.replace(latents, tensors=parts, calls=tableau.calls)
+    return dataclasses.replace(latents, tensors=parts, calls=tableau.calls * _evaluations(latents))
 
 
 def decode(
@@ -337,6 +354,11 @@ def interpolate(latents: Latents, corners: Sequence[int], shares: Sequence[float
         labels=None if latents.labels is None else tuple(latents.labels[i] for i in owners),
         residual=None,
     )
+
+
+def _evaluations(latents: Latents) -> int:
+    """Network calls for one prediction: guidance asks with the label and without."""
+    return 1 if latents.guidance == 1 else 2
 
 
 def _refuse_clipping(pipeline: Pipeline, clip: bool | None) -> None:
@@ -427,7 +449,7 @@ def _solve(
     return dataclasses.replace(
         latents,
         tensors=(torch.cat(found),),
-        calls=round(calls / n),
+        calls=round(calls / n) * _evaluations(latents),
         residual=torch.cat(residuals),
         tolerance=tolerance,
     )

@@ -109,8 +109,8 @@ def slerp(
     [sin((1 - s)θ)·a + sin(sθ)·b]/sin θ, θ being the angle between an image's two latents, taken as
     vectors. Of a pair, both tensors are turned by the angle of the first, so that they stay
     together. Parallel vectors are interpolated linearly; between opposite ones there is no one
-    way, and the one taken leads through the vector a with its elements' neighbours swapped and
-    every second sign turned, which is at a right angle to a.
+    way, and the one taken leads through a vector of a's length at a right angle to a: its
+    elements' neighbours swapped and every second sign turned. A single number has none such.
 
     Args:
         a: one latent or the tensors of a pair, each of shape (N, *).
@@ -121,10 +121,12 @@ def slerp(
         as many tensors as were given. The angle is computed in float64, the rest in their dtype.
 
     Raises:
-        InputError: shapes or numbers of tensors that differ.
+        InputError: shapes or numbers of tensors that differ, or tensors that are no latents.
     """
     first = (a,) if isinstance(a, Tensor) else tuple(a)
     second = (b,) if isinstance(b, Tensor) else tuple(b)
+    if not first or any(x.ndim < 2 or not x.is_floating_point() for x in (*first, *second)):
+        raise InputError("latents are floating-point tensors of shape (N, *), one or more of them")
     if [x.shape for x in first] != [y.shape for y in second]:
         raise InputError(
             f"latents of shapes {[tuple(x.shape) for x in first]} and "
@@ -148,18 +150,30 @@ def slerp(
 
     def mix(p: Tensor, q: Tensor) -> Tensor:
         straight = left.to(p.dtype).view(shape) * p + right.to(p.dtype).view(shape) * q
-        around = math.cos(turn) * p + math.sin(turn) * _perpendicular(p)
+        # The last term is zero for exact opposites of one length; with it, share 1 is b always.
+        around = math.cos(turn) * p + math.sin(turn) * _perpendicular(p) + share * (p + q)
         return torch.where(opposite, around, straight)
 
     return tuple(mix(p, q) for p, q in zip(first, second, strict=True))
 
 
 def _perpendicular(x: Tensor) -> Tensor:
-    """A vector of x's length at a right angle to x: (-x₁, x₀, -x₃, x₂, …); an odd last one is 0."""
+    """A vector of x's length at a right angle to x: (-x₁, x₀, -x₃, x₂, …); 0 for single numbers.
+
+    Of an odd number of elements the last three are taken together.
+    """
     flat = x.flatten(1)
-    even = flat.shape[1] // 2 * 2
+    size = flat.shape[1]
+    even = size if size % 2 == 0 else max(size - 3, 0)
     out = torch.zeros_like(flat)
     out[:, 0:even:2], out[:, 1:even:2] = -flat[:, 1:even:2], flat[:, 0:even:2]
+    if size > even and size >= 3:
+        u = flat[:, even:].double()
+        # The axis that u is farthest from: their product cannot vanish unless u does.
+        axis = torch.nn.functional.one_hot(u.abs().argmin(1), 3).to(u)
+        v = torch.linalg.cross(axis, u)
+        length = v.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        out[:, even:] = (v * u.norm(dim=1, keepdim=True) / length).to(out.dtype)
     return out.view_as(x)
 
 

@@ -20,6 +20,9 @@ from ddim.schedule import Level
 
 __all__ = ["Row", "State", "Tableau"]
 
+LARGEST = 1e30
+"""Sums of coefficients stay below this: single precision ends at 3e38."""
+
 Terms = tuple[tuple[int, float], ...]
 """(index of a state, coefficient), …"""
 
@@ -133,8 +136,11 @@ class Tableau:
         for _, c in row.eps:
             carried += c
             carried_size += abs(c)
-        if not math.isfinite(signal_size + carried_size + (row.noise_max or 0.0)):
-            raise InputError(f"{self.method}: state {index} has a coefficient that is not finite")
+        if not signal_size + carried_size + (row.noise_max or 0.0) < LARGEST:
+            raise InputError(
+                f"{self.method}: state {index} has a coefficient that is not finite, or beyond "
+                f"{LARGEST:g}"
+            )
         if abs(signal - level.alpha) > 1e-9 * signal_size:
             raise InputError(
                 f"{self.method}: state {index} keeps {signal:.12g} of the signal, "

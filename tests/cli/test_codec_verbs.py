@@ -46,9 +46,9 @@ def test_there_and_back(ddim, encoded, tiny, noise_data, codec):
 
 def test_records_say_what_was_run(encoded, ddim, tiny):
     encoded()
-    text = Path("l.run.toml").read_text(encoding="utf-8")
+    text = Path("l.safetensors.run.toml").read_text(encoding="utf-8")
     assert "steps = 6" in text and "tile = 8" in text and "identity: " in text
-    again = ddim("encode", "--config", "l.run.toml", "--force", "--quiet")
+    again = ddim("encode", "--config", "l.safetensors.run.toml", "--force", "--quiet")
     assert again.status == 0, again.err
 
 

@@ -24,7 +24,7 @@ def test_ddpm_in_all_steps_beside_ddim_in_few(ddim, request, tmp_path, kind):
         assert image.format == "PNG"
         assert image.size[0] == 16 + 3 * (240 + 16)
         assert len(image.getcolors(1 << 16) or []) > 20
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.png", "demo.run.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.png", "demo.png.run.toml"]
 
 
 def test_json(ddim, tiny):
@@ -56,10 +56,10 @@ def test_without_ddpm_and_with_more_images_than_a_tile(ddim, tiny, tmp_path):
 
 def test_the_record_given_back(ddim, fails, tiny, tmp_path):
     assert ddim("demo", "--model", tiny, "--force", *FAST).status == 0
-    record = (tmp_path / "demo.run.toml").read_text().splitlines()
+    record = (tmp_path / "demo.png.run.toml").read_text().splitlines()
     assert {"force = false", "tile = 8", "steps = [5, 2]", "# model: tiny"} <= set(record)
-    fails(2, "demo.png exists already", "demo", "--config", "demo.run.toml")
-    assert ddim("demo", "--config", "demo.run.toml", "--output", "b.png").status == 0
+    fails(2, "demo.png exists already", "demo", "--config", "demo.png.run.toml")
+    assert ddim("demo", "--config", "demo.png.run.toml", "--output", "b.png").status == 0
 
 
 @pytest.mark.parametrize(

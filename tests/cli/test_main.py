@@ -66,7 +66,9 @@ def test_help_of_a_verb(ddim, verb):
     answer = ddim(verb, "--help")
     assert (answer.status, answer.err) == (0, "")
     assert f"usage: ddim {verb}" in answer.out
-    assert {"convert": "DEST", "checks": "MODEL"}.get(verb, "--output") in answer.out
+    assert {"convert": "DEST", "checks": "MODEL", "calibrate": "MODEL"}.get(
+        verb, "--output"
+    ) in answer.out
 
 
 def test_unknown_verb(fails):

@@ -39,7 +39,7 @@ def test_png_is_a_grid(ddim, tiny, tmp_path):
     assert answer.status == 0
     assert answer.err == ""
     assert answer.out.startswith("samples.png: 5 images by ddim in 3 steps, 3 network calls each")
-    assert names(tmp_path) == ["samples.png", "samples.run.toml"]
+    assert names(tmp_path) == ["samples.png", "samples.png.run.toml"]
     assert torch.equal(pixels(tmp_path / "samples.png"), images.grid(expected(tiny, 5), 3))
 
 
@@ -163,20 +163,20 @@ def test_the_record_given_back_draws_the_same_bytes(ddim, conditional, tmp_path,
         "sample", "--model", conditional, "-n", 5, "--output", f"a.{kind}", *FAST,
         "--eta", 0.3, "--seed", 4, "--labels", 1, 2, "--guidance", 1.5, "--clip", "False",
     )  # fmt: skip
-    answer = ddim("sample", "--config", "a.run.toml", "--output", f"b.{kind}")
+    answer = ddim("sample", "--config", f"a.{kind}.run.toml", "--output", f"b.{kind}")
     assert answer.status == 0
     if kind == "npz":  # the archive tells the time
         one, two = (np.load(tmp_path / f"{name}.npz") for name in "ab")
         assert all(np.array_equal(one[name], two[name]) for name in ("images", "labels"))
     else:
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
-    one, two = ((tmp_path / f"{name}.run.toml").read_text() for name in "ab")
+    one, two = ((tmp_path / f"{name}.{kind}.run.toml").read_text() for name in "ab")
     assert one.replace("a.", "b.") == two
 
 
 def test_the_record_holds_what_was_resolved(ddim, tiny, tmp_path):
     ddim("sample", "--model", tiny, "-n", 1, "--force", "--json", "--device", "cpu", "--quiet")
-    record = (tmp_path / "samples.run.toml").read_text()
+    record = (tmp_path / "samples.png.run.toml").read_text()
     for line in ("steps = 20", "tile = 8", "force = false", "json = false", "# model: tiny"):
         assert line in record.splitlines()
 
@@ -386,5 +386,5 @@ def test_a_folder_where_a_file_is(fails, tiny, tmp_path):
     (tmp_path / "out").write_text("a file")
     arguments = ("sample", "--model", tiny, "-n", 1, "--output", "out", *FAST)
     fails(2, "out exists already", *arguments)
-    fails(1, "cannot write or read out: File exists", *arguments, "--force")
+    fails(2, "cannot write or read out: File exists", *arguments, "--force")
     assert (tmp_path / "out").read_text() == "a file"

@@ -1,5 +1,7 @@
 """The order of convergence of every deterministic method, in the Gaussian lab."""
 
+import math
+
 import pytest
 import torch
 
@@ -116,6 +118,46 @@ def test_higher_orders_beat_ddim_on_a_mixture_by_the_median(method, options, ord
     ddim = (run("ddim", 20) - truth).norm(dim=1).median()
     ours = (run(method, 20, **options) - truth).norm(dim=1).median()
     assert ours < ddim / 2
+
+
+@pytest.mark.parametrize(("method", "options", "order"), [o for o in ORDERS if o[2] == 1])
+def test_first_orders_halve_their_error_on_a_mixture_by_the_median(method, options, order):
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(6, 2, generator=generator, dtype=torch.float64) * 1.5
+    data = Mixture(means, std=0.2)
+    schedule = lab_schedule(320)
+    x = torch.randn(200, 2, generator=generator, dtype=torch.float64) * schedule.level(321).sigma
+
+    def error(steps):
+        nodes = tuple(range(321, 0, -(320 // steps)))
+        (ours,) = final(integrate(data, make_tableau(schedule, nodes, method, **options), x))
+        return (ours - truth).norm(dim=1).median().item()
+
+    fine = make_tableau(schedule, tuple(range(321, 0, -1)), "dpm-solver-3")
+    (truth,) = final(integrate(data, fine, x))
+    assert error(80) / error(160) == pytest.approx(2, abs=0.35)
+
+
+@pytest.mark.parametrize("method", sorted(STOCHASTIC))
+def test_random_methods_draw_a_mixture(method):
+    """Each component as often as it occurs, and around it as far, by the median."""
+    means = torch.tensor([[-1.0, 0.5], [0.2, -0.8], [1.0, 1.0]], dtype=torch.float64)
+    data = Mixture(means, std=0.1)
+    schedule = Schedule.linear(200, scaled=True)
+    tableau = make_tableau(schedule, tuple(range(200, -1, -1)), method)
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(state):
+        return torch.randn(4000, 2, dtype=torch.float64, generator=generator)
+
+    (x,) = final(integrate(data, tableau, noise(0), noise))
+    distance = torch.cdist(x, means)
+    # In two dimensions half of a component lies within √(2·log 2) standard deviations.
+    assert distance.amin(1).median().item() == pytest.approx(
+        0.1 * math.sqrt(2 * math.log(2)), rel=0.15
+    )
+    shares = torch.bincount(distance.argmin(1), minlength=3) / 4000
+    assert (shares - 1 / 3).abs().max() < 0.05
 
 
 @pytest.mark.parametrize(("method", "options"), [("ddpm", {}), ("ddim", {"eta": 1.0})])

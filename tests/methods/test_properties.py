@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from ddim.denoiser import NetworkDenoiser
 from ddim.errors import InputError
 from ddim.integrate import final, integrate
+from ddim.latent import CODECS, decoder, encoder
 from ddim.methods import METHODS, make_tableau
+from ddim.methods.reversible import bdia
 from ddim.nodes import NODES
 from ddim.noise import Noise
 from ddim.schedule import Schedule
@@ -82,3 +84,50 @@ def test_orders_that_are_not_there(method):
 def test_deterministic_methods_have_no_eta(method):
     with pytest.raises(InputError, match="no option 'eta'"):
         make_tableau(Schedule.linear(10), (10, 5, 0), method, eta=0.5)
+
+
+def alive(tableau):
+    """The most states that the loop holds at once."""
+    start = len(tableau.initial)
+    last = tableau.last_use
+    return max(
+        sum(1 for i in range(start + n + 1) if last[i] >= n or i == start + n)
+        for n in range(len(tableau.rows))
+    )
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_as_many_states_are_held_whatever_the_number_of_steps(method):
+    schedule = Schedule.linear(200, scaled=True)
+    few, many = (
+        alive(make_tableau(schedule, NODES["uniform"](schedule, steps), method))
+        for steps in (20, 200)
+    )
+    assert few == many <= 6
+
+
+@pytest.mark.parametrize("codec", [c for c in CODECS if c != "implicit"])
+def test_codecs_hold_as_many_states_whatever_the_number_of_steps(codec):
+    schedule = Schedule.linear(200, scaled=True)
+    for way in (encoder, decoder):
+        few, many = (
+            alive(way(schedule, NODES["uniform"](schedule, steps), codec)) for steps in (20, 200)
+        )
+        assert few == many <= 6
+
+
+def test_bdia_is_inverted_at_gamma_one_only():
+    schedule = Schedule.linear(50, scaled=True)
+    nodes = NODES["uniform"](schedule, 5)
+    assert bdia(schedule, nodes, gamma=0.5).calls == 5
+    with pytest.raises(InputError, match="gamma = 1 only"):
+        bdia(schedule, nodes, gamma=0.5, pair=True)
+    for gamma in (0.0, 2.0):
+        with pytest.raises(InputError, match=r"gamma must be in \(0, 1\]"):
+            bdia(schedule, nodes, gamma=gamma)
+
+
+def test_coefficients_beyond_single_precision_are_refused():
+    schedule = Schedule.linear(50, scaled=True)
+    with pytest.raises(InputError, match="beyond 1e"):
+        make_tableau(schedule, (50, 25, 10, 0), "gradient-estimation", gamma=1e300)

@@ -13,7 +13,7 @@ from ddim.cli.files import DataOptions, read_images
 from ddim.cli.options import parse
 from ddim.cli.report import print_json, record
 from ddim.cli.sampler import RunOptions, open_model
-from ddim.errors import InputError
+from ddim.errors import InputError, unknown
 from ddim.files import refuse_existing
 
 if TYPE_CHECKING:
@@ -105,13 +105,15 @@ def main(argv: Sequence[str]) -> int:
         images.save_animation(output, _there_and_back(pixels, options.frames))
     seconds = time.perf_counter() - start
     record(output, "interpolate", options.resolved(tile=latents.tile), model=pipeline.name)
+    failed = set(latents.unsolved)
+    unsolved = [i for i, at in zip(options.between, corners, strict=True) if at in failed]
     facts = {
         "output": str(output),
         "images": len(between),
         "codec": between.codec,
         "steps": len(between.nodes) - 1,
         "seconds": round(seconds, 3),
-        "unsolved": latents.unsolved,
+        "unsolved": unsolved,
     }
     if options.json:
         print_json(facts)
@@ -120,14 +122,13 @@ def main(argv: Sequence[str]) -> int:
             f"{output}: {len(between)} images between {', '.join(map(str, options.between))} by "
             f"{between.codec} in {facts['steps']} steps, {seconds:.1f} s"
         )
-    if latents.unsolved:
-        named = ", ".join(str(options.between[i]) for i in latents.unsolved if options.data)
+    if unsolved:
         print(
-            f"ddim interpolate: the encoding did not converge on {len(latents.unsolved)} of the "
-            f"images{f' ({named})' if named else ''}",
+            f"ddim interpolate: the encoding did not converge on {len(unsolved)} of the images "
+            f"({', '.join(map(str, unsolved))})",
             file=sys.stderr,
         )
-    return 1 if latents.unsolved else 0
+    return 1 if unsolved else 0
 
 
 def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
@@ -136,6 +137,7 @@ def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
 
     from ddim.codec import Latents, codec_nodes, encode
     from ddim.generate import default_tile
+    from ddim.latent import CODECS
     from ddim.noise import Noise
 
     codec = options.codec or "ddim"
@@ -154,6 +156,8 @@ def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
             dtype=dtype,
             progress=not options.quiet,
         )
+    if codec not in CODECS:
+        raise unknown("codec", codec, CODECS)
     if codec != "ddim":
         raise InputError("images that are drawn have one latent, which is of the codec ddim")
     labels = None
@@ -177,6 +181,7 @@ def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
         pipeline.identity,
         tile,
         labels,
+        schedule=pipeline.schedule.spec,
     )
 
 

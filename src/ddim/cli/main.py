@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(f"ddim {verb}: {_one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        return 2 if isinstance(error, (InputError, FileExistsError, NotADirectoryError)) else 1
     return status if arguments else 2
 
 

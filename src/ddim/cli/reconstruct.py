@@ -221,8 +221,13 @@ def _line(row: Mapping[str, Any]) -> dict[str, object]:
         note = f"{row['converged']:.1%} converged"
         if row["converged_max"] is not None:
             note += f", max of those {row['converged_max']:.1e}"
+            solved = set(range(row["images"])) - set(row["unsolved"])
+            ratios = [row["image_rms"][i] / max(row["residuals"][i], 1e-300) for i in solved]
+            note += f", RMS at most {max(ratios):.0f} x residual"
     if "amplification" in row:
-        note = f"may amplify rounding {row['amplification']:.0e} times"
+        unit = 1.2e-7 if row["dtype"] == "float32" else 2.2e-16
+        note = f"mixing amplifies rounding {row['amplification']:.0e} times, "
+        note += f"RMS is {row['rms'] / unit:.0e} units"
     return {
         "codec": row["codec"],
         "dtype": row["dtype"],

@@ -58,7 +58,7 @@ def print_json(value: object) -> None:
 def record(output: Path, verb: str, options: Any, **resolved: object) -> None:
     """Write what was run beside its output, as TOML that ``--config`` takes again.
 
-    For a folder it is ``run.toml`` inside, for a file the same name with ``.run.toml``.
+    For a folder it is ``run.toml`` inside, for a file its whole name and ``.run.toml``.
     """
     import torch
 
@@ -71,7 +71,7 @@ def record(output: Path, verb: str, options: Any, **resolved: object) -> None:
             *(f"{key}: {value}" for key, value in resolved.items()),
         ]
     )
-    path = output / "run.toml" if output.is_dir() else output.with_suffix(".run.toml")
+    path = output / "run.toml" if output.is_dir() else output.with_name(f"{output.name}.run.toml")
     values = dataclasses.asdict(options)
     # None is what a key that is absent means, but for options whose default is something else.
     for field in dataclasses.fields(options):

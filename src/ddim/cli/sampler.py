@@ -102,12 +102,23 @@ def make_sampler(
             raise InputError(f"--option takes KEY=VALUE, not {item!r}")
         known = inspect.signature(builder).parameters if builder else {}
         chosen[key] = _value(key, text, known[key].default) if key in known else text
+    count = _steps_of(options.nodes, steps)
+    if options.order is not None and count is not None and options.order > count:
+        raise InputError(
+            f"order {options.order} takes at least {options.order} steps to be reached, not "
+            f"{count}: give more steps or a lower order"
+        )
     if isinstance(source, Schedule):
         nodes = make_nodes(schedule, options.nodes, steps)
         return nodes, make_tableau(schedule, nodes, options.method, **chosen)
     return sampler.make_sampler(
         source, options.nodes, steps, options.method, strength=strength, **chosen
     )
+
+
+def _steps_of(nodes: str, steps: int | None) -> int | None:
+    """S, of a family or of a list."""
+    return nodes.count(",") if nodes[:1].isdigit() else steps
 
 
 def _value(key: str, text: str, default: object) -> object:

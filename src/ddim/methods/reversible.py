@@ -99,7 +99,7 @@ def edict(schedule: Schedule, nodes: Nodes, *, p: float = 0.93, pair: bool = Fal
     """EDICT (Wallace et al. 2022, equations 11 and 12, https://arxiv.org/abs/2211.12446).
 
     x' = ax + bε(y), y' = ay + bε(x'), then x = px' + (1-p)y', y = py' + (1-p)x. Two calls a step;
-    the inverse amplifies rounding by up to p^(-2S).
+    the mixing alone, undone, amplifies rounding by p^(-2S), and a network adds its share.
 
     Args:
         schedule: the noise schedule.
@@ -135,5 +135,5 @@ def edict(schedule: Schedule, nodes: Nodes, *, p: float = 0.93, pair: bool = Fal
 
 
 def amplification(p: float, steps: int) -> float:
-    """By how much EDICT's encoder may amplify rounding: p^(-2S)."""
+    """By how much undoing EDICT's mixing amplifies rounding: p^(-2S)."""
     return math.exp(-2 * steps * math.log(p))
