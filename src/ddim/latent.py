@@ -78,8 +78,7 @@ def encoder(schedule: Schedule, nodes: Nodes, codec: str = "obelm") -> Tableau:
         return ddim(schedule, tuple(reversed(nodes)))
     # The inverse starts from two states, the newest first. The second is made from the image:
     # a copy for EDICT, whose two are at one level, else a step of DDIM towards the noise.
-    inverse = decode.inverse()
-    image, second = inverse.initial
+    (image, second), rows, returns = decode.inverse_parts()
     if codec == "edict":
         first = Row(second.level, second.at, second.k, states=((0, 1.0),))
     else:
@@ -90,9 +89,9 @@ def encoder(schedule: Schedule, nodes: Nodes, codec: str = "obelm") -> Tableau:
     return Tableau(
         f"{codec} encoder",
         (image,),
-        (first, *inverse.rows),
-        inverse.returns,
-        options=inverse.options,
+        (first, *rows),
+        returns,
+        options=decode.options,
     )
 
 

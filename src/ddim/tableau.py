@@ -168,10 +168,6 @@ class Tableau:
         start = len(self.initial)
         return self.initial[index].at if index < start else self.rows[index - start].at
 
-    def _k(self, index: int) -> int | None:
-        start = len(self.initial)
-        return self.initial[index].k if index < start else self.rows[index - start].k
-
     @functools.cached_property
     def evaluated(self) -> tuple[int, ...]:
         """The states that the network is called on, in order."""
@@ -206,6 +202,19 @@ class Tableau:
                 made from its oldest state, or does not read that state at all; or the result does
                 not hold as many states as there were at the start.
         """
+        initial, rows, returns = self.inverse_parts()
+        return Tableau(
+            f"{self.method} inverse", initial, rows, returns, self.marginal, self.options
+        )
+
+    def inverse_parts(self) -> tuple[tuple[State, ...], tuple[Row, ...], tuple[int, ...]]:
+        """Initial states, rows and returns of :meth:`inverse`, not checked yet.
+
+        For a table that has more rows than these.
+
+        Raises:
+            InputError: as for :meth:`inverse`.
+        """
         width = len(self.initial)
         newest = width + len(self.rows) - 1
         if sorted(self.returns) != list(range(newest - width + 1, newest + 1)):
@@ -213,10 +222,12 @@ class Tableau:
                 f"{self.method} cannot be inverted: it starts from {width} states and returns "
                 f"{len(self.returns)}"
             )
+        places = [(s.level, s.at, s.k) for s in self.initial]
+        places += [(row.level, row.at, row.k) for row in self.rows]
         rows = []
         for s in range(newest, width - 1, -1):
             row, oldest = self.rows[s - width], s - width
-            coefficient = dict(row.states).get(oldest, 0.0)
+            coefficient = next((a for i, a in row.states if i == oldest), 0.0)
             if row.noise or oldest in row.needs or coefficient == 0:
                 raise InputError(
                     f"{self.method} cannot be inverted: its rows cannot be solved for what they "
@@ -226,22 +237,15 @@ class Tableau:
             states += [(newest - j, -a / coefficient) for j, a in row.states if j != oldest]
             rows.append(
                 Row(
-                    level=self.level(oldest),
-                    at=self.at(oldest),
-                    k=self._k(oldest),
+                    *places[oldest],
                     states=tuple(states),
                     x0=tuple((newest - j, -b / coefficient) for j, b in row.x0),
                     eps=tuple((newest - j, -c / coefficient) for j, c in row.eps),
                 )
             )
-        initial = tuple(
-            State(self.level(j), self.at(j), self._k(j) or 0)
-            for j in range(newest, newest - width, -1)
-        )
-        returns = tuple(newest - j for j in range(width))
-        return Tableau(
-            f"{self.method} inverse", initial, tuple(rows), returns, self.marginal, self.options
-        )
+        last = [places[j] for j in range(newest, newest - width, -1)]
+        initial = tuple(State(level, at, k or 0) for level, at, k in last)
+        return initial, tuple(rows), tuple(newest - j for j in range(width))
 
     @property
     def stochastic(self) -> bool:
