@@ -507,6 +507,32 @@ def test_pndm(double, grid, steps, to_one):
         assert gap(ours(network, tableau), theirs(scheduler, network)) < 1e-12
 
 
+@pytest.mark.parametrize("to_one", [True, False])
+@pytest.mark.parametrize("steps", [4, 10, 30, 50])  # 30: the timesteps are 33 apart, an odd number
+@pytest.mark.parametrize("grid", ["leading", "leading-offset"])
+def test_pndm_with_its_runge_kutta_start(double, grid, steps, to_one):
+    scheduler, schedule, network = prepared(
+        double.PNDMScheduler, steps, set_alpha_to_one=to_one, **spacing(grid)
+    )
+    nodes = make_nodes(schedule, f"diffusers-{grid}", steps)
+    if not to_one:
+        nodes = (*nodes[:-1], 1) if nodes[-2] > 1 else nodes[:-1]
+    if len(nodes) < 5:
+        return
+    tableau = make_tableau(schedule, nodes, "diffusers-pndm", start="runge-kutta")
+    assert tableau.calls == len(nodes) - 1 + 9
+    if len(nodes) - 1 == steps:
+        assert gap(ours(network, tableau), theirs(scheduler, network)) < 1e-12
+
+
+def test_pndm_starts_that_are_not_there(refuses):
+    schedule = Schedule.linear(100)
+    with refuses("at least 4 steps, not 3"):
+        make_tableau(schedule, (90, 60, 30, 0), "diffusers-pndm", start="runge-kutta")
+    with refuses("unknown start 'rk'"):
+        make_tableau(schedule, (90, 60, 30, 0), "diffusers-pndm", start="rk")
+
+
 @pytest.mark.parametrize(("steps", "apart"), [(10, 0.0968), (50, 0.00198)])
 def test_pndm_and_plms_differ_in_the_first_step_and_the_last(double, steps, apart):
     scheduler, schedule, network = prepared(
@@ -556,4 +582,98 @@ def test_unmodified_in_float32(single, name, config, nodes, method, steps):
     tableau = make_tableau(schedule, make_nodes(schedule, nodes, steps), method)
     found = ours(network, tableau, x=x)
     assert found.dtype == torch.float32
+    assert gap(found, theirs(scheduler, network, x)) < 3e-5
+
+
+FLOAT32 = [
+    ("DDIMScheduler", {}, "diffusers-leading", "diffusers-ddim", 1000),
+    (
+        "DDIMScheduler",
+        {"timestep_spacing": "trailing"},
+        "diffusers-trailing",
+        "diffusers-ddim",
+        1000,
+    ),
+    (
+        "DDIMScheduler",
+        {"timestep_spacing": "linspace"},
+        "diffusers-linspace",
+        "diffusers-ddim",
+        100,
+    ),
+    (
+        "DDIMScheduler",
+        {"timestep_spacing": "linspace"},
+        "diffusers-linspace",
+        "diffusers-ddim",
+        999,
+    ),
+]
+
+
+@pytest.mark.parametrize("prediction", PREDICTION)
+@pytest.mark.parametrize("kind", [None, "clip"])
+@pytest.mark.parametrize(("name", "config", "nodes", "method", "steps"), FLOAT32)
+def test_ddim_unmodified_in_float32(single, name, config, nodes, method, steps, kind, prediction):
+    extra, clipping = ({"clip_sample": False}, None) if kind is None else CLIPPINGS[kind]
+    scheduler, _, _ = prepared(getattr(single, name), steps, prediction, **config, **extra)
+    schedule = Schedule.linear()
+    network = Network(schedule, prediction)
+    x = START.float()
+    tableau = make_tableau(schedule, make_nodes(schedule, nodes, steps), method)
+    expected = theirs(scheduler, network, x, use_clipped_model_output=True)
+    assert gap(ours(network, tableau, clipping, x), expected) < 3e-5
+
+
+@pytest.mark.parametrize("steps", [100, 1000])
+def test_ddim_with_noise_and_clipping(double, single, steps):
+    """η > 0 beside clipping, in both precisions."""
+    for schedulers, tolerance in ((double, 1e-12), (single, 3e-5)):
+        x = START if schedulers is double else START.float()
+        config, clipping = CLIPPINGS["clip"]
+        scheduler, schedule, network = prepared(schedulers.DDIMScheduler, steps, **config)
+        tableau = make_tableau(
+            schedule, make_nodes(schedule, "diffusers-leading", steps), "ddim", eta=0.6
+        )
+        expected = theirs(
+            scheduler,
+            network,
+            x,
+            eta=0.6,
+            variance_noise=lambda n, like=x: noise(n, like.dtype),
+            use_clipped_model_output=True,
+        )
+        assert gap(ours(network, tableau, clipping, x), expected) < tolerance
+
+
+@pytest.mark.parametrize("steps", [100, 1000])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_ddim_up_to_as_many_steps_as_there_are(double, grid, steps):
+    if grid == "leading-offset" and steps == 1000:
+        return  # its first timestep would be T
+    scheduler, schedule, network = prepared(
+        double.DDIMScheduler, steps, clip_sample=False, **spacing(grid)
+    )
+    nodes = make_nodes(schedule, f"diffusers-{grid}", steps)
+    tableau = make_tableau(schedule, nodes, "diffusers-ddim")
+    assert gap(ours(network, tableau), theirs(scheduler, network)) < 1e-12
+
+
+def test_ddim_inverse_unmodified_in_float32(single):
+    scheduler, _, _ = prepared(single.DDIMInverseScheduler, 1000, clip_sample=False)
+    schedule = Schedule.linear()
+    network, x = Network(schedule), (0.5 * START).float()
+    nodes = make_nodes(schedule, "diffusers-leading", 1000)[::-1]
+    tableau = make_tableau(schedule, nodes, "diffusers-ddim")
+    assert gap(ours(network, tableau, x=x), theirs(scheduler, network, x)) < 3e-5
+
+
+@pytest.mark.parametrize("steps", [100, 1000])
+def test_ddpm_unmodified_in_float32(single, drawn, steps):
+    scheduler, _, _ = prepared(single.DDPMScheduler, steps)
+    schedule = Schedule.linear()
+    network, x = Network(schedule), START.float()
+    drawn(lambda n: noise(n, torch.float32))
+    tableau = make_tableau(schedule, make_nodes(schedule, "diffusers-leading", steps), "ddpm")
+    found = ours(network, tableau, Clipping("clip"), x)
     assert gap(found, theirs(scheduler, network, x)) < 3e-5

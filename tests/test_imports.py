@@ -17,7 +17,7 @@ LEVELS = (
     "trajectory nets "
     "conventions candidates",
     "data images train checkpoints evaluate backends generate codec checks interop pipeline model "
-    "sampler fitting",
+    "sampler export fitting",
     "cli web",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

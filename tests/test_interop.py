@@ -171,3 +171,105 @@ def test_own_nodes_and_bad_names():
         diffusers_scheduler(source, "dimm")
     with pytest.raises(InputError, match="no option 'order'"):
         diffusers_scheduler(source, "ddim", order=2)
+
+
+@torch.no_grad()
+def test_beginning_later_as_image_to_image_does(unet):
+    """From a noised image at a later timestep, as diffusers' own DDIM goes on from there."""
+    clean = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    own = DDIMScheduler(**TRAILING, clip_sample=False)
+    found = []
+    for scheduler in (own, diffusers_scheduler(own)):
+        scheduler.set_timesteps(10)
+        taken = scheduler.timesteps[4:]
+        x = scheduler.add_noise(clean, noise, taken[:1].expand(2))
+        for t in taken:
+            x = scheduler.step(unet(x, t).sample, t, x).prev_sample
+        found.append(x)
+    assert (found[0] - found[1]).abs().max() < 2e-5
+
+
+def test_steps_out_of_order_are_refused(refuses):
+    scheduler = diffusers_scheduler(DDIMScheduler(**TRAILING))
+    x = torch.zeros(1, 1, 8, 8)
+    with refuses("set_timesteps comes before"):
+        scheduler.step(x, 99, x)
+    scheduler.set_timesteps(4)
+    with refuses("no node to begin at"):
+        scheduler.step(x, 3, x)
+    first, second, third, last = scheduler.timesteps
+    x = scheduler.step(x, first, x).prev_sample
+    with refuses("was given where the sampler is at"):
+        scheduler.step(x, third, x)
+    for t in (second, third, last):
+        x = scheduler.step(x, t, x).prev_sample
+    with refuses("called anew for every run"):
+        scheduler.step(x, last, x)
+    scheduler.set_timesteps(4)
+    scheduler.step(x, first, x)
+
+
+@torch.no_grad()
+def test_unconditional_latent_diffusion():
+    """LDMPipeline: its own DDIM and ours draw the same."""
+    from diffusers import LDMPipeline, VQModel
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    ).eval()
+    vqvae = VQModel(
+        block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=16, latent_channels=3
+    ).eval()
+    pipe = LDMPipeline(vqvae, unet, DDIMScheduler(**TRAILING, clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+
+    def run():
+        generator = torch.Generator().manual_seed(2)
+        return pipe(2, generator=generator, num_inference_steps=5, output_type="np").images
+
+    theirs = run()
+    pipe.scheduler = diffusers_scheduler(pipe.scheduler)
+    assert abs(run() - theirs).max() < 2e-5
+
+
+@torch.no_grad()
+def test_a_conditional_unet_with_guidance():
+    """A text-conditional network, guided by hand as Stable Diffusion's pipeline does it."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randn(2, 5, 8, generator=generator)
+    start = torch.randn(1, 4, 8, 8, generator=generator)
+    own = DDIMScheduler(**TRAILING, clip_sample=False)
+    found = []
+    for scheduler in (own, diffusers_scheduler(own)):
+        scheduler.set_timesteps(10)
+        x = start * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            doubled = scheduler.scale_model_input(torch.cat([x, x]), t)
+            none, text = unet(doubled, t, prompt).sample.chunk(2)
+            x = scheduler.step(none + 3.0 * (text - none), t, x).prev_sample
+        found.append(x)
+    assert (found[0] - found[1]).abs().max() < 2e-5 * found[0].abs().max()

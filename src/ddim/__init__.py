@@ -40,9 +40,13 @@ _WHERE = {
     "pipeline": ["Pipeline", "load", "shipped"],
     "model": ["Model"],
     "fitting": ["fit_conventions"],
+    "sampler": ["make_sampler"],
+    "trajectory": ["Trajectory", "follow"],
+    "calibrate": ["CalibratedSampler", "calibrate"],
     "generate": ["Drawn", "generate", "sample"],
     "checks": ["Calibration", "Finding", "calibration", "check_model"],
     "interop": ["diffusers_scheduler"],
+    "export": ["Export", "export_scheduler"],
     "codec": ["Latents", "decode", "encode", "interpolate"],
     "images": ["from_pixels", "grid", "save_image", "to_pixels"],
     "train.loop": ["TensorData", "TrainState", "TrainStep", "fit"],
@@ -55,6 +59,8 @@ __all__ = ["__version__", *_EXPORTS]  # pyright: ignore[reportUnsupportedDunderA
 if TYPE_CHECKING:
     from ddim.adaptive import Adaptive as Adaptive
     from ddim.adaptive import solve_adaptively as solve_adaptively
+    from ddim.calibrate import CalibratedSampler as CalibratedSampler
+    from ddim.calibrate import calibrate as calibrate
     from ddim.checkpoints import Hints as Hints
     from ddim.checks import Calibration as Calibration
     from ddim.checks import Finding as Finding
@@ -78,6 +84,8 @@ if TYPE_CHECKING:
     from ddim.discrete import sample_discrete as sample_discrete
     from ddim.errors import InputError as InputError
     from ddim.errors import RunError as RunError
+    from ddim.export import Export as Export
+    from ddim.export import export_scheduler as export_scheduler
     from ddim.fitting import fit_conventions as fit_conventions
     from ddim.generate import Drawn as Drawn
     from ddim.generate import generate as generate
@@ -104,6 +112,7 @@ if TYPE_CHECKING:
     from ddim.pipeline import Pipeline as Pipeline
     from ddim.pipeline import load as load
     from ddim.pipeline import shipped as shipped
+    from ddim.sampler import make_sampler as make_sampler
     from ddim.schedule import Level as Level
     from ddim.schedule import Schedule as Schedule
     from ddim.tableau import Row as Row
@@ -115,6 +124,8 @@ if TYPE_CHECKING:
     from ddim.train.loop import TrainState as TrainState
     from ddim.train.loop import TrainStep as TrainStep
     from ddim.train.loop import fit as fit
+    from ddim.trajectory import Trajectory as Trajectory
+    from ddim.trajectory import follow as follow
 
 
 def __getattr__(name: str) -> object:

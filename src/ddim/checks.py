@@ -18,6 +18,7 @@ from ddim.target import Target
 __all__ = ["Calibration", "Finding", "calibration", "check_model"]
 
 SIGNAL_LEFT = 0.02
+SIGNAL_FAR_TOO_MUCH = 0.22
 FIRST_NOISE = 0.05
 SUM_TOLERANCE = 0.1
 BETTER_THAN_NOTHING = 0.95
@@ -130,7 +131,8 @@ def check_model(
     if not 1 <= steps <= schedule.T:
         raise InputError(f"the number of steps must be from 1 to T = {schedule.T}, not {steps}")
     findings = [*_weights(pipeline), *_assumed(pipeline), *_ends(pipeline)]
-    findings += [*_steps(pipeline, steps), *_clipping(pipeline), *_conditioning(pipeline)]
+    findings += [*_steps(pipeline, steps), *_eta(pipeline), *_clipping(pipeline)]
+    findings += _conditioning(pipeline)
     findings += _calibrated(calibrated)
     return findings
 
@@ -188,6 +190,16 @@ def _ends(pipeline: Pipeline) -> list[Finding]:
         found.append(
             Finding("ok", "zero terminal SNR, and a target that is finite there", "it starts right")
         )
+    elif left > SIGNAL_FAR_TOO_MUCH:
+        found.append(
+            Finding(
+                "problem",
+                f"at node T = {schedule.T} {left:.2%} of the signal is left (ᾱ_T = {left**2:.2g})",
+                "a network trained with such a schedule has never seen noise; most likely it was "
+                "trained with another one, such as β for 1000 steps scaled to fewer",
+                "give the schedule that it was trained with; ddim.fit_conventions finds it",
+            )
+        )
     elif left > SIGNAL_LEFT:
         found.append(
             Finding(
@@ -240,6 +252,25 @@ def _steps(pipeline: Pipeline, steps: int) -> list[Finding]:
             f"'leading' grids start at node {start} and others have {-(-T // stride)} steps",
             why,
             "to reproduce their images give their nodes as a list",
+        )
+    ]
+
+
+def _eta(pipeline: Pipeline) -> list[Finding]:
+    learned = bool(pipeline.facts.get("learned_variance"))
+    what = "η multiplies the standard deviation of the injected noise: its variance goes with η²"
+    why = (
+        "0 is deterministic and 1 is DDPM with the posterior variance, here and in the paper; some "
+        "libraries multiply the variance by η, which is the same at 0 and at 1 only"
+    )
+    if not learned:
+        return [Finding("ok", what, why)]
+    return [
+        Finding(
+            "note",
+            f"{what}; this network has learned a variance of its own",
+            f"{why}. DDIM does not use the learned one, --method ddpm does",
+            "take --method ddpm for the sampler that it was trained for",
         )
     ]
 

@@ -121,6 +121,8 @@ class Adapted(nn.Module):
         arguments: given to it by name at every call; tensors move with it.
     """
 
+    beyond_diffusers = ("conventions of its own for time, data range or arguments",)
+
     def __init__(
         self,
         net: nn.Module,

@@ -66,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def refuse_existing(path: Path, *, force: bool) -> None:
+def refuse_existing(path: Path, *, force: bool, other: str = "another --output") -> None:
     """Refuse to write over something, unless told to.
 
     Raises:
@@ -77,4 +77,4 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         return
     if path.is_dir() and not any(path.iterdir()):
         return
-    raise InputError(f"{path} exists already: give --force to write over it, or another --output")
+    raise InputError(f"{path} exists already: give --force to write over it, or {other}")

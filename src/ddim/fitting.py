@@ -39,7 +39,12 @@ def usual_schedules(T: int = 1000) -> tuple[Schedule, ...]:
     """Those in use: linear, the same scaled to T, latent diffusion's, cosine, sigmoid and flow.
 
     Without those that after T steps have not come to noise.
+
+    Raises:
+        InputError: fewer than two steps.
     """
+    if T < 2:
+        raise InputError(f"the usual schedules have at least 2 steps, not T = {T}")
     scaled = (Schedule.linear(T, scaled=True),) if T >= 20 and T != 1000 else ()
     rest = (Schedule.scaled_linear(T), Schedule.cosine(T), Schedule.sigmoid(T), Schedule.flow(T))
     return tuple(s for s in (Schedule.linear(T), *scaled, *rest) if s.rho[-1] > LEAST_NOISE)

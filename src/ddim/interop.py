@@ -90,6 +90,7 @@ def diffusers_scheduler(
         def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
             """Choose the nodes and build the table."""
             listed = make_nodes(schedule, nodes, num_inference_steps)
+            self.nodes, self.finished = listed, False
             self.tableau = make_tableau(schedule, listed, method, **options)
             levels = [self.tableau.at(i) for i in self.tableau.evaluated]
             times = torch.tensor([level.t for level in levels if level is not None])
@@ -113,7 +114,10 @@ def diffusers_scheduler(
             **_: Any,
         ) -> Any:
             """Take the network's output at the state that was asked about; return the next one."""
+            if not hasattr(self, "tableau"):
+                raise InputError("set_timesteps comes before the first step")
             if self._exchange is None:
+                self._start(float(timestep))
                 shape, device, dtype = sample.shape, sample.device, sample.dtype
 
                 def noise(state: int) -> Tensor:
@@ -123,14 +127,34 @@ def diffusers_scheduler(
                 self._request = self._until_asked(next(self._exchange))[0]
             assert self._request is not None
             level = self._request.level
+            if abs(float(timestep) - level.t) > 0.5:
+                raise InputError(
+                    f"step {float(timestep):g} was given where the sampler is at {level.t:g}: take "
+                    "all timesteps in their order, each once"
+                )
             # What the pipeline did to the state in between, such as inpainting, is kept.
             if sample is not self._request.x:
                 self._request.x.copy_(sample)
             event = self._exchange.send(self._predict(model_output, sample, level))
             self._request, state = self._until_asked(event)
             if self._request is None:
-                self._exchange = None
+                self._exchange, self.finished = None, True
             return SchedulerOutput(prev_sample=state) if return_dict else (state,)
+
+        def _start(self, time: float) -> None:
+            """Begin at a later one of the timesteps, as image-to-image pipelines do."""
+            first = self.tableau.at(self.tableau.evaluated[0])
+            assert first is not None
+            if abs(time - first.t) <= 0.5:
+                return
+            starts = [n for n, k in enumerate(self.nodes[:-1]) if abs(k - 1 - time) <= 0.5]
+            if not starts or self.finished:
+                raise InputError(
+                    f"timestep {time:g} is no node to begin at: give timesteps from the list of "
+                    "set_timesteps, which is called anew for every run"
+                )
+            taken = self.nodes[starts[0] :]
+            self.tableau = make_tableau(schedule, taken, method, **options)
 
         def _until_asked(self, event: Request | Step | None) -> tuple[Request | None, Tensor]:
             """Go on to the next state that the network must see, or to the result."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,6 +95,21 @@ def Model(  # noqa: N802
     """
     if not isinstance(net, nn.Module):
         raise InputError(f"a model needs a torch.nn.Module, not a {type(net).__name__}")
+    if not isinstance(schedule, Schedule):
+        raise InputError(f"a model needs a ddim.Schedule, not a {type(schedule).__name__}")
+    sizes = tuple(shape)
+    if not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
+        raise InputError(f"shape is that of one image, such as (3, 32, 32), not {shape!r}")
+    if not isinstance(offset, int):
+        raise InputError(f"offset is a whole number of levels, not {offset!r}")
+    if not isinstance(data_range, Sequence):
+        raise InputError(f"data_range is two numbers, black and white, not {data_range!r}")
+    if not (time_dtype is None or isinstance(time_dtype, torch.dtype)):
+        raise InputError(f"time_dtype is a torch.dtype such as torch.long, not {time_dtype!r}")
+    if classes is not None and classes < 1:
+        raise InputError(f"classes must be at least 1, not {classes}")
+    if null_label is not None and classes is None:
+        raise InputError("null_label is for a class-conditional network: give classes too")
     target = Target.named(target)
     habits = Conventions(time, offset, tuple(data_range), keep_variance, time_dtype)
     # A network of our own, used as we use it, stays what it is: fast, and fit to be saved.
@@ -103,7 +118,7 @@ def Model(  # noqa: N802
         net.eval() if plain else Adapted(net, schedule, target, habits, arguments).eval(),
         habits.outside(schedule),
         target,
-        tuple(shape),
+        sizes,
         classes=classes,
         null_label=null_label,
         clipping=clipping or Clipping(),

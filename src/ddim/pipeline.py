@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim.checkpoints import CALIBRATED, Hints, read_folder, read_foreign, write_folder
+from ddim.checkpoints.weights import fill, unfilled
 from ddim.denoiser import Clipping, Denoiser, Guided, NetworkDenoiser
 from ddim.errors import InputError, unknown
 from ddim.nets import UNet, UNetConfig
@@ -131,17 +132,23 @@ class Pipeline:
             clipping = Clipping("clip") if clip else Clipping()
         return clipping.wrap(denoiser)
 
-    def save(self, folder: Path | str) -> None:
+    def save(self, folder: Path | str, scheduler: Mapping[str, Any] | None = None) -> None:
         """Write a model folder that this package and diffusers open.
+
+        Args:
+            folder: where to.
+            scheduler: the ``scheduler_config.json``, as :func:`ddim.export_scheduler` makes it;
+                that of diffusers' DDIM if None.
 
         Raises:
             InputError: the network or its schedule is not one that diffusers has; nothing is
                 written then.
         """
         if not isinstance(self.net, UNet):
+            why = ", ".join(getattr(self.net, "beyond_diffusers", ["another architecture"]))
             raise InputError(
-                f"only a ddim UNet can be saved, not a {type(self.net).__name__}: diffusers' "
-                "UNet2DModel cannot express it"
+                f"diffusers' UNet2DModel cannot express a {type(self.net).__name__} ({why}), so it "
+                "has no model folder: use it as it is"
             )
         facts = {"name": self.name, "classes": self.classes, "null_label": self.null_label}
         write_folder(
@@ -152,6 +159,7 @@ class Pipeline:
             self.target,
             self.clipping,
             {**self.facts, **facts},
+            scheduler,
         )
 
 
@@ -204,7 +212,7 @@ def load(
         raise InputError(f"{source} records its own schedule and network: give no other")
     elif str(source) in shipped():
         with resources.as_file(resources.files("ddim") / "models" / str(source)) as folder:
-            pipeline = _from_folder(folder)
+            pipeline = _from_folder(folder, weights)
     elif not path.exists():
         raise InputError(f"{unknown('model', str(source), shipped())} and there is no such path")
     elif path.is_file():
@@ -214,14 +222,14 @@ def load(
     elif (path / "metrics.jsonl").exists() and not (path / "model_index.json").exists():
         raise InputError(f"{path} is a training run that has saved no checkpoint yet")
     else:
-        pipeline = _from_folder(path)
+        pipeline = _from_folder(path, weights)
     pipeline.net.requires_grad_(False).eval()
     pipeline.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return pipeline.to(device)
 
 
-def _from_folder(folder: Path) -> Pipeline:
-    parts = read_folder(folder)
+def _from_folder(folder: Path, weights: str) -> Pipeline:
+    parts = read_folder(folder, weights)
     facts = parts.facts
     config = parts.net.config
     classes = facts.get("classes", config.num_class_embeds)
@@ -261,14 +269,18 @@ def _from_foreign(
 def _from_checkpoint(path: Path, weights: str) -> Pipeline:
     checkpoint = read_checkpoint(path)
     facts = checkpoint.facts
-    config = UNetConfig.from_json(facts["unet"])
-    net = UNet(config)
-    net.load_state_dict(checkpoint.weights(weights))
-    classes = facts["classes"]
+    try:
+        config = UNetConfig.from_json(facts["unet"])
+        schedule, target = Schedule.from_spec(facts["schedule"]), Target.named(facts["target"])
+        classes = facts["classes"]
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: its header is damaged: {error}") from None
+    net = unfilled(lambda: UNet(config))
+    fill(net, checkpoint.weights(weights), path, f"its own record, as {weights} weights")
     return Pipeline(
         net,
-        Schedule.from_spec(facts["schedule"]),
-        Target.named(facts["target"]),
+        schedule,
+        target,
         (config.in_channels, config.sample_size, config.sample_size),
         classes=classes,
         null_label=classes if checkpoint.config.label_dropout else None,

@@ -195,3 +195,78 @@ def test_a_pick_of_a_joint_projection():
     whole = [Pick("qkv", third=i).take(rows, own)[:, 0].tolist() for i in range(3)]
     assert by_head == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
     assert whole == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+class Shell:
+    """The classic: unpickled, it runs a command."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        import os
+
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_command_in_a_pickle_is_refused_by_name(tmp_path, refuses, weights, archive):
+    path, trap = tmp_path / "model.pt", tmp_path / "ran"
+    extra = {**weights, "extra": Shell(f"touch {trap}")}
+    torch.save(extra, path, _use_new_zipfile_serialization=archive)
+    with refuses(r"model.pt is refused: its pickle names (posix|nt|os)\.system, which is code"):
+        load(path)
+    assert not trap.exists()
+
+
+def _saved(tmp_path, weights, **changes):
+    path = tmp_path / "model.ckpt"
+    torch.save({**weights, **changes}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (torch.ones(5), r"conv_in.weight has shape \(5,\)"),
+        (torch.ones(8, 3, 3, 3, dtype=torch.int64), "conv_in.weight holds torch.int64"),
+        (torch.ones(8, 3, 3, 3, dtype=torch.bool), "conv_in.weight holds torch.bool"),
+        (torch.ones(8, 3, 3, 3, dtype=torch.complex64), "conv_in.weight holds torch.complex64"),
+        (torch.full((8, 3, 3, 3), 1e300, dtype=torch.float64), "values that are not finite"),
+        (torch.full((8, 3, 3, 3), float("nan")), "values that are not finite"),
+    ],
+)
+def test_weights_that_are_none(tmp_path, refuses, weights, value, match):
+    if value.ndim == 4:
+        value = value[:1, :1, :1, :1].expand(weights["conv_in.weight"].shape).clone()
+    with refuses(f"model.ckpt.*{match}"):
+        load(_saved(tmp_path, weights, **{"conv_in.weight": value}))
+
+
+def test_an_average_under_the_networks_own_names_is_taken(tmp_path, refuses, weights):
+    path = tmp_path / "both.pt"
+    average = {key: value + 1 for key, value in weights.items()}
+    torch.save({"model": weights, "ema": average}, path)
+    found = load(path)
+    assert found.facts["weights"] == "ema"
+    assert torch.equal(found.net.conv_in.bias, average["conv_in.bias"])
+    torch.save({"model": weights, "ema": {"something": torch.ones(1)}}, path)
+    with refuses("both.pt: ema holds other keys than model"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('{"image_size": 16.5}', "image_size must be a whole number of at least 1, not 16.5"),
+        ('{"image_size": true}', "image_size must be a whole number of at least 1, not True"),
+        ('{"target": 3}', "target is a name, not 3"),
+        ('{"rescale_times": "yes"}', "rescale_times is true or false, not 'yes'"),
+        ('{"schedule": "linear"}', "schedule is an object such as .*, not 'linear'"),
+    ],
+)
+def test_notes_of_the_wrong_type_name_the_key(tmp_path, refuses, weights, text, match):
+    path = _saved(tmp_path, weights)
+    path.with_name("model.ckpt.json").write_text(text)
+    with refuses(f"model.ckpt.json: {match}"):
+        load(path)

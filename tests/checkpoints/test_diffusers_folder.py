@@ -379,7 +379,10 @@ def test_configurations_of_other_networks(folder, refuses, changes, match):
         ({"prediction_type": "flow"}, "prediction_type 'flow' is not one of"),
         ({"beta_schedule": "laplace"}, "beta_schedule 'laplace' is not known"),
         ({"trained_betas": [0.1, 2.0]}, r"every β must be in \(0, 1\]"),
-        ({"num_train_timesteps": 0}, "T must be at least 1, not 0"),
+        (
+            {"num_train_timesteps": 0},
+            "num_train_timesteps must be a whole number from 1 to 1000000, not 0",
+        ),
     ],
 )
 def test_schedulers_that_make_no_sense(folder, refuses, changes, match):

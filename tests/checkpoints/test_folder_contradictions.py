@@ -112,3 +112,86 @@ def test_fields_of_our_own_are_not_written_unless_used(tmp_path, refuses):
     assert not (tmp_path / "x").exists()
     with refuses("block_out_channels 8 cannot be split into attention_heads 3"):
         UNetConfig(**SMALL, attention_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"clip_sample": "false"}, "clip_sample must be true or false, not 'false'"),
+        ({"rescale_betas_zero_snr": "False"}, "rescale_betas_zero_snr must be true or false"),
+        ({"thresholding": 1}, "thresholding must be true or false, not 1"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "'FlowMatchEuler.*' has",
+        ),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "has no β schedule of the DDPM kind"),
+        ({"_class_name": ["DDIM"]}, "_class_name must be a name"),
+        ({"prediction_type": ["epsilon"]}, "prediction_type .* is not one of"),
+        ({"timestep_type": "continuous"}, "timestep_type: the network is called at times other"),
+        ({"num_train_timesteps": 1e12}, "num_train_timesteps must be a whole number from 1 to"),
+    ],
+)
+def test_schedulers_that_are_none_of_ours(tmp_path, refuses, changes, match):
+    write(tmp_path)
+    edit(tmp_path / "scheduler" / "scheduler_config.json", **changes)
+    with refuses(f"scheduler_config.json: .*{match}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"norm_num_groups": 0}, "norm_num_groups must be a whole number of at least 1, not 0"),
+        ({"layers_per_block": 1.5}, "layers_per_block must be a whole number"),
+        ({"sample_size": "8"}, "sample_size must be a whole number, not '8'"),
+        ({"block_out_channels": [0]}, "block_out_channels must be a whole number of at least 1"),
+    ],
+)
+def test_networks_that_cannot_be(tmp_path, refuses, changes, match):
+    write(tmp_path)
+    edit(tmp_path / "unet" / "config.json", **changes)
+    with refuses(f"unet/config.json: {match}"):
+        load(tmp_path)
+
+
+def test_a_latent_diffusion_folder_is_no_model_of_images(tmp_path, refuses):
+    write(tmp_path)
+    edit(
+        tmp_path / "model_index.json",
+        _class_name="LDMPipeline",
+        vqvae=["diffusers", "VQModel"],
+        feature_extractor=[None, None],
+    )
+    with refuses("model_index.json: a LDMPipeline has vqvae too, .* ddim.diffusers_scheduler"):
+        load(tmp_path)
+
+
+def test_the_average_that_a_training_run_of_diffusers_left(tmp_path):
+    import shutil
+
+    write(tmp_path)
+    shutil.copytree(tmp_path / "unet", tmp_path / "unet_ema")
+    path = tmp_path / "unet_ema" / "diffusion_pytorch_model.safetensors"
+    average = {k: v + 1 for k, v in safetensors.torch.load_file(path).items()}
+    safetensors.torch.save_file(average, path)
+    assert torch.equal(load(tmp_path).net.conv_in.bias, average["conv_in.bias"])
+    raw = load(tmp_path, weights="net")
+    assert torch.allclose(raw.net.conv_in.bias, average["conv_in.bias"] - 1, atol=1e-6)
+
+
+def test_a_schedule_of_the_wrong_type_in_our_own_record(tmp_path, refuses):
+    write(tmp_path)
+    edit(tmp_path / "ddim.json", schedule="linear")
+    with refuses("ddim.json: schedule is not one"):
+        load(tmp_path)
+
+
+def test_the_old_eps_is_remembered(tmp_path):
+    from ddim.denoiser import Clipping
+
+    config = UNetConfig(**SMALL)
+    clipping = Clipping("clip", stale_eps=True)
+    net = UNet(config)
+    model = Pipeline(net, Schedule.linear(20), Target.EPS, (1, 8, 8), clipping=clipping)
+    model.save(tmp_path / "m")
+    assert load(tmp_path / "m").clipping == clipping

@@ -186,7 +186,7 @@ def test_a_file_that_leaves_its_size_open(plain, tmp_path, refuses):
 
 def test_hints_that_make_no_sense(refuses, tmp_path):
     for values, match in (
-        ({"image_size": 0}, "image_size must be at least 1, not 0"),
+        ({"image_size": 0}, "image_size must be a whole number of at least 1, not 0"),
         ({"heads": 4, "head_channels": 64}, "say heads or head_channels, not both"),
         ({"qkv_order": "mixed"}, "qkv_order is 'head' or 'whole', not 'mixed'"),
         ({"target": "epsilon"}, "unknown target 'epsilon'"),

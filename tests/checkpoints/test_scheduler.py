@@ -99,7 +99,10 @@ def test_schedulers_of_other_noise_are_refused(tmp_path, refuses, name):
         ({"beta_end": "0.02"}, "beta_end must be a number, not '0.02'"),
         ({"beta_end": float("nan")}, "beta_end must be a number, not nan"),
         ({"num_train_timesteps": None}, "num_train_timesteps must be a number, not None"),
-        ({"num_train_timesteps": 10.5}, "num_train_timesteps must be a whole number, not 10.5"),
+        (
+            {"num_train_timesteps": 10.5},
+            "num_train_timesteps must be a whole number from 1 to 1000000, not 10.5",
+        ),
         ({"use_flow_sigmas": True}, "use_flow_sigmas: flow noise contradicts a β schedule"),
         ({"clip_sample": True, "clip_sample_range": 0}, "clip_sample_range must be positive"),
         (

@@ -81,7 +81,7 @@ def test_nothing_is_overwritten(ddim, fails, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--T", "10"], "--T and --beta-start and --beta-end go with --schedule"),
+        (["--T", "10"], "--T, --beta-start, --beta-end and --scaled go with --schedule"),
         (["--heads", "4", "--head-channels", "8"], "say heads or head_channels, not both"),
         (["--heads", "4"], "heads was given, but the official DDIM layout leaves only"),
         (["--schedule", "cosine", "--beta-end", "0.1"], "schedule 'cosine': .*beta_end"),

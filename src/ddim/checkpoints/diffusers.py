@@ -50,8 +50,13 @@ class ModelParts:
     facts: Mapping[str, Any]
 
 
-def read_folder(folder: Path) -> ModelParts:
+def read_folder(folder: Path, weights: str = "ema") -> ModelParts:
     """Read a model folder; weights are memory-mapped while they are copied in.
+
+    Args:
+        folder: nested or flat.
+        weights: ``ema`` takes the average in ``unet_ema/`` where a training run left one, ``net``
+            takes ``unet/``.
 
     Raises:
         InputError: not a model folder, an unknown key, weights that do not fit or are not finite;
@@ -59,9 +64,11 @@ def read_folder(folder: Path) -> ModelParts:
     """
     folder = Path(folder)
     nested = (folder / "unet").is_dir()
-    unet_folder = folder / "unet" if nested else folder
+    averaged = weights == "ema" and (folder / "unet_ema" / "config.json").exists()
+    unet_folder = folder / ("unet_ema" if averaged else "unet") if nested else folder
     if not (unet_folder / "config.json").exists():
         raise InputError(f"{folder} is not a model folder: it has no {'unet/' * nested}config.json")
+    _check_components(folder / "model_index.json")
     scheduler = folder / "scheduler" if nested else folder
     config_path = unet_folder / "config.json"
     config = read_json(config_path)
@@ -82,9 +89,32 @@ def read_folder(folder: Path) -> ModelParts:
     if "schedule" in facts:
         try:
             schedule = _exact(schedule, facts["schedule"])
-        except InputError as error:
-            raise InputError(f"{facts_path}: {error}") from None
+        except (InputError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{facts_path}: schedule is not one: {error}") from None
+    if facts.get("stale_eps") is True:
+        clipping = dataclasses.replace(clipping, stale_eps=True)
     return ModelParts(net, schedule, target, clipping, facts)
+
+
+def _check_components(path: Path) -> None:
+    """A UNet and a scheduler draw images; with more parts the UNet's are something else."""
+    if not path.exists():
+        return
+    index = read_json(path)
+    others = [
+        key
+        for key, value in index.items()
+        if not key.startswith("_")
+        and key not in ("unet", "unet_ema", "scheduler")
+        and isinstance(value, list)
+        and any(value)
+    ]
+    if others:
+        raise InputError(
+            f"{path}: a {index.get('_class_name')} has {', '.join(sorted(others))} too, so that "
+            "its UNet makes no images by itself: keep its pipeline and give it a sampler with "
+            "ddim.diffusers_scheduler"
+        )
 
 
 def _check_variance(config: UNetConfig, path: Path, scheduler: Path) -> None:
@@ -150,11 +180,13 @@ def write_folder(
     target: Target,
     clipping: Clipping,
     facts: Mapping[str, Any],
+    scheduler: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a nested model folder, each file whole or not at all, the weights last.
 
     diffusers' ``DDIMPipeline.from_pretrained(folder)`` opens it; where the network learned a
-    variance it is ``DDPMPipeline``, the only one of the two that can use it.
+    variance, or the scheduler is another, it is ``DDPMPipeline``: DDIMPipeline has no other than
+    its own.
 
     Raises:
         InputError: what diffusers cannot express, in the network or in the schedule; nothing is
@@ -167,9 +199,12 @@ def write_folder(
             + ", ".join(config.beyond_diffusers)
         )
     learned = config.out_channels == 2 * config.in_channels
-    scheduler = scheduler_config(schedule, target, clipping, learned_variance=learned)
+    own_scheduler = scheduler_config(schedule, target, clipping, learned_variance=learned)
+    scheduler = own_scheduler if scheduler is None else scheduler
     index = {
-        "_class_name": "DDPMPipeline" if learned else "DDIMPipeline",
+        "_class_name": "DDIMPipeline"
+        if scheduler["_class_name"] == "DDIMScheduler"
+        else "DDPMPipeline",
         "_diffusers_version": "0.33.0",
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", "UNet2DModel"],
@@ -178,7 +213,10 @@ def write_folder(
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     write_json(folder / "unet" / "config.json", unet)
     write_json(folder / "model_index.json", index)
-    write_json(folder / FACTS, {**facts, "schedule": dict(schedule.spec)})
+    own: dict[str, Any] = {**facts, "schedule": dict(schedule.spec)}
+    if clipping.stale_eps:
+        own["stale_eps"] = True
+    write_json(folder / FACTS, own)
     tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     with replacing(folder / "unet" / WEIGHTS) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})

@@ -66,6 +66,10 @@ def _notes(path: Path) -> tuple[Schedule | None, Hints | None]:
         return None, None
     values = read_json(path)
     spec = values.pop("schedule", None)
+    if not (spec is None or isinstance(spec, dict)):
+        raise InputError(
+            f'{path}: schedule is an object such as {{"kind": "linear", "T": 1000}}, not {spec!r}'
+        )
     try:
         for key in values.keys() - (known := {field.name for field in dataclasses.fields(Hints)}):
             raise unknown("key", key, ["schedule", *sorted(known)])
@@ -87,7 +91,10 @@ def _select(value: object, weights: str, path: Path) -> tuple[dict[str, Tensor],
         raw, average = tensors_of(value.get("model")), tensors_of(value.get("ema"))
         if average is not None:
             prefix = "ema_model."
-            average = {k[len(prefix) :]: v for k, v in average.items() if k.startswith(prefix)}
+            named = {k[len(prefix) :]: v for k, v in average.items() if k.startswith(prefix)}
+            if not named and raw is not None and average.keys() != raw.keys():
+                raise InputError(f"{path}: ema holds other keys than model, and none {prefix}*")
+            average = named or average
     if raw is None:
         raise InputError(f"{path} holds no state_dict of {KNOWN}")
     return (average, "ema") if average and weights == "ema" else (raw, "net")

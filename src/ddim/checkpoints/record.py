@@ -47,8 +47,14 @@ class Hints:
     def __post_init__(self) -> None:
         for name in ("image_size", "heads", "head_channels"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not (self.rescale_times is None or isinstance(self.rescale_times, bool)):
+            raise InputError(f"rescale_times is true or false, not {self.rescale_times!r}")
+        if not (self.target is None or isinstance(self.target, str)):
+            raise InputError(f"target is a name, not {self.target!r}")
         if self.heads is not None and self.head_channels is not None:
             raise InputError("say heads or head_channels, not both: one follows from the other")
         if self.qkv_order not in (None, "head", "whole"):

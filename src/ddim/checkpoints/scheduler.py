@@ -6,6 +6,7 @@ decides what an absent key means.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,13 @@ _PLAIN = (
     "UniPCMultistepScheduler",
 )
 """The schedulers whose noise is that of DDPM and whose absent keys have known values."""
-# These change the noise itself, or call the network at other times than 0..T-1.
-_OTHER_NOISE = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "IPNDMScheduler")
+# These change the noise itself, or call the network at other times than 0..T-1, whatever β say.
+_OTHER_NOISE = re.compile(
+    "FlowMatch|EDM|ScoreSde|KarrasVe|Consistency|CMStochastic|CosineDPM|VQDiffusion|Amused|IPNDM"
+    "|CogVideoX|SCMScheduler|LTXEuler|Helios"
+)
+LONGEST = 1_000_000
+"""More noising steps than any schedule has."""
 
 
 def read_scheduler(path: Path) -> tuple[Schedule, Target, Clipping]:
@@ -81,13 +87,13 @@ def parse_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, Target, Clippi
     """
     schedule = _schedule(config)
     prediction = config.get("prediction_type", "epsilon")
-    if prediction not in PREDICTION:
+    if not isinstance(prediction, str) or prediction not in PREDICTION:
         raise InputError(f"prediction_type {prediction!r} is not one of {list(PREDICTION)}")
     return schedule, PREDICTION[prediction], _clipping(config)
 
 
 def _clipping(config: Mapping[str, Any]) -> Clipping:
-    if config.get("thresholding"):
+    if _flag(config, "thresholding", default=False):
         limit = _number(config, "sample_max_value", 1.0)
         ratio = _number(config, "dynamic_thresholding_ratio", 0.995)
         if limit < 1 or not 0 < ratio <= 1:
@@ -96,7 +102,7 @@ def _clipping(config: Mapping[str, Any]) -> Clipping:
                 f"sample_max_value of at least 1, not {limit:g}"
             )
         return Clipping("threshold", limit, ratio)
-    if config.get("clip_sample", config.get("_class_name") in _CLIPPING):
+    if _flag(config, "clip_sample", default=config.get("_class_name") in _CLIPPING):
         limit = _number(config, "clip_sample_range", 1.0)
         if limit <= 0:
             raise InputError(f"clip_sample_range must be positive, not {limit:g}")
@@ -106,16 +112,23 @@ def _clipping(config: Mapping[str, Any]) -> Clipping:
 
 def _schedule(config: Mapping[str, Any]) -> Schedule:
     name = config.get("_class_name")
+    if not (name is None or isinstance(name, str)):
+        raise InputError(f"_class_name must be a name, not {name!r}")
     listed = config.get("trained_betas")
     told = listed is not None or {"beta_start", "beta_end", "beta_schedule"} & config.keys()
-    if name in _OTHER_NOISE or not (told or name is None or name in _PLAIN):
+    other = name is not None and _OTHER_NOISE.search(name) is not None
+    if other or not (told or name is None or name in _PLAIN):
         raise InputError(f"_class_name {name!r} has no β schedule of the DDPM kind")
-    if config.get("use_flow_sigmas"):
+    if _flag(config, "use_flow_sigmas", default=False):
         raise InputError("use_flow_sigmas: flow noise contradicts a β schedule")
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise InputError("timestep_type: the network is called at times other than 0..T-1")
     first, last, default_kind = _DEFAULTS.get(str(name), (1e-4, 0.02, "linear"))
     T = _number(config, "num_train_timesteps", 1000)
-    if int(T) != T:
-        raise InputError(f"num_train_timesteps must be a whole number, not {T:g}")
+    if int(T) != T or not 1 <= T <= LONGEST:
+        raise InputError(
+            f"num_train_timesteps must be a whole number from 1 to {LONGEST}, not {T:g}"
+        )
     T = int(T)
     if listed is not None:
         schedule = Schedule.from_betas(_numbers("trained_betas", listed))
@@ -126,7 +139,8 @@ def _schedule(config: Mapping[str, Any]) -> Schedule:
     else:
         start, end = _number(config, "beta_start", first), _number(config, "beta_end", last)
         schedule = _named(config.get("beta_schedule", default_kind), T, start, end)
-    return schedule.rescaled_to_zero_snr() if config.get("rescale_betas_zero_snr") else schedule
+    zero = _flag(config, "rescale_betas_zero_snr", default=False)
+    return schedule.rescaled_to_zero_snr() if zero else schedule
 
 
 def _named(kind: object, T: int, start: float, end: float) -> Schedule:
@@ -144,6 +158,15 @@ def _named(kind: object, T: int, start: float, end: float) -> Schedule:
         ramp = 1 / (1 + np.exp(-np.linspace(-6, 6, T)))
         return Schedule.from_betas(ramp * (end - start) + start)
     raise InputError(f"beta_schedule {kind!r} is not known")
+
+
+def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = config.get(key, default)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise InputError(f"{key} must be true or false, not {value!r}")
+    return value
 
 
 def _number(config: Mapping[str, Any], key: str, default: float) -> float:

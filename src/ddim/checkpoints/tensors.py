@@ -60,7 +60,9 @@ def read_pickle(path: Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"there is no checkpoint {path}") from None
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        code = re.search(r"(?:GLOBAL|global|function|class) ([\w.]+) was not", str(error))
+        code = re.search(
+            r"(?:GLOBAL|global|function|class) ([\w.]+) (?:was not|whose module)", str(error)
+        )
         if code is not None:
             raise InputError(
                 f"{path} is refused: its pickle names {code[1]}, which is code; a checkpoint may "

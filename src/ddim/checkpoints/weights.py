@@ -7,7 +7,7 @@ import ctypes
 import mmap
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -53,6 +53,23 @@ class Pick(NamedTuple):
         return value.reshape(own)
 
 
+class _Shape(tuple[int, ...]):
+    """A shape whose missing dimensions, and empty ones, are an error that names the tensor."""
+
+    where: str
+    layout: str
+
+    def __new__(cls, sizes: Iterable[int], where: str, layout: str) -> _Shape:
+        made = super().__new__(cls, tuple(sizes))
+        made.where, made.layout = where, layout
+        return made
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, int) and (index >= len(self) or tuple(self)[index] == 0):
+            raise InputError(f"{self.where} has shape {tuple(self)}, which {self.layout} has not")
+        return super().__getitem__(index)
+
+
 class Shapes:
     """The shapes of a file's tensors, asked for by name, from which its network is inferred.
 
@@ -66,7 +83,7 @@ class Shapes:
         """The shape of a tensor, of at least one dimension."""
         if key not in self.tensors or self.tensors[key].ndim == 0:
             raise InputError(f"{self.path} does not fit {self.layout}: 1 missing ({key}) keys")
-        return tuple(self.tensors[key].shape)
+        return _Shape(self.tensors[key].shape, f"{self.path}: {key}", self.layout)
 
     def __contains__(self, key: str) -> bool:
         return key in self.tensors
@@ -142,13 +159,20 @@ def fill(
     needed = {pick.key for pick in wanted.values() if pick.key is not None}
     _compare(needed, set(tensors), path, layout)
     for key, pick in wanted.items():
-        if pick.key is not None and tensors[pick.key].shape != pick.shape(own[key].shape):
+        if pick.key is None:
+            continue
+        value = tensors[pick.key]
+        if not value.is_floating_point() or value.layout is not torch.strided or value.is_meta:
+            raise InputError(
+                f"{path}: {pick.key} holds {value.dtype} ({value.layout}), weights are dense "
+                "floating-point numbers"
+            )
+        if value.shape != pick.shape(own[key].shape):
             raise InputError(
                 f"{path}: {pick.key} has shape {tuple(tensors[pick.key].shape)}, {layout} asks "
                 f"for {pick.shape(own[key].shape)}"
             )
     pages = _Pages(path)
-    finite: set[str] = set()
     state = {}
     for key, pick in wanted.items():
         shape = own[key].shape
@@ -156,11 +180,11 @@ def fill(
             state[key] = torch.zeros(shape)
             continue
         value = tensors[pick.key]
-        if pick.key not in finite and not _finite(value):
-            raise InputError(f"{path}: {pick.key} holds values that are not finite")
-        finite.add(pick.key)
         layered = torch.channels_last if len(shape) == 4 else torch.contiguous_format
         state[key] = torch.empty(shape, memory_format=layered).copy_(pick.take(value, shape))
+        # As they are used: what single precision cannot hold is not finite either.
+        if not _finite(state[key]):
+            raise InputError(f"{path}: {pick.key} holds values that are not finite")
         pages.release(value)
     net.load_state_dict(state, assign=True)
 

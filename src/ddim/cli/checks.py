@@ -48,9 +48,10 @@ def main(argv: Sequence[str]) -> int:
     from ddim.checks import calibration, check_model
 
     pipeline = open_model(options.model, options)
-    calibrated = []
+    calibrated, used = [], 0
     if options.data:
         images, labels = read_images(options, pipeline, options.n)
+        used = len(images)
         calibrated = calibration(
             pipeline, images, labels=labels, seed=options.seed, tile=options.tile
         )
@@ -77,13 +78,18 @@ def main(argv: Sequence[str]) -> int:
     ]
     if options.json:
         print_json(
-            {**model, "calibration": rows, "findings": [dataclasses.asdict(f) for f in findings]}
+            {
+                **model,
+                "images": used,
+                "calibration": rows,
+                "findings": [dataclasses.asdict(f) for f in findings],
+            }
         )
     else:
         for key, value in model.items():
             print(f"{key:<11} {value}")
         if rows:
-            print(f"\n{table(rows)}")
+            print(f"\n{table(rows)}\n\nof {used} images")
         for finding in findings:
             print(f"\n[{finding.level}] {_wrapped(finding.what, 4 + len(finding.level))}")
             print(f"    why: {_wrapped(finding.why, 9)}")

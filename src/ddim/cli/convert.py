@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,6 +17,8 @@ from ddim.files import refuse_existing
 
 if TYPE_CHECKING:
     from ddim.checkpoints import Hints
+    from ddim.export import Export
+    from ddim.pipeline import Pipeline
     from ddim.schedule import Schedule
 
 __all__ = ["ConvertOptions", "main"]
@@ -44,6 +47,8 @@ class ConvertOptions:
     """First β of --schedule linear or scaled-linear."""
     beta_end: float | None = None
     """Last β of --schedule linear or scaled-linear."""
+    scaled: bool = False
+    """Whether β of --schedule linear are those of 1000 steps, times 1000/T."""
     target: Literal["eps", "x0", "v"] | None = None
     """What the network predicts."""
     image_size: int | None = None
@@ -56,6 +61,15 @@ class ConvertOptions:
     """How guided-diffusion orders query, key and value: head by head, or all queries first."""
     rescale_times: bool | None = None
     """Whether improved-diffusion scaled times to 0..1000."""
+    steps: int | None = None
+    """Make the folder's scheduler one that takes this many steps by --method on --nodes, as far as
+    diffusers can follow it; what it cannot is said on stderr."""
+    nodes: str = "uniform"
+    """Nodes for --steps: a family's name, calibrated, or a list like 500,250,0."""
+    method: str = "ddim"
+    """Sampler for --steps: ddim, ddpm, dpmpp or unipc."""
+    option: tuple[str, ...] = ()
+    """The method's options for --steps, as KEY=VALUE."""
     force: bool = False
     """Write over what is there."""
     json: bool = False
@@ -68,14 +82,20 @@ def main(argv: Sequence[str]) -> int:
     dest = Path(options.dest)
     if dest.is_file():
         raise InputError(f"{dest} is a file: the model is written as a folder")
-    refuse_existing(dest, force=options.force)
+    refuse_existing(dest, force=options.force, other="another DEST")
 
     from ddim.pipeline import load
 
     pipeline = load(
         options.source, weights=options.weights, schedule=_schedule(options), hints=_hints(options)
     )
-    pipeline.save(dest)
+    export = _export(options, pipeline)
+    if export is None:
+        pipeline.save(dest)
+    else:
+        pipeline.save(dest, export.config)
+        for warning in export.warnings:
+            print(f"ddim convert: {warning}", file=sys.stderr)
     parameters = sum(p.numel() for p in pipeline.net.parameters())
     facts = pipeline.facts
     if options.json:
@@ -83,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
             {
                 "folder": str(dest),
                 "source": facts.get("source", "ddim"),
-                "weights": facts.get("weights", options.weights),
+                "weights": facts.get("weights", "only" if _is_folder(options) else options.weights),
                 "parameters": parameters,
                 "shape": list(pipeline.shape),
                 "classes": pipeline.classes,
@@ -91,6 +111,7 @@ def main(argv: Sequence[str]) -> int:
                 "schedule": dict(pipeline.schedule.spec),
                 "learned_variance": facts.get("learned_variance", False),
                 "assumed": list(facts.get("assumed", [])),
+                "scheduler": None if export is None else dataclasses.asdict(export),
             }
         )
         return 0
@@ -103,15 +124,52 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _export(options: ConvertOptions, pipeline: Pipeline) -> Export | None:
+    """The scheduler that is asked for, if one is."""
+    from ddim.cli.sampler import SamplerOptions, make_sampler
+    from ddim.export import export_scheduler
+    from ddim.sampler import calibration_of
+
+    listed = options.nodes[:1].isdigit()
+    if options.steps is None and not listed:
+        if options.nodes != "uniform" or options.method != "ddim" or options.option:
+            raise InputError("--nodes, --method and --option go with --steps")
+        return None
+    sampler = SamplerOptions(
+        method=options.method, steps=options.steps, nodes=options.nodes, option=options.option
+    )
+    nodes, tableau = make_sampler(sampler, pipeline, 0)
+    method, chosen = options.method, dict(tableau.options)
+    if options.nodes == "calibrated":
+        found = calibration_of(pipeline).samplers[len(nodes) - 1]
+        method, chosen = found.method, dict(found.options)
+    return export_scheduler(pipeline, nodes, method, chosen)
+
+
+def _is_folder(options: ConvertOptions) -> bool:
+    """Whether the source is a model folder, which holds one set of weights."""
+    from ddim.pipeline import shipped
+
+    folder = Path(options.source)
+    if (folder / "unet_ema").exists():
+        return False
+    names = ("model_index.json", "config.json")
+    return options.source in shipped() or any((folder / name).exists() for name in names)
+
+
 def _schedule(options: ConvertOptions) -> Schedule | None:
     from ddim.schedule import Schedule
 
     betas = {"beta_start": options.beta_start, "beta_end": options.beta_end}
     betas = {key: value for key, value in betas.items() if value is not None}
     if options.schedule is None:
-        if options.T is not None or betas:
-            raise InputError("--T and --beta-start and --beta-end go with --schedule")
+        if options.T is not None or betas or options.scaled:
+            raise InputError("--T, --beta-start, --beta-end and --scaled go with --schedule")
         return None
+    if options.scaled:
+        if options.schedule != "linear":
+            raise InputError(f"--scaled is for --schedule linear, not {options.schedule}")
+        betas["scaled"] = True  # as the schedule's own record has it
     T = 1000 if options.T is None else options.T
     return Schedule.from_spec({"kind": options.schedule, "T": T, **betas})
 

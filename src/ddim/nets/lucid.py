@@ -163,6 +163,13 @@ class LucidUnet(nn.Module):
         torch.Size([2, 3, 8, 8])
     """
 
+    beyond_diffusers = (
+        "linear attention",
+        "learned keys and values in attention",
+        "scale and shift after each first normalisation of a convolution's output",
+    )
+    """What ``UNet2DModel`` cannot express of it."""
+
     def __init__(self, config: LucidConfig) -> None:
         super().__init__()
         self.config = config

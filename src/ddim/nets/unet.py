@@ -84,6 +84,14 @@ class UNetConfig:
     def __post_init__(self) -> None:
         for name in ("down_block_types", "up_block_types", "block_out_channels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.sample_size, bool) or not isinstance(self.sample_size, int):
+            raise InputError(f"sample_size must be a whole number, not {self.sample_size!r}")
+        counts = ("in_channels", "out_channels", "layers_per_block")
+        for name in (*counts, "norm_num_groups", "block_out_channels"):
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                    raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
         levels = len(self.block_out_channels)
         if not levels == len(self.down_block_types) == len(self.up_block_types):
             raise InputError(

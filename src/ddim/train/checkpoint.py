@@ -77,14 +77,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise InputError(f"{path} is not a training checkpoint of ddim")
-            header = json.loads(metadata["ddim"])
+            header = metadata["ddim"]
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"there is no checkpoint {path}") from None
     except safetensors.SafetensorError as error:
         raise InputError(f"{path} is not a safetensors file, or is truncated: {error}") from None
-    config = TrainConfig.from_json(header["config"])
-    return Checkpoint(config, int(header["step"]), header["facts"], tensors)
+    try:
+        facts = json.loads(header)
+        config = TrainConfig.from_json(facts["config"])
+        return Checkpoint(config, int(facts["step"]), facts["facts"], tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: its header is damaged: {error}") from None
 
 
 def load_checkpoint(checkpoint: Checkpoint, state: TrainState) -> None:
