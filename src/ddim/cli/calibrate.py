@@ -82,6 +82,10 @@ def main(argv: Sequence[str]) -> int:
                 "--force to replace it"
             )
     n = options.latents
+    parts = [
+        _groups(pipeline, options, part)
+        for part in (range(n), range(n, 2 * n), range(2 * n, 4 * n))
+    ]
     start, work, found = time.perf_counter(), 0, {}
     with tqdm(unit=" calls", unit_scale=True, disable=options.quiet, desc="teacher") as progress:
 
@@ -91,14 +95,9 @@ def main(argv: Sequence[str]) -> int:
             progress.set_description(stage, refresh=False)
             progress.update(done)
 
-        parts = [range(n), range(n, 2 * n), range(2 * n, 4 * n)]
         teachers = [
-            follow(
-                pipeline.schedule,
-                _groups(pipeline, options, part),
-                watch=lambda done: watch("teacher", done),
-            )
-            for part in parts
+            follow(pipeline.schedule, groups, watch=lambda done: watch("teacher", done))
+            for groups in parts
         ]
         for calls in options.calls:
             found[calls] = calibrate(

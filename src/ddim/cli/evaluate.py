@@ -171,7 +171,8 @@ def _extractor(options: EvaluateOptions, pipeline: Pipeline) -> Extractor:
             raise InputError(f"--features {options.features}: {error}") from None
         finally:
             sys.path.pop(0)
-        found = found if isinstance(found, Extractor) else found()
+        if callable(found) and not isinstance(found, Extractor):
+            found = found()
         if not isinstance(found, Extractor):
             raise InputError(f"--features {options.features} is no ddim.evaluate.Extractor")
         return found
@@ -347,6 +348,8 @@ def _write(
     output: Path, sweep: Sweep, facts: dict[str, object], notes: Sequence[str]
 ) -> dict[str, Any]:
     """The report so far."""
+    import numpy as np
+
     from ddim.evaluate import report
 
     results = sweep.results()
@@ -375,9 +378,11 @@ def _write(
     except InputError as error:
         every.append(f"There is no plot: {error}.")
     else:
-        report.plot(figure, results)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
+        # The ticks of a logarithmic axis around a single point divide by its length, 0.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            report.plot(figure, results)
+            figure.savefig(buffer, format="png", dpi=110)
         plotted = buffer.getvalue()
         write_bytes(output / "quality.png", plotted)
     page = report.html_report(f"Samplers of {sweep.pipeline.name}", facts, results, plotted, every)

@@ -1,0 +1,228 @@
+"""``ddim evaluate`` and ``ddim calibrate``."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddim.evaluate import Extractor, Identity
+from ddim.pipeline import load
+
+FEATURES = "test_features_of_mine"
+
+
+@pytest.fixture
+def features(tmp_path, monkeypatch):
+    """A module with an extractor of one's own, in the current folder."""
+    (tmp_path / f"{FEATURES}.py").write_text(
+        "import torch\n"
+        "from ddim.evaluate import Extractor, Identity\n"
+        "def blocks(images):\n"
+        "    return torch.nn.functional.avg_pool2d(images, 4).flatten(1), None\n"
+        "def mine():\n"
+        "    return Extractor(Identity('mine', 'means of blocks', 4), blocks)\n"
+        "number = 3\n"
+        "def nothing():\n"
+        "    return 3\n"
+    )
+    monkeypatch.delitem(__import__("sys").modules, FEATURES, raising=False)
+    return f"{FEATURES}:mine"
+
+
+@pytest.fixture
+def arguments(tiny, noise_data, features):
+    return (
+        "evaluate", "--model", tiny, "--data", noise_data, "--features", features, "-n", 12,
+        "--steps", "2,4", "--eta", "0,sigma-hat", "--seeds", "0,1", "--teacher", 2, "--quiet",
+    )  # fmt: skip
+
+
+def test_a_sweep_and_its_report(ddim, arguments):
+    answer = ddim(*arguments, "--output", "out")
+    assert answer.status == 0, answer
+    assert "mine-FD by η and steps, N = 12" in answer.out
+    assert answer.out.count("±") >= 8
+    names = sorted(path.name for path in Path("out").iterdir() if path.suffix != ".safetensors")
+    assert names == [
+        "cells", "quality.png", "report.html", "results.csv", "results.json", "results.md",
+        "run.toml", "sweep.json",
+    ]  # fmt: skip
+    document = json.loads(Path("out/results.json").read_text())
+    assert [row["steps"] for row in document["rows"]] == [2, 4, 2, 4]
+    assert all(len(row["seeds"]) == 2 for row in document["rows"])
+    assert "--eta 0,sigma-hat" in document["facts"]["command"]
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 5
+    assert "no floor" in page  # one file of images has no test split
+    again = ddim(*arguments, "--output", "out", "--json")
+    assert json.loads(again.out)["rows"] == document["rows"]
+
+
+def test_more_cells_and_other_numbers(ddim, fails, arguments):
+    assert ddim(*arguments, "--output", "out").status == 0
+    more = ddim(*arguments, "--output", "out", "--steps", ["2", "4", "5"], "--json")
+    more = ddim(*arguments[:-1], "--output", "out", "--steps", 2, 4, 5, "--json", "--quiet")
+    assert [row["steps"] for row in json.loads(more.out)["rows"]] == [2, 4, 5, 2, 4, 5]
+    fails(2, "begun with n = 12, not 13", *arguments, "--output", "out", "-n", 13)
+    assert ddim(*arguments, "--output", "out", "-n", 13, "--force").status == 0
+
+
+def test_a_dry_run_says_what_there_is_to_do(ddim, arguments):
+    answer = ddim(*arguments, "--output", "out", "--dry-run")
+    assert answer.status == 0
+    # 12 images, 2 seeds, (2 + 4) calls for each of two η, and the teacher: 2 images in T = 20.
+    assert "4 samplers x 2 seeds x 12 images: 328 network calls of" in answer.out
+    assert "GFLOP in all; about" in answer.out
+    assert not Path("out").exists()
+
+
+def test_an_existing_folder_is_left_alone(fails, arguments):
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("mine")
+    fails(2, "out exists already", *arguments, "--output", "out")
+    assert Path("out/mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--steps", "2,x"], "--steps takes numbers, not 'x'"),
+        (["--eta", "half"], "--eta takes numbers, not 'half'"),
+        (["--seeds", "-1"], "--seeds must not be negative: -1|unrecognized|expected"),
+        (["-n", 1], "-n must be at least 2, not 1"),
+        (["--steps", 0], "number of steps must be from 1 to T = 20, not 0"),
+        (["--methods", "ddmi"], "unknown method 'ddmi'"),
+        (["--nodes", "calibrated"], "has no calibration"),
+        (["--features", "nothing"], "--features is MODULE:NAME, not 'nothing'"),
+        (["--features", "no_such_module:x"], "no_such_module:x: No module named"),
+        (["--features", f"{FEATURES}:number"], "is no ddim.evaluate.Extractor"),
+        (["--features", f"{FEATURES}:nothing"], "is no ddim.evaluate.Extractor"),
+        (["--inception", "x.pt"], "two kinds of features: give one"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input(fails, arguments, flags, match):
+    fails(2, match, *arguments, "--output", "out", *flags)
+    assert not Path("out").exists()
+
+
+def test_images_that_the_shipped_features_cannot_read(fails, tiny):
+    fails(2, "the shipped classifier does not read", "evaluate", "--model", tiny, "--quiet")
+
+
+def test_a_missing_inception_file(fails, tiny):
+    fails(2, "there is no file x.pt: FID needs", "evaluate", "--model", tiny, "--inception", "x.pt")
+
+
+def test_a_saved_reference(ddim, fails, arguments, noise_data):
+    assert ddim(*arguments, "--output", "a", "--reference", "real.safetensors").status == 0
+    without = [a for a in arguments if a not in ("--data", noise_data)]
+    answer = ddim(*without, "--output", "b", "--reference", "real.safetensors", "--json")
+    assert answer.status == 0, answer
+    first = json.loads(Path("a/results.json").read_text())["rows"]
+    second = json.loads(answer.out)["rows"]
+    assert [row["mine-FD"] for row in first] == [row["mine-FD"] for row in second]
+    fails(2, "need --data or --reference", *without, "--output", "c")
+
+
+def test_the_shipped_model_and_features(ddim):
+    answer = ddim(
+        "evaluate", "--steps", 1, "-n", 4, "--teacher", 0, "--tile", 4, "--quiet", "--json",
+        "--output", "out",
+    )  # fmt: skip
+    document = json.loads(answer.out)
+    assert document["distance"] == "LeNet-FD"
+    assert "rank 3 at most" in " ".join(document["notes"])
+    assert document["rows"][0]["chi2"] != ""
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    import shutil
+
+    return Path(shutil.copytree(tiny, tmp_path / "copy"))
+
+
+def test_calibrate_and_use(ddim, fails, copy):
+    arguments = ("calibrate", copy, "--latents", 4, "--moves", 6, "--tile", 4, "--quiet")
+    answer = ddim(*arguments, "--calls", 3, 5)
+    assert answer.status == 0, answer
+    assert "3 calls:" in answer.out and "5 calls:" in answer.out
+    assert "on 8 latents that no choice has seen" in answer.out
+    saved = json.loads((copy / "calibrated.json").read_text())
+    assert list(saved["calls"]) == ["3", "5"]
+    assert saved["identity"] == load(copy).identity
+    for calls, entry in saved["calls"].items():
+        assert len(entry["nodes"]) == int(calls) + 1
+    drawn = ddim(
+        "sample", "--model", copy, "--nodes", "calibrated", "--steps", 3, "-n", 2, "--json",
+        "--quiet", "--output", "x.npz",
+    )  # fmt: skip
+    facts = json.loads(drawn.out)
+    assert facts["method"].startswith("calibrated ") and facts["network_calls"] == 3
+    assert np.load("x.npz")["images"].shape == (2, 8, 8, 1)
+    shown = ddim("inspect", "--model", copy, "--nodes", "calibrated", "--steps", 5)
+    assert "5 steps, 6 nodes, 5 network calls" in shown.out
+    analytic = ddim(
+        "sample", "--model", copy, "--method", "analytic", "--steps", 4, "-n", 1, "--quiet",
+        "--output", "y.png",
+    )  # fmt: skip
+    assert analytic.status == 0, analytic
+    fails(2, "calibrated for 3, 5 steps, not for 4", "sample", "--model", copy, "--nodes",
+          "calibrated", "--steps", 4, "--output", "z.png")  # fmt: skip
+    fails(2, "has a calibration for 3 calls already: give --force", *arguments, "--calls", 3, 4)
+    assert ddim(*arguments, "--calls", 3, "--force").status == 0
+    compared = ddim("compare", "--model", copy, "--nodes", "calibrated", "--steps", 3, 5, "-n", 2,
+                    "--quiet", "--json")  # fmt: skip
+    assert [row["network calls"] for row in json.loads(compared.out)["rows"]] == [3, 5]
+
+
+def test_a_stale_calibration(ddim, fails, copy, conditional):
+    assert (
+        ddim("calibrate", copy, "--latents", 2, "--moves", 0, "--calls", 3, "--quiet").status == 0
+    )
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    import safetensors.torch
+
+    values = safetensors.torch.load_file(weights)
+    values["conv_in.bias"] += 1
+    safetensors.torch.save_file(values, weights)
+    use = ("--nodes", "calibrated", "--steps", 3, "--output", "x.png")
+    fails(2, "calibrated.json is stale", "sample", "--model", copy, *use)
+    # Calibrating anew needs no --force: what is there is good for nothing.
+    assert (
+        ddim("calibrate", copy, "--latents", 2, "--moves", 0, "--calls", 3, "--quiet").status == 0
+    )
+
+
+def test_calibrate_with_classes(ddim, conditional, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(conditional, tmp_path / "copy")
+    arguments = ("calibrate", copy, "--calls", 3, "--latents", 3, "--moves", 2, "--quiet", "--json")
+    document = json.loads(ddim(*arguments, "--no-weights").out)
+    entry = document["calls"]["3"]
+    assert "weighted" not in entry["rms"] and entry["latents"] == [3, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--calls", 1], "--calls are from 2 to T = 20, not 1"),
+        (["--calls", 21], "--calls are from 2 to T = 20, not 21"),
+        (["--latents", 0], "--latents must be at least 1, not 0"),
+        (["--moves", -1], "--moves must not be negative: -1|expected"),
+        (["--labels", 1], "has no classes: --labels means nothing"),
+        (["--tile", 0], "--tile must be at least 1"),
+    ],
+)
+def test_bad_calibrations(fails, copy, flags, match):
+    fails(2, match, "calibrate", copy, *flags)
+    assert not (copy / "calibrated.json").exists()
+
+
+def test_extractors_are_what_the_docs_say():
+    made = Extractor(Identity("x", "y", 1), lambda images: (images.mean((1, 2, 3))[:, None], None))
+    assert made(torch.zeros(2, 1, 4, 4))[0].shape == (2, 1)
