@@ -1,12 +1,14 @@
 """Which sampler: the order of each, and its error on a real network against the network calls.
 
     python benchmarks/solvers.py [--model mnist] [--images 16] [--plot docs/solvers.png]
+    python benchmarks/solvers.py --orders
 
 The order is measured in the lab of ``ddim.convergence``. The error is the distance, on [-1, 1],
 between a sampler's image and the one that the same network and the same noise lead to in the limit
 of many steps: DPM-Solver++(2M) over all T nodes. RMS over an image's pixels, the median over the
 images, since single images may change into others. Random samplers have no such limit and are not
-in the table. Results are kept in --cache and not measured twice.
+in the table. Results are kept in --cache and not measured twice. --orders prints the order of every
+method in all its forms, and draws nothing.
 """
 
 from __future__ import annotations
@@ -39,6 +41,23 @@ SAMPLERS = [
     ("DPM-Solver-3", "dpm-solver-3", {}, 3, 2),
     ("O-BELM", "obelm", {}, 1, 0),
 ]
+ORDERS = [
+    ("ddim", [{}]),
+    ("pf-euler", [{}]),
+    ("gradient-estimation", [{}]),
+    ("plms", [{"order": order} for order in (1, 2, 3, 4)]),
+    ("deis", [{"order": order} for order in (1, 2, 3)]),
+    ("deis", [{"order": order, "variable": "t"} for order in (2, 3)]),
+    ("dpmpp", [{"order": order} for order in (1, 2, 3)]),
+    ("dpmpp", [{"order": 3, "form": "published"}]),
+    ("unipc", [{"order": order} for order in (1, 2, 3)]),
+    ("heun", [{}]),
+    ("dpm-solver-2", [{}]),
+    ("dpm-solver-3", [{}]),
+    ("obelm", [{}]),
+    ("bdia", [{}]),
+    ("edict", [{}]),
+]
 NODES = ("uniform", "quadratic", "log-snr")
 SHOWN = ("DDIM", "PLMS, 4", "DEIS in ρ, 3", "DPM-Solver++ 2M", "UniPC, 3", "Heun", "DPM-Solver-3")
 
@@ -50,7 +69,11 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--cache", type=Path, default=Path("solvers.json"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--orders", action="store_true")
     options = parser.parse_args()
+    if options.orders:
+        print_orders()
+        return
     torch.set_num_threads(options.threads)
     model = ddim.load(options.model)
     key = f"{model.identity[:12]} {options.images}"
@@ -75,6 +98,14 @@ def main() -> None:
     table(found)
     if options.plot:
         plot(found, options.plot, options.model)
+
+
+def print_orders() -> None:
+    print("| `--method` | options | order measured |\n|---|---|---|")
+    for method, variants in ORDERS:
+        for chosen in variants:
+            said = ", ".join(f"{key} {value}" for key, value in chosen.items())
+            print(f"| `{method}` | {said} | {ddim.measured_order(method, **chosen):.2f} |")
 
 
 def draw(model, images, method, chosen, nodes, steps):

@@ -133,3 +133,19 @@ def test_refusals(images):
         calibration(model(), images[:, :, :3])
     with pytest.raises(InputError, match=r"1\.\.100"):
         calibration(model(), images, nodes=[0])
+
+
+def test_what_eta_means_is_said():
+    findings = check_model(model())
+    (eta,) = [f for f in findings if "η multiplies" in f.what]
+    assert eta.level == "ok" and "variance goes with η²" in eta.what
+    learned = dataclasses.replace(model(), facts={"learned_variance": True})
+    (eta,) = [f for f in check_model(learned) if "η multiplies" in f.what]
+    assert eta.level == "note" and "--method ddpm" in eta.do
+
+
+def test_far_too_much_signal_at_the_end_is_a_problem():
+    """β for 1000 steps on 100: no network was ever trained so."""
+    wrong = dataclasses.replace(model(), schedule=Schedule.linear(50))
+    (finding,) = [f for f in check_model(wrong, steps=10) if "of the signal is left" in f.what]
+    assert finding.level == "problem" and "scaled to fewer" in finding.why

@@ -526,3 +526,30 @@ def test_fit_refuses(refuses):
     with refuses("no noise level in common"):
         near = Schedule.linear(3, 1e-9, 1e-8)
         ddim.fit_conventions(Noop(), images, schedules=[near, Schedule.linear(60, 0.1, 0.2)])
+
+
+def test_arguments_of_the_wrong_kind_are_named(refuses):
+    net, images = ddim.load("mnist").net, torch.linspace(-1, 1, 1568).view(2, 1, 28, 28)
+    schedule = Schedule.linear(20, scaled=True)
+    for arguments, options, match in (
+        ((lambda x, t: x, images), {}, "a torch.nn.Module and a tensor of images are needed"),
+        ((net, images.numpy()), {}, "not a UNet and a ndarray"),
+        ((net, images), {"schedules": schedule}, "schedules is a list of candidates"),
+        ((net, images), {"data_ranges": (-1, 1)}, r"list of pairs such as \[\(-1, 1\)\]"),
+        ((net, images), {"T": 1}, "at least 2 steps, not T = 1"),
+    ):
+        with refuses(match):
+            ddim.fit_conventions(*arguments, **options)
+    for changes, match in (
+        ({"schedule": "linear"}, "a model needs a ddim.Schedule, not a str"),
+        ({"shape": "abc"}, "shape is that of one image"),
+        ({"shape": (1, 0)}, "shape is that of one image"),
+        ({"offset": 1.5}, "offset is a whole number of levels, not 1.5"),
+        ({"data_range": 1}, "data_range is two numbers"),
+        ({"time_dtype": "long"}, "time_dtype is a torch.dtype"),
+        ({"classes": 0}, "classes must be at least 1, not 0"),
+        ({"null_label": 3}, "null_label is for a class-conditional network"),
+    ):
+        given = {"schedule": schedule, "target": "eps", "shape": (1, 28, 28), **changes}
+        with refuses(match):
+            ddim.Model(net, **given)

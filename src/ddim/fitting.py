@@ -110,6 +110,15 @@ def fit_conventions(
         InputError: images that are not in [-1, 1], a network that fails under every candidate, or
             one that under none denoises better than a linear function.
     """
+    if not isinstance(net, nn.Module) or not isinstance(images, Tensor):
+        raise InputError(
+            "a torch.nn.Module and a tensor of images are needed, not a "
+            f"{type(net).__name__} and a {type(images).__name__}"
+        )
+    if isinstance(schedules, Schedule):
+        raise InputError("schedules is a list of candidates: [schedule] for a single one")
+    if any(isinstance(bounds, (int, float)) for bounds in data_ranges):
+        raise InputError(f"data_ranges is a list of pairs such as [(-1, 1)], not {data_ranges!r}")
     _check(images, classes, labels)
     wanted = [Target.named(target) for target in targets]
     if time_dtype is not None and not time_dtype.is_floating_point:

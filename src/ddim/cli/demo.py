@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["DemoOptions", "main"]
 
+CALIBRATED = 10
+"""The number of calls whose calibration is shown."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DemoOptions:
     """Draw the same latents with DDPM in all T steps and with DDIM in 50, 20 and 10.
 
     One network, one set of starting noise; the grids side by side in one picture, with the method,
-    the network calls and the seconds under each.
+    the network calls and the seconds under each. Where the model is calibrated for 10 calls, the
+    nodes and the method that `ddim calibrate` found are drawn too.
     """
 
     model: str = "mnist"
@@ -73,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
     from ddim.methods import make_tableau
     from ddim.nodes import uniform
     from ddim.pipeline import load
+    from ddim.sampler import calibration_of, make_sampler
     from ddim.train.run import pick_device, set_threads
 
     set_threads(options.threads)
@@ -86,10 +91,13 @@ def main(argv: Sequence[str]) -> int:
         make_tableau(pipeline.schedule, uniform(pipeline.schedule, steps), method)
         for method, steps in plan
     ]
+    there = pipeline.calibration is not None and pipeline.calibration.exists()
+    if there and CALIBRATED in calibration_of(pipeline).samplers:
+        tableaux.append(make_sampler(pipeline, "calibrated", CALIBRATED)[1])
     rows: list[dict[str, object]] = []
     grids: list[Tensor] = []
     for tableau in tableaux:
-        name = tableau.method.upper()
+        name = "calibrated" if "calibrated" in tableau.method else tableau.method.upper()
         label = f"{name} {len(tableau.rows):>4} steps"
         start = time.perf_counter()
         drawn = generate(
