@@ -24,16 +24,9 @@ from ddim.methods.learned import learned
 from ddim.nodes import Nodes, log_snr, quadratic, spread, uniform
 from ddim.schedule import Schedule
 from ddim.tableau import Tableau
-from ddim.trajectory import Trajectory
+from ddim.trajectory import Trajectory, fit_weights, shortest_path
 
-__all__ = [
-    "CalibratedSampler",
-    "Calibration",
-    "calibrate",
-    "endpoint_errors",
-    "fit_weights",
-    "shortest_path",
-]
+__all__ = ["CalibratedSampler", "Calibration", "calibrate", "endpoint_errors"]
 
 POWERS = (1.0, 1.5, 2.0, 3.0)
 RHO_POWERS = (3.0, 7.0, 10.0)
@@ -53,8 +46,6 @@ METHODS: tuple[tuple[str, dict[str, object]], ...] = (
 
 MOVES = 100
 QUICK = 8
-RIDGE = 1e-8
-HISTORY = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +241,8 @@ class _Search:
     def fit(self, nodes: Nodes) -> CalibratedSampler:
         """The sampler with weights on these nodes."""
         if nodes not in self.fitted:
-            sampler, ends = _fitted(self.teacher, nodes)
+            weights, ends = fit_weights(self.teacher, nodes)
+            sampler = CalibratedSampler(nodes, "learned", {"weights": weights})
             self.fitted[nodes] = sampler
             # What the fit ended with is what the sampler makes of the same latents.
             self.seen[_key(sampler, None)] = _score(_rms(ends, self.teacher.end))
@@ -316,90 +308,3 @@ class _Search:
     def _node(self, log_rho: float) -> int:
         """The node, not 0, whose log ρ is nearest."""
         return 1 + int(np.abs(self.log_rho - log_rho).argmin())
-
-
-def fit_weights(teacher: Trajectory, nodes: Nodes) -> CalibratedSampler:
-    """Weights on the last outputs that lead each step nearest to where the teacher passed.
-
-    The normal equations of all pixels of all latents, ridge 1e-8; the states are those that the
-    earlier steps, with their weights, lead to.
-
-    Args:
-        teacher: what to follow.
-        nodes: falling, from the teacher's first node or below to 0.
-    """
-    return _fitted(teacher, nodes)[0]
-
-
-@torch.no_grad()
-def _fitted(teacher: Trajectory, nodes: Nodes) -> tuple[CalibratedSampler, Tensor]:
-    """The sampler with weights, and the images that it makes of the teacher's latents."""
-    schedule = teacher.schedule
-    first = schedule.level(nodes[0])
-    scale = (first.alpha**2 + first.sigma**2) ** 0.5
-    x = torch.cat([latents for _, latents in teacher.groups]) * scale
-    sizes = [len(latents) for _, latents in teacher.groups]
-    outputs: list[Tensor] = []
-    found: list[list[float]] = []
-    for n, (k, following) in enumerate(itertools.pairwise(nodes)):
-        level, target = schedule.level(k), schedule.level(following)
-        predictions = [
-            net(part, level) for (net, _), part in zip(teacher.groups, x.split(sizes), strict=True)
-        ]
-        x0 = torch.cat([p.x0 for p in predictions])
-        outputs.append(torch.cat([p.eps for p in predictions]))
-        x = target.alpha * x0 + target.sigma * outputs[n]
-        # An output at pure noise, α = 0, is no part of a history.
-        past = [outputs[n - j] for j in range(1, min(n - (first.alpha == 0), HISTORY) + 1)]
-        if not past:
-            found.append([])
-            continue
-        step = target.alpha * (float(schedule.rho[following]) - float(schedule.rho[k]))
-        features = torch.stack([(step * (e - outputs[n])).flatten() for e in past]).double()
-        residual = (teacher.at(following) - x).flatten().double()
-        gram = features @ features.T
-        gram += RIDGE * gram.trace() * torch.eye(len(past), dtype=gram.dtype, device=gram.device)
-        w = torch.linalg.solve(gram, features @ residual)
-        found.append(w.tolist())
-        x = x + (w @ features).view_as(x).to(x.dtype)
-    return CalibratedSampler(nodes, "learned", {"weights": found}), x
-
-
-def shortest_path(teacher: Trajectory, steps: int) -> Nodes:
-    """Nodes by dynamic programming: the least sum of how far DDIM's steps leave the trajectory.
-
-    The cost of a step from node i to j is the RMS between DDIM's step from where the teacher was at
-    i and where it was at j, in x/α. No network is called: the outputs along the way are known.
-
-    Reference:
-        D. Chen et al., On the trajectory regularity of ODE-based diffusion sampling (GITS), 2024,
-        https://arxiv.org/abs/2405.11326.
-
-    Args:
-        teacher: with at least ``steps`` steps.
-        steps: S.
-
-    Raises:
-        InputError: more steps than the teacher took.
-    """
-    count = len(teacher.nodes)
-    if not 1 <= steps < count:
-        raise InputError(f"the trajectory has {count - 1} steps, of which {steps} cannot be chosen")
-    levels = [teacher.schedule.level(k) for k in teacher.nodes]
-    cost = np.full((count, count), np.inf)
-    for i in range(count - 1):
-        eps = teacher.eps(i)
-        for j in range(i + 1, count):
-            step = levels[j].alpha * teacher.x0[i] + levels[j].sigma * eps
-            off = (step - teacher.states[j]).double().square().mean().sqrt()
-            cost[i, j] = float(off) / levels[j].alpha
-    best = np.full((steps + 1, count), np.inf)
-    best[0, 0] = 0.0
-    before = np.zeros((steps + 1, count), dtype=int)
-    for s in range(1, steps + 1):
-        total = best[s - 1][:, None] + cost
-        before[s], best[s] = total.argmin(axis=0), total.min(axis=0)
-    chosen = [count - 1]
-    for s in range(steps, 0, -1):
-        chosen.append(int(before[s, chosen[-1]]))
-    return tuple(teacher.nodes[i] for i in reversed(chosen))

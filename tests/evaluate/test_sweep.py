@@ -13,7 +13,8 @@ from ddim.checkpoints import write_calibration
 from ddim.errors import RunError
 from ddim.evaluate import Extractor, Identity, collect, compare, teacher_tableau
 from ddim.evaluate import report as reports
-from ddim.evaluate.sweep import Cell, Sweep, plan_cells
+from ddim.evaluate.cells import Cell, plan_cells
+from ddim.evaluate.sweep import Sweep
 
 
 class Network(torch.nn.Module):

@@ -18,13 +18,14 @@ import tyro
 
 from ddim.cli.files import make_figure
 from ddim.cli.options import parse
+from ddim.cli.reference import ReferenceOptions, real_images
 from ddim.cli.report import print_json, record, table
 from ddim.cli.sampler import RunOptions, open_model
 from ddim.errors import InputError
 from ddim.files import refuse_existing, write_bytes, write_json
 
 if TYPE_CHECKING:
-    from ddim.evaluate import Comparison, Extractor, Statistics
+    from ddim.evaluate import Extractor
     from ddim.evaluate.sweep import Sweep
     from ddim.pipeline import Pipeline
 
@@ -32,7 +33,7 @@ __all__ = ["EvaluateOptions", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions(RunOptions):
+class EvaluateOptions(RunOptions, ReferenceOptions):
     """Measure samplers of a model: quality against steps, η, methods and nodes.
 
     A cell for every combination of --steps, --eta (DDIM's), --methods and --nodes, each measured on
@@ -57,13 +58,6 @@ class EvaluateOptions(RunOptions):
     """Seeds of the noise; with several, means and standard deviations are shown."""
     teacher: int = 16
     """On how many images solver error is measured, against the model's own solution; 0 for none."""
-    data: str = ""
-    """Real images; their train split is the reference, their test split the floor. Without it, the
-    shipped moments of MNIST, which have no KID, precision or recall."""
-    data_root: str | None = None
-    """Where named data sets lie or are downloaded to."""
-    reference: str | None = None
-    """Saved statistics of real images instead of --data; with --data they are written there."""
     inception: str | None = None
     """The published inception-2015-12-05.pt: measure the FID."""
     features: str | None = None
@@ -94,14 +88,15 @@ def main(argv: Sequence[str]) -> int:
         for path in (output / "sweep.json", *output.glob("*.safetensors")):
             path.unlink()
 
-    from ddim.evaluate.sweep import Sweep, plan_cells
+    from ddim.evaluate.cells import plan_cells
+    from ddim.evaluate.sweep import Sweep
     from ddim.generate import default_tile
 
     pipeline = open_model(options.model, options)
     tile = options.tile or default_tile(pipeline.shape, pipeline.device)
     cells = plan_cells(pipeline, steps, etas, _listed(options.methods), _listed(options.nodes))
     extractor = _extractor(options, pipeline)
-    reference, floor, notes = _reference(options, pipeline, extractor)
+    reference, floor, notes = real_images(options, pipeline, extractor)
     sweep = Sweep(
         pipeline,
         cells,
@@ -182,83 +177,6 @@ def _extractor(options: EvaluateOptions, pipeline: Pipeline) -> Extractor:
             "does not read: give --inception or --features"
         )
     return lenet_extractor(pipeline.device)
-
-
-def _reference(
-    options: EvaluateOptions, pipeline: Pipeline, extractor: Extractor
-) -> tuple[Statistics, Comparison | None, list[str]]:
-    """Statistics of real images, what as many other real images measure, and notes on them."""
-    from ddim.evaluate import Statistics, compare, shipped_statistics
-
-    saved = None if options.reference is None else Path(options.reference)
-    if not options.data:
-        if saved is not None:
-            return Statistics.load(saved, extractor), None, [_no_floor("--data")]
-        if extractor.identity.name != "LeNet":
-            raise InputError("features other than the shipped ones need --data or --reference")
-        known = pipeline.facts.get("data", {}).get("name")
-        notes = []
-        if known not in (None, "mnist"):
-            notes.append(f"The reference is MNIST; {pipeline.name} was trained on {known}.")
-        reference, test = shipped_statistics("train"), shipped_statistics("test")
-        if options.n != test.count:
-            return reference, None, [*notes, _no_floor(f"--data, or -n {test.count}")]
-        # The shipped moments have no features: neither side has KID, precision or recall.
-        return reference, compare(test, reference), notes
-    import numpy as np
-
-    train, test = _splits(options, pipeline)
-    kept = Path(options.output) / "reference.safetensors" if saved is None else saved
-    reference = _kept(kept, extractor, train, None, f"{train.name} train", options)
-    if test is None or len(test) < options.n:
-        return reference, None, [_no_floor("a test split with as many images")]
-    chosen = np.random.default_rng(0).permutation(len(test))[: options.n].tolist()
-    kept = Path(options.output) / f"floor-{options.n}.safetensors"
-    real = _kept(kept, extractor, test, chosen, f"{test.name} test", options)
-    return reference, compare(real, reference), []
-
-
-def _no_floor(needs: str) -> str:
-    return f"There is no floor, what as many real test images measure: it takes {needs}."
-
-
-def _splits(options: EvaluateOptions, pipeline: Pipeline):
-    from ddim.data import NoSuchSplitError, load_data
-
-    root = Path(options.data_root) if options.data_root else None
-    channels, height, _ = pipeline.shape
-
-    def load(split: str):
-        return load_data(options.data, split=split, size=height, channels=channels, root=root)
-
-    train = load("train")
-    try:
-        return train, load("test")
-    except NoSuchSplitError:
-        return train, None
-
-
-def _kept(
-    path: Path, extractor: Extractor, data, indices, name: str, options: EvaluateOptions
-) -> Statistics:
-    """Statistics of real images: read, or measured and written (not by a dry run)."""
-    from tqdm import tqdm
-
-    from ddim.evaluate import Statistics, collect_data
-
-    if path.exists():
-        found = Statistics.load(path, extractor)
-        if found.data == name:
-            return found
-        raise InputError(f"{path} holds {found.data}, not {name}: give another --output")
-    total = len(data) if indices is None else len(indices)
-    with tqdm(
-        total=total, desc=name, unit=" images", disable=options.quiet, file=sys.stderr
-    ) as progress:
-        found = collect_data(extractor, data, indices, data=name, watch=progress.update)
-    if not options.dry_run:
-        found.save(path)
-    return found
 
 
 def _run(sweep: Sweep, left: int, quiet: bool, write) -> None:

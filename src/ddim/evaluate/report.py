@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ddim import images
-from ddim.evaluate.sweep import SIGMA_HAT, Cell, Result
+from ddim.evaluate.cells import SIGMA_HAT, Cell
+from ddim.evaluate.sweep import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
