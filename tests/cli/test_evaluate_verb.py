@@ -85,9 +85,23 @@ def test_an_existing_folder_is_left_alone(fails, arguments):
     assert Path("out/mine.txt").read_text() == "mine"
 
 
+def test_an_interruption_before_the_first_cell_leaves_nothing_in_the_way(
+    ddim, arguments, monkeypatch
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ddim.evaluate.sweep.Sweep.begin", interrupted)
+        assert ddim(*arguments, "--output", "out").status == 130
+    assert [path.name for path in Path("out").iterdir()] == ["reference.safetensors"]
+    assert ddim(*arguments, "--output", "out").status == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
+        (["--seeds", ","], "--steps and --seeds need at least one number each"),
         (["--steps", "2,x"], "--steps takes numbers, not 'x'"),
         (["--eta", "half"], "--eta takes numbers, not 'half'"),
         (["--seeds", "-1"], "--seeds must not be negative: -1|unrecognized|expected"),

@@ -76,13 +76,17 @@ def main(argv: Sequence[str]) -> int:
     etas = [s if s == "sigma-hat" else _number(s, float, "--eta") for s in _listed(options.eta)]
     if options.n < 2:
         raise InputError(f"-n must be at least 2, not {options.n}")
+    if not (steps and seeds):
+        raise InputError("--steps and --seeds need at least one number each")
     if min(seeds) < 0:
         raise InputError(f"--seeds must not be negative: {min(seeds)}")
     if options.inception and options.features:
         raise InputError("--inception and --features are two kinds of features: give one")
     output = Path(options.output)
     if not (output / "sweep.json").exists():
-        refuse_existing(output, force=options.force)
+        # Real images are measured first: what an interruption left of them is gone on with.
+        if any(path.suffix != ".safetensors" for path in output.glob("*")):
+            refuse_existing(output, force=options.force)
     elif options.force and not options.dry_run:
         shutil.rmtree(output / "cells", ignore_errors=True)
         for path in (output / "sweep.json", *output.glob("*.safetensors")):
