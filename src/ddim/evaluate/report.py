@@ -167,7 +167,9 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right }
 th, td { white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child, .facts td { text-align: left }
+.facts td { white-space: normal; overflow-wrap: anywhere; vertical-align: top }
+.facts td:first-child { white-space: nowrap }
 .wide { overflow-x: auto } img { max-width: 100%; image-rendering: auto }
 figure { margin: .5rem 0 } figcaption { font-size: 13px; color: #444 }
 .strip img { image-rendering: pixelated; height: 56px } code { background: #f3f3f3 }
@@ -190,7 +192,7 @@ def html_report(
         plotted: a PNG of :func:`plot`, if there is one.
         notes: what must be known to read the figures.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>", "<table>"]
+    parts = [f"<h1>{html.escape(title)}</h1>", '<table class="facts">']
     parts += [f"<tr><td>{_text(k)}</td><td>{_text(v)}</td></tr>" for k, v in facts.items()]
     parts.append("</table>")
     one = table_one(results)
