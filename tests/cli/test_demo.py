@@ -89,3 +89,26 @@ def test_interrupted(fails, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("ddim.generate"), "generate", interrupt)
     fails(130, "interrupted", "demo", "--model", tiny, *FAST)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_calibrated_sampler_is_shown_where_there_is_one(ddim, tiny, tmp_path):
+    import shutil
+
+    import numpy as np
+
+    from ddim.calibrate import CalibratedSampler, Calibration
+    from ddim.checkpoints import write_calibration
+    from ddim.pipeline import load
+
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    model = load(copy)
+    nodes = (20, 17, 14, 12, 10, 8, 6, 4, 2, 1, 0)
+    found = Calibration(
+        CalibratedSampler(nodes, "dpmpp"), {}, nodes, np.array([0.5]), (20, 0), (1, 1, 1)
+    )
+    write_calibration(model.calibration, model.identity, model.schedule, found, {})
+    answer = ddim("demo", "--model", copy, "--no-ddpm", "--json", *FAST)
+    runs = [(row["method"], row["network calls"]) for row in json.loads(answer.out)["runs"]]
+    assert runs == [("DDIM", 5), ("DDIM", 2), ("calibrated", 10)]
+    with Image.open(tmp_path / "demo.png") as image:
+        assert image.size[0] == 16 + 3 * (240 + 16)
