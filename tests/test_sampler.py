@@ -72,6 +72,10 @@ def test_sample_draws_by_them(model):
     assert torch.equal(images, plain)
 
 
+def test_nodes_may_be_an_array(model):
+    assert make_sampler(model, np.array(NODES))[0] == NODES
+
+
 def test_the_file_says_how_it_was_found(model):
     entry = json.loads(model.calibration.read_text())["calls"]["4"]
     assert entry["rms"] == {"uniform": [0.2, 0.3], "calibrated": [0.1, 0.2]}

@@ -167,7 +167,7 @@ def make_nodes(
             nodes = [int(part) for part in nodes.split(",")]
         except ValueError:
             raise InputError(f"nodes must be a name or numbers like 500,250,0: {nodes!r}") from None
-    if nodes == "calibrated":
+    if isinstance(nodes, str) and nodes == "calibrated":
         raise InputError("calibrated nodes belong to a model and its sampler, not to a schedule")
     if isinstance(nodes, str):
         families = {**NODES, **COMPAT_NODES}

@@ -65,7 +65,7 @@ def make_sampler(
         >>> make_sampler(load("mnist"), "uniform", 4)[0]
         (500, 375, 250, 125, 0)
     """
-    if nodes == "calibrated":
+    if isinstance(nodes, str) and nodes == "calibrated":
         if strength is not None:
             raise InputError("calibrated nodes lead from noise to an image: strength has no part")
         return _calibrated(pipeline, steps, method, options)
