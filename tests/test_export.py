@@ -127,6 +127,14 @@ def test_ddpm_is_followed_on_a_list(x, variance):
     assert gap(found, expected) < 2e-5
 
 
+def test_what_ddpm_does_otherwise_is_said():
+    nodes = ddim.make_nodes(MODEL.schedule, "uniform", 10)
+    noised, listed = export_scheduler(MODEL, nodes, "ddpm", {"variance": "large"}).warnings
+    assert "noised there" in noised and "set_timesteps(timesteps=[99, 89" in listed
+    assert len(export_scheduler(MODEL, nodes, "ddpm").warnings) == 1
+    assert len(export_scheduler(MODEL, LISTED, "ddpm", {"variance": "large"}).warnings) == 1
+
+
 @torch.no_grad()
 def test_weights_are_left_out_and_that_is_said(x):
     weights = [[], [-0.4], [-0.3, 0.1]]

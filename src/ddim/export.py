@@ -88,8 +88,7 @@ def export_scheduler(
             "diffusers takes η at every call and not from its configuration: export η = 0 and give "
             "eta= there"
         )
-    if method != "learned":
-        make_tableau(schedule, nodes, method, **options)  # refuses what is not there
+    make_tableau(schedule, nodes, method, **options)  # refuses what is not there
     trailing = nodes == COMPAT_NODES["diffusers-trailing"](schedule, len(nodes) - 1)
     known = {key: base[key] for key in _NOISE}
     threshold = {key: base[key] for key in _THRESHOLD}
@@ -100,6 +99,11 @@ def export_scheduler(
         kind = "fixed_large" if options.get("variance") == "large" else "fixed_small"
         own = {"_class_name": "DDPMScheduler", "variance_type": kind}
         own |= {key: base[key] for key in _CLIP}
+        trailing = False  # without the list it looks up the node T // S below, not the next one
+        if kind == "fixed_large" and nodes[-2] != 1:
+            warnings.append(
+                "its last step, to the data, is noised there unless it starts at node 1"
+            )
     elif method in ("ddim", "dpmpp"):
         own = _dpm(method, options)
     elif method == "unipc":
