@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from ddim.evaluate import Extractor, Identity
+from ddim.data import ArrayData, load_data
+from ddim.evaluate import BitsPerDimension, Extractor, Identity, elbo, ode_bits
+from ddim.images import from_pixels
+from ddim.nodes import make_nodes
 from ddim.pipeline import load
 
 FEATURES = "test_features_of_mine"
@@ -78,6 +82,64 @@ def test_a_dry_run_says_what_there_is_to_do(ddim, arguments):
     assert not Path("out").exists()
 
 
+@pytest.fixture
+def splits(tmp_path):
+    """A folder of a train and a test split, images of 8 x 8."""
+    folder = tmp_path / "splits"
+    for split, count in (("train", 20), ("test", 14)):
+        (folder / split).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.random.default_rng(100 * count + i).integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / split / f"{i}.png")
+    return folder
+
+
+def test_bits_per_dimension(ddim, arguments, splits, tiny):
+    """The command's figures are those of the library, and an interruption costs one batch."""
+    given = (*arguments, "--data", splits, "--bits", 5, "--tile", 2, "--output", "out")
+    dry = ddim(*given, "--dry-run")
+    # 328 calls of the sweep; of each of 5 images 20 for the bound, 19 * 3 + 20 * 2 for the path.
+    assert f"bits of 5: {328 + 5 * (20 + 97):,} network calls" in dry.out
+    answer = ddim(*given, "--json")
+    assert answer.status == 0, answer
+    found = json.loads(answer.out)["bits"]
+    assert json.loads(Path("out/results.json").read_text())["bits"] == found
+    model = load(str(tiny))
+    test = load_data(str(splits), split="test", size=8, channels=1)
+    x0 = from_pixels(test.batch(torch.from_numpy(np.random.default_rng(0).permutation(14)[:5])))
+    every = make_nodes(model.schedule, "uniform", model.schedule.T)
+    for name, values in (
+        ("elbo", elbo(model.denoiser(), model.schedule, every, x0).total),
+        ("ode", ode_bits(model.denoiser(), model.schedule, x0)),
+    ):
+        assert found[name]["mean"] == pytest.approx(values.mean(), rel=1e-4)
+        assert found[name]["error"] == pytest.approx(values.std(ddof=1) / 5**0.5, rel=1e-3)
+    kept = json.loads(Path("out/bits.json").read_text())
+    cut = {**kept, "elbo": kept["elbo"][:2], "ode": kept["ode"][:2]}
+    Path("out/bits.json").write_text(json.dumps(cut))
+    again = ddim(*given)
+    assert "bits per dimension: " in again.out
+    assert json.loads(Path("out/bits.json").read_text()) == kept
+
+
+def test_bits_of_a_class_conditional_model_use_the_labels(conditional, tmp_path):
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (9, 1, 8, 8), generator=g, dtype=torch.uint8)
+    data = ArrayData("noise", pixels, torch.arange(9) % 3, 3)
+    model = load(str(conditional))
+    bits = BitsPerDimension(model, data, 4, tmp_path / "bits.json", tile=4)
+    assert list(bits.run()) == [4]
+    chosen = torch.from_numpy(np.random.default_rng(0).permutation(9)[:4])
+    every = make_nodes(model.schedule, "uniform", model.schedule.T)
+    x0 = from_pixels(data.batch(chosen))
+    right, wrong = (
+        elbo(model.denoiser(labels), model.schedule, every, x0).total.mean()
+        for labels in (chosen % 3, (chosen + 1) % 3)
+    )
+    assert bits.figures()["elbo"].mean == pytest.approx(right, rel=1e-6)
+    assert right != pytest.approx(wrong, rel=1e-6)
+
+
 def test_an_existing_folder_is_left_alone(fails, arguments):
     Path("out").mkdir()
     Path("out/mine.txt").write_text("mine")
@@ -115,11 +177,26 @@ def test_an_interruption_before_the_first_cell_leaves_nothing_in_the_way(
         (["--features", f"{FEATURES}:nothing"], "is no ddim.evaluate.Extractor"),
         (["--inception", "x.pt"], "two kinds of features: give one"),
         (["--data", "nowhere"], "nowhere"),
+        (["--bits", 5], "has no test split, which --bits is measured on"),
+        (["--bits", -1], "--bits must not be negative: -1|unrecognized|expected"),
     ],
 )
 def test_bad_input(fails, arguments, flags, match):
     fails(2, match, *arguments, "--output", "out", *flags)
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "match"), [(1, "bits of 1 images: .* has 2 to 14"), (15, "bits of 15 images")]
+)
+def test_bits_of_too_few_or_too_many(fails, arguments, splits, count, match):
+    fails(2, match, *arguments, "--data", splits, "--bits", count, "--output", "out")
+
+
+def test_bits_need_real_images(fails, arguments, noise_data):
+    assert "--data" in arguments
+    without = [a for a in arguments if a not in ("--data", noise_data)]
+    fails(2, "--bits is of real test images: give --data", *without, "--bits", 5)
 
 
 def test_images_that_the_shipped_features_cannot_read(fails, tiny):

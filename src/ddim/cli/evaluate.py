@@ -18,14 +18,14 @@ import tyro
 
 from ddim.cli.files import make_figure
 from ddim.cli.options import parse
-from ddim.cli.reference import ReferenceOptions, real_images
+from ddim.cli.reference import ReferenceOptions, held_out, real_images
 from ddim.cli.report import print_json, record, table
 from ddim.cli.sampler import RunOptions, open_model
 from ddim.errors import InputError
 from ddim.files import refuse_existing, write_bytes, write_json
 
 if TYPE_CHECKING:
-    from ddim.evaluate import Extractor
+    from ddim.evaluate import BitsPerDimension, Extractor
     from ddim.evaluate.sweep import Sweep
     from ddim.pipeline import Pipeline
 
@@ -58,6 +58,8 @@ class EvaluateOptions(RunOptions, ReferenceOptions):
     """Seeds of the noise; with several, means and standard deviations are shown."""
     teacher: int = 16
     """On how many images solver error is measured, against the model's own solution; 0 for none."""
+    bits: int = 0
+    """Of how many test images of --data bits per dimension are measured; 0 for none."""
     inception: str | None = None
     """The published inception-2015-12-05.pt: measure the FID."""
     features: str | None = None
@@ -78,6 +80,10 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"-n must be at least 2, not {options.n}")
     if not (steps and seeds):
         raise InputError("--steps and --seeds need at least one number each")
+    if options.bits < 0:
+        raise InputError(f"--bits must not be negative: {options.bits}")
+    if options.bits and not options.data:
+        raise InputError("--bits is of real test images: give --data")
     if min(seeds) < 0:
         raise InputError(f"--seeds must not be negative: {min(seeds)}")
     if options.inception and options.features:
@@ -92,6 +98,7 @@ def main(argv: Sequence[str]) -> int:
         for path in (output / "sweep.json", *output.glob("*.safetensors")):
             path.unlink()
 
+    from ddim.evaluate.bits import BitsPerDimension
     from ddim.evaluate.cells import plan_cells
     from ddim.evaluate.sweep import Sweep
     from ddim.generate import default_tile
@@ -100,6 +107,11 @@ def main(argv: Sequence[str]) -> int:
     tile = options.tile or default_tile(pipeline.shape, pipeline.device)
     cells = plan_cells(pipeline, steps, etas, _listed(options.methods), _listed(options.nodes))
     extractor = _extractor(options, pipeline)
+    density = None
+    if options.bits:
+        density = BitsPerDimension(
+            pipeline, held_out(options, pipeline), options.bits, output / "bits.json", tile=tile
+        )
     reference, floor, notes = real_images(options, pipeline, extractor)
     sweep = Sweep(
         pipeline,
@@ -114,18 +126,28 @@ def main(argv: Sequence[str]) -> int:
         tile=tile,
     )
     if options.dry_run:
-        print(_ahead(sweep, pipeline, tile))
+        print(_ahead(sweep, density, pipeline, tile))
         return 0
     sweep.begin()
     record(output, "evaluate", options.resolved(tile=tile), model=pipeline.name)
     facts = _facts(options, pipeline, sweep, tile)
+    if not options.quiet and (sweep.work() or (density is not None and density.left)):
+        print(_ahead(sweep, density, pipeline, tile), file=sys.stderr)
+    if density is not None:
+        _measure_bits(density, options.quiet)
+        shown = ", ".join(
+            f"{figure.mean:.3f} ± {figure.error:.3f} by the {_BITS[name]}"
+            for name, figure in density.figures().items()
+        )
+        facts[_BITS_FACT] = f"{shown} (± standard error of {density.count:,} test images)"
     left = sweep.work()
     if left:
-        if not options.quiet:
-            print(_ahead(sweep, pipeline, tile), file=sys.stderr)
         _run(sweep, left, options.quiet, lambda: _write(output, sweep, facts, notes))
     results = sweep.results()
     document = _write(output, sweep, facts, notes)
+    if density is not None:
+        document["bits"] = {k: dataclasses.asdict(v) for k, v in density.figures().items()}
+        write_json(output / "results.json", document)
     if options.json:
         print_json(document)
         return 0
@@ -135,6 +157,8 @@ def main(argv: Sequence[str]) -> int:
     if one:
         print(f"{results[0].summary.distance} by η and steps, N = {options.n:,}\n\n{table(one)}\n")
     print(table(report.compact(results)))
+    if density is not None:
+        print(f"\n{_BITS_FACT}: {facts[_BITS_FACT]}")
     for note in document["notes"]:
         print(f"\n{note}")
     print(f"\n{output / 'report.html'}: everything, with plots and pictures")
@@ -198,10 +222,25 @@ def _run(sweep: Sweep, left: int, quiet: bool, write) -> None:
             progress.update(calls)
 
 
-def _ahead(sweep: Sweep, pipeline: Pipeline, tile: int) -> str:
+_BITS = {"elbo": "variational bound", "ode": "density of the deterministic path"}
+_BITS_FACT = "bits per dimension"
+
+
+def _measure_bits(density: BitsPerDimension, quiet: bool) -> None:
+    from tqdm import tqdm
+
+    with tqdm(
+        total=density.left, desc="bits", unit=" images", disable=quiet, file=sys.stderr
+    ) as progress:
+        for done in density.run():
+            progress.update(done)
+
+
+def _ahead(sweep: Sweep, density: BitsPerDimension | None, pipeline: Pipeline, tile: int) -> str:
     """The work that is left, in network calls, GFLOP and hours on this machine."""
     import torch
 
+    from ddim.evaluate.bits import image_calls
     from ddim.generate import check_labels
     from ddim.nets import UNet
     from ddim.nets.unet import count_flops
@@ -217,12 +256,16 @@ def _ahead(sweep: Sweep, pipeline: Pipeline, tile: int) -> str:
             denoiser(x, level).x0.sum().item()
             times.append(time.perf_counter() - start)
     calls = sweep.work()
+    if density is not None:
+        calls += density.left * image_calls(pipeline)
     hours = calls / tile * min(times) / 3600
     flops = ""
     if isinstance(pipeline.net, UNet):
         flops = f" of {count_flops(pipeline.net) / 1e9:.3g} GFLOP"
         flops += f", {calls * count_flops(pipeline.net) / 1e9:,.0f} GFLOP in all"
     count = f"{len(sweep.cells)} samplers x {len(sweep.seeds)} seeds x {sweep.n:,} images"
+    if density is not None:
+        count += f", bits of {density.count:,}"
     return f"{count}: {calls:,} network calls{flops}; about {hours:.2g} hours here"
 
 

@@ -11,10 +11,11 @@ from ddim.errors import InputError
 
 if TYPE_CHECKING:
     from ddim.cli.evaluate import EvaluateOptions
+    from ddim.data import ImageData
     from ddim.evaluate import Comparison, Extractor, Statistics
     from ddim.pipeline import Pipeline
 
-__all__ = ["ReferenceOptions", "real_images"]
+__all__ = ["ReferenceOptions", "held_out", "real_images"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,14 @@ def real_images(
     kept = Path(options.output) / f"floor-{options.n}.safetensors"
     real = _kept(kept, extractor, test, chosen, f"{test.name} test", options)
     return reference, compare(real, reference), []
+
+
+def held_out(options: EvaluateOptions, pipeline: Pipeline) -> ImageData:
+    """The test split of --data."""
+    _, test = _splits(options, pipeline)
+    if test is None:
+        raise InputError(f"{options.data} has no test split, which --bits is measured on")
+    return test
 
 
 def _no_floor(needs: str) -> str:

@@ -4,6 +4,7 @@ Features come from an extractor (:mod:`~ddim.evaluate.features`), go into statis
 and merge (:mod:`~ddim.evaluate.statistics`), and are compared (:mod:`~ddim.evaluate.comparison`).
 """
 
+from ddim.evaluate.bits import BitsPerDimension
 from ddim.evaluate.bound import Elbo, elbo
 from ddim.evaluate.comparison import Comparison, Spread, Summary, compare, summarise
 from ddim.evaluate.digits import DigitReport, report_digits
@@ -31,6 +32,7 @@ from ddim.evaluate.teacher import (
 from ddim.evaluate.variance import analytic_tableau, eps_moments, optimal_variance
 
 __all__ = [
+    "BitsPerDimension",
     "ClassChi2",
     "Comparison",
     "DigitReport",
