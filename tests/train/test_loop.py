@@ -176,33 +176,35 @@ def test_the_steps_tell_what_happened():
     assert all(math.isfinite(step.loss) and step.grad_norm > 0 for step in steps)
 
 
-def test_a_resumed_run_goes_on_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
+def test_a_resumed_run_goes_on_to_the_same_bits(tmp_path, optimizer):
     """Six steps, against three, a file, and three: weights, average, moments and losses.
 
     Ten images in batches of four, so that the third step runs across an epoch; dropout, flips and
     dropped labels on; the second half starts from other weights and another global seed.
     """
-    whole = fresh()
-    losses = [step.loss for step in fit(whole, data(), SCHEDULE, CONFIG, CLASSES)]
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    whole = fresh(config)
+    losses = [step.loss for step in fit(whole, data(), SCHEDULE, config, CLASSES)]
 
-    first = fresh()
+    first = fresh(config)
     before = []
-    for step in fit(first, data(), SCHEDULE, CONFIG, CLASSES):
+    for step in fit(first, data(), SCHEDULE, config, CLASSES):
         before.append(step.loss)
         if step.step == 3:
             break
     path = tmp_path / "checkpoint.safetensors"
-    save_checkpoint(path, first, CONFIG, {"interval": [1.5, 3]})
+    save_checkpoint(path, first, config, {"interval": [1.5, 3]})
 
     saved = read_checkpoint(path)
-    assert saved.config == CONFIG
+    assert saved.config == config
     assert saved.step == 3
     assert saved.facts == {"interval": [1.5, 3]}
-    second = fresh(seed=77)
+    second = fresh(config, seed=77)
     load_checkpoint(saved, second)
     assert bits(second) == bits(first)
     torch.manual_seed(1234)
-    after = [step.loss for step in fit(second, data(), SCHEDULE, CONFIG, CLASSES)]
+    after = [step.loss for step in fit(second, data(), SCHEDULE, config, CLASSES)]
     assert before + after == losses
     assert bits(second) == bits(whole)
 

@@ -71,8 +71,8 @@ class TrainConfig:
     """Training images to see in all."""
     batch_size: int = 128
     """Images a step."""
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """Optimizer; adamw decouples the weight decay."""
+    optimizer: Literal["adam", "adamw", "muon"] = "adam"
+    """Optimizer; adamw decouples the weight decay, muon orthogonalises the updates of matrices."""
     lr: float = 2e-4
     """Learning rate after the warm-up."""
     weight_decay: float = 0.0
@@ -185,11 +185,11 @@ _MNIST = TrainConfig(
     beta_end=0.04,
     weighting="min-snr",
     batch_size=64,
-    images=660_000,
-    optimizer="adamw",
-    lr=1.5e-3,
+    images=960_000,
+    optimizer="muon",
+    lr=3e-3,
     warmup_images=12_800,
-    decay_images=180_000,
+    decay_images=560_000,
     ema=0.999,
     precision="bfloat16",
 )

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from ddim.noise import derive
 from ddim.schedule import Schedule
 from ddim.target import Target
 from ddim.train.config import TrainConfig
+from ddim.train.muon import Muon
 
 __all__ = ["TensorData", "TrainState", "TrainStep", "Trainable", "fit", "order"]
 
@@ -81,17 +82,17 @@ class TrainState:
     def start(cls, net: nn.Module, config: TrainConfig) -> TrainState:
         """The state before the first step, for any network; it is trained in place."""
         average = copy.deepcopy(net).requires_grad_(False).eval()
+        settings: dict[str, Any] = {
+            "lr": config.lr,
+            "betas": (0.9, 0.999),
+            "eps": 1e-8,
+            "weight_decay": config.weight_decay,
+            "fused": next(net.parameters()).device.type in ("cpu", "cuda"),
+        }
+        if config.optimizer == "muon":
+            return cls(net, average, Muon(net, **settings))
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        device = next(net.parameters()).device.type
-        optimizer = kind(
-            net.parameters(),
-            lr=config.lr,
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            weight_decay=config.weight_decay,
-            fused=device in ("cpu", "cuda"),
-        )
-        return cls(net, average, optimizer)
+        return cls(net, average, kind(net.parameters(), **settings))
 
 
 @dataclasses.dataclass(frozen=True)
