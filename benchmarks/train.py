@@ -6,8 +6,8 @@
 Images a second of :func:`ddim.fit` and of the loop that one writes by hand: diffusers'
 ``UNet2DModel`` and ``DDPMScheduler.add_noise``, mean squared error, clipped gradients, AdamW and a
 moving average of the weights, on images that are tensors already. The network is that of the
-``mnist`` preset or, with ``--preset``, of another. Both train in float32 and under bfloat16
-autocast, each beside its like.
+``mnist`` preset or, with ``--preset``, of another, the optimizer AdamW. Both train in float32 and
+under bfloat16 autocast, each beside its like.
 
 There are two opponents. *plain* is written with the defaults: AdamW as it comes, the average in a
 loop over the parameters. *tuned* is the same with what one line each can gain: a fused AdamW, a
@@ -57,7 +57,12 @@ def main() -> int:
             for threads in args.threads:
                 torch.set_num_threads(threads)
                 config = dataclasses.replace(
-                    preset, precision=precision, batch_size=batch, flip=False, device="cpu"
+                    preset,
+                    optimizer="adamw",
+                    precision=precision,
+                    batch_size=batch,
+                    flip=False,
+                    device="cpu",
                 )
                 row = {"precision": precision, "batch": batch, "threads": threads}
                 rows.append(row | _one_case(config, net, data, args.rounds, args.steps))

@@ -137,6 +137,7 @@ The folder opens in `ddim` and in diffusers' `DDIMPipeline`; the weights are the
 | images seen | {model.facts["images_seen"]:,} |
 | seed, threads | {model.facts["seed"]}, {model.facts["threads"]} |
 | loss | {config.weighting}, γ = {config.gamma:g} |
+| optimizer | {config.optimizer}, learning rate {config.lr:g} |
 | precision | {config.precision} autocast, float32 weights |
 
 ```

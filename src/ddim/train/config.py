@@ -209,7 +209,14 @@ _CIFAR10 = TrainConfig(
 
 PRESETS: dict[str, TrainConfig] = {
     "mnist": _MNIST,
-    "mnist-cond": dataclasses.replace(_MNIST, classes=True),
+    "mnist-cond": dataclasses.replace(
+        _MNIST,
+        classes=True,
+        images=660_000,
+        optimizer="adamw",
+        lr=1.5e-3,
+        decay_images=180_000,
+    ),
     "fashion": dataclasses.replace(_MNIST, data="fashion-mnist", flip=True),
     "digits": dataclasses.replace(
         _MNIST, data="digits", channels=(32, 64), head_dim=32, images=300_000, save_every=20_000
