@@ -1,5 +1,11 @@
 import json
 
+import numpy as np
+
+from ddim.generate import sample
+from ddim.images import to_pixels
+from ddim.pipeline import load
+
 
 def test_an_untrained_model_is_found_out(ddim, tiny, noise_data):
     answer = ddim("checks", tiny, "--data", noise_data, "-n", 20, "--steps", 10, "--json")
@@ -9,6 +15,16 @@ def test_an_untrained_model_is_found_out(ddim, tiny, noise_data):
     problems = [f for f in facts["findings"] if f["level"] == "problem"]
     assert problems and all(f["what"] and f["why"] and f["do"] for f in problems)
     assert answer.status == 1
+
+
+def test_a_good_model_has_no_problem(ddim, tmp_path):
+    """Its own samples stand for its data."""
+    pixels = to_pixels(sample(load("mnist"), 32, steps=10))
+    np.savez(tmp_path / "digits.npz", images=pixels[:, 0].numpy())
+    answer = ddim("checks", "mnist", "--data", tmp_path / "digits.npz", "-n", 32, "--json")
+    assert answer.status == 0, answer
+    rows = json.loads(answer.out)["calibration"]
+    assert len(rows) == 5 and all(abs(row["sum"] - 1) < 0.1 for row in rows)
 
 
 def test_without_data_it_looks_at_the_rest(ddim, conditional):
