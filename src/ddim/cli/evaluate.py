@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluateOptions", "main"]
 
+BITS = "bits per dimension"
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions(RunOptions, ReferenceOptions):
@@ -133,21 +135,20 @@ def main(argv: Sequence[str]) -> int:
     facts = _facts(options, pipeline, sweep, tile)
     if not options.quiet and (sweep.work() or (density is not None and density.left)):
         print(_ahead(sweep, density, pipeline, tile), file=sys.stderr)
+    bits = None
     if density is not None:
         _measure_bits(density, options.quiet)
-        shown = ", ".join(
-            f"{figure.mean:.3f} ± {figure.error:.3f} by the {_BITS[name]}"
-            for name, figure in density.figures().items()
+        bits = {name: dataclasses.asdict(f) for name, f in density.figures().items()}
+        facts[BITS] = (
+            "{elbo[mean]:.3f} ± {elbo[error]:.3f} by the variational bound, {ode[mean]:.3f} ± "
+            "{ode[error]:.3f} by the density of the deterministic path".format(**bits)
+            + f" (± standard error of {density.count:,} test images)"
         )
-        facts[_BITS_FACT] = f"{shown} (± standard error of {density.count:,} test images)"
     left = sweep.work()
     if left:
-        _run(sweep, left, options.quiet, lambda: _write(output, sweep, facts, notes))
+        _run(sweep, left, options.quiet, lambda: _write(output, sweep, facts, notes, bits))
     results = sweep.results()
-    document = _write(output, sweep, facts, notes)
-    if density is not None:
-        document["bits"] = {k: dataclasses.asdict(v) for k, v in density.figures().items()}
-        write_json(output / "results.json", document)
+    document = _write(output, sweep, facts, notes, bits)
     if options.json:
         print_json(document)
         return 0
@@ -157,8 +158,8 @@ def main(argv: Sequence[str]) -> int:
     if one:
         print(f"{results[0].summary.distance} by η and steps, N = {options.n:,}\n\n{table(one)}\n")
     print(table(report.compact(results)))
-    if density is not None:
-        print(f"\n{_BITS_FACT}: {facts[_BITS_FACT]}")
+    if bits is not None:
+        print(f"\n{BITS}: {facts[BITS]}")
     for note in document["notes"]:
         print(f"\n{note}")
     print(f"\n{output / 'report.html'}: everything, with plots and pictures")
@@ -220,10 +221,6 @@ def _run(sweep: Sweep, left: int, quiet: bool, write) -> None:
             before = cell
             progress.set_description("teacher" if cell is None else cell.key, refresh=False)
             progress.update(calls)
-
-
-_BITS = {"elbo": "variational bound", "ode": "density of the deterministic path"}
-_BITS_FACT = "bits per dimension"
 
 
 def _measure_bits(density: BitsPerDimension, quiet: bool) -> None:
@@ -310,7 +307,11 @@ def _gathered(notes: Iterable[str]) -> list[str]:
 
 
 def _write(
-    output: Path, sweep: Sweep, facts: dict[str, object], notes: Sequence[str]
+    output: Path,
+    sweep: Sweep,
+    facts: dict[str, object],
+    notes: Sequence[str],
+    bits: dict[str, dict[str, float]] | None,
 ) -> dict[str, Any]:
     """The report so far."""
     import numpy as np
@@ -319,13 +320,14 @@ def _write(
 
     results = sweep.results()
     if not results:
-        return {"facts": facts, "rows": [], "notes": list(notes)}
+        return {"facts": facts, "bits": bits, "rows": [], "notes": list(notes)}
     every = [*notes, *_gathered(note for r in results for note in r.summary.notes)]
     floor = results[0].summary.floor
     document = {
         "facts": facts,
         "distance": results[0].summary.distance,
         "floor": None if floor is None else dataclasses.asdict(floor),
+        "bits": bits,
         "rows": [
             {**row, "seeds": [dataclasses.asdict(one) for one in result.seeds]}
             for row, result in zip(report.rows(results), results, strict=True)
