@@ -122,6 +122,16 @@ def test_bits_per_dimension(ddim, arguments, splits, tiny):
     assert json.loads(Path("out/bits.json").read_text()) == kept
 
 
+def test_bits_of_another_model_are_refused_or_begun_anew(ddim, fails, arguments, splits):
+    given = (*arguments, "--data", splits, "--bits", 2, "--output", "out")
+    assert ddim(*given).status == 0
+    kept = json.loads(Path("out/bits.json").read_text())
+    Path("out/bits.json").write_text(json.dumps({**kept, "model": "another", "elbo": [0.0, 0.0]}))
+    fails(2, "bits.json is of another model: give another --output", *given)
+    assert ddim(*given, "--force").status == 0
+    assert json.loads(Path("out/bits.json").read_text()) == kept
+
+
 def test_bits_of_a_class_conditional_model_use_the_labels(conditional, tmp_path):
     g = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (9, 1, 8, 8), generator=g, dtype=torch.uint8)

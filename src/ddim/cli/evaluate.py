@@ -97,8 +97,9 @@ def main(argv: Sequence[str]) -> int:
             refuse_existing(output, force=options.force)
     elif options.force and not options.dry_run:
         shutil.rmtree(output / "cells", ignore_errors=True)
-        for path in (output / "sweep.json", *output.glob("*.safetensors")):
-            path.unlink()
+        kept = (output / "sweep.json", output / "bits.json", *output.glob("*.safetensors"))
+        for path in kept:
+            path.unlink(missing_ok=True)
 
     from ddim.evaluate.bits import BitsPerDimension
     from ddim.evaluate.cells import plan_cells
