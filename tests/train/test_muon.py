@@ -100,22 +100,19 @@ def test_a_badly_scaled_problem():
     x = torch.randn(512, 32, generator=g) * torch.logspace(0, -2, 32) @ rotation
     goal = torch.randn(32, 32, generator=g) / 32**0.5
     losses = {}
-    for name in ("muon", "adamw"):
+    for name, rate in (("muon", 0.1), ("adamw", 0.02)):
         layer = nn.Linear(32, 32, bias=False)
         nn.init.zeros_(layer.weight)
-        optimizer = (
-            Muon(layer, lr=0.1, weight_decay=0.0)
-            if name == "muon"
-            else torch.optim.AdamW(layer.parameters(), lr=0.02, weight_decay=0.0)
-        )
-        for n in range(200):
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] = (0.1 if name == "muon" else 0.02) * (
-                    1 - n / 200
-                )
+        if name == "muon":
+            optimizer = Muon(layer, lr=rate, weight_decay=0.0)
+        else:
+            optimizer = torch.optim.AdamW(layer.parameters(), lr=rate, weight_decay=0.0)
+        falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / 200, 200)
+        for _ in range(200):
             loss = (layer(x) - x @ goal.T).square().mean()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            falling.step()
         losses[name] = loss.item()
     assert losses["muon"] < losses["adamw"] / 2

@@ -97,8 +97,8 @@ def main(argv: Sequence[str]) -> int:
             refuse_existing(output, force=options.force)
     elif options.force and not options.dry_run:
         shutil.rmtree(output / "cells", ignore_errors=True)
-        kept = (output / "sweep.json", output / "bits.json", *output.glob("*.safetensors"))
-        for path in kept:
+        old = (output / "sweep.json", output / "bits.json", *output.glob("*.safetensors"))
+        for path in old:
             path.unlink(missing_ok=True)
 
     from ddim.evaluate.bits import BitsPerDimension
@@ -140,11 +140,7 @@ def main(argv: Sequence[str]) -> int:
     if density is not None:
         _measure_bits(density, options.quiet)
         bits = {name: dataclasses.asdict(f) for name, f in density.figures().items()}
-        facts[BITS] = (
-            "{elbo[mean]:.3f} ± {elbo[error]:.3f} by the variational bound, {ode[mean]:.3f} ± "
-            "{ode[error]:.3f} by the density of the deterministic path".format(**bits)
-            + f" (± standard error of {density.count:,} test images)"
-        )
+        facts[BITS] = str(density)
     left = sweep.work()
     if left:
         _run(sweep, left, options.quiet, lambda: _write(output, sweep, facts, notes, bits))

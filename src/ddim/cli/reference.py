@@ -67,28 +67,32 @@ def real_images(
 
 def held_out(options: EvaluateOptions, pipeline: Pipeline) -> ImageData:
     """The test split of --data."""
-    _, test = _splits(options, pipeline)
-    if test is None:
-        raise InputError(f"{options.data} has no test split, which --bits is measured on")
-    return test
+    from ddim.data import NoSuchSplitError
+
+    try:
+        return _load(options, pipeline, "test")
+    except NoSuchSplitError:
+        raise InputError(f"{options.data} has no test split, which --bits is measured on") from None
 
 
 def _no_floor(needs: str) -> str:
     return f"There is no floor, what as many real test images measure: it takes {needs}."
 
 
-def _splits(options: EvaluateOptions, pipeline: Pipeline):
-    from ddim.data import NoSuchSplitError, load_data
+def _load(options: EvaluateOptions, pipeline: Pipeline, split: str) -> ImageData:
+    from ddim.data import load_data
 
     root = Path(options.data_root) if options.data_root else None
     channels, height, _ = pipeline.shape
+    return load_data(options.data, split=split, size=height, channels=channels, root=root)
 
-    def load(split: str):
-        return load_data(options.data, split=split, size=height, channels=channels, root=root)
 
-    train = load("train")
+def _splits(options: EvaluateOptions, pipeline: Pipeline) -> tuple[ImageData, ImageData | None]:
+    from ddim.data import NoSuchSplitError
+
+    train = _load(options, pipeline, "train")
     try:
-        return train, load("test")
+        return train, _load(options, pipeline, "test")
     except NoSuchSplitError:
         return train, None
 

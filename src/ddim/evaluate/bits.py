@@ -19,15 +19,18 @@ from ddim.images import from_pixels
 from ddim.nodes import make_nodes
 from ddim.pipeline import Pipeline
 
-__all__ = ["BitsPerDimension", "Figure", "image_calls"]
+__all__ = ["BitsPerDimension", "Estimate", "image_calls"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A mean over images, and the standard error of it."""
 
     mean: float
     error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.error:.3f}"
 
 
 def image_calls(pipeline: Pipeline) -> int:
@@ -111,10 +114,17 @@ class BitsPerDimension:
             write_json(self.path, {**self._about, **self._values})
             yield len(indices)
 
-    def figures(self) -> dict[str, Figure]:
-        """Means over the images and their standard errors, in bits per dimension."""
-        return {name: _figure(values[: self.count]) for name, values in self._values.items()}
+    def figures(self) -> dict[str, Estimate]:
+        """``elbo`` and ``ode`` of the images, in bits per dimension; once all are measured."""
+        return {name: _estimate(values[: self.count]) for name, values in self._values.items()}
+
+    def __str__(self) -> str:
+        found = self.figures()
+        return (
+            f"{found['elbo']} by the variational bound, {found['ode']} by the density of the "
+            f"deterministic path (± standard error of {self.count:,} test images)"
+        )
 
 
-def _figure(values: Sequence[float]) -> Figure:
-    return Figure(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values)))
+def _estimate(values: Sequence[float]) -> Estimate:
+    return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values)))
