@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def main() -> None:
     model.save(arguments.output)
     ddim.save_image(arguments.output / "samples.png", images[:100], columns=10)
     plot_loss(arguments.run / "metrics.jsonl", arguments.output / "loss.png")
-    card = write_card(model, report, arguments, read_checkpoint(arguments.run / CHECKPOINT).config)
+    card = write_card(model, report, arguments, history(arguments.run))
     write_bytes(arguments.output / "README.md", card.encode())
 
 
@@ -92,6 +93,24 @@ def draw(model: ddim.Pipeline, cache: Path, arguments: argparse.Namespace) -> to
     return ddim.from_pixels(torch.cat(parts))
 
 
+def history(run: Path) -> list[TrainConfig]:
+    """The configurations of the run and of the runs that it started from, the first one first."""
+    config = read_checkpoint(run / CHECKPOINT).config
+    before = Path(config.init or "") / CHECKPOINT
+    return [*(history(before.parent) if config.init and before.exists() else []), config]
+
+
+def command(preset: str, config: TrainConfig) -> str:
+    """The command of that run: the preset, and what differs from it."""
+    skip = ("data_root", "threads", "save_every", "sample_every", "log_every", "tensorboard")
+    base, words = PRESETS[preset].to_json(), [f"ddim train --preset {preset}"]
+    for key, value in config.to_json().items():
+        if value != base[key] and key not in skip:
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+            words.append(f"--{key.replace('_', '-')} {shown}")
+    return " ".join([*words, f"--threads {config.threads}"])
+
+
 def plot_loss(metrics: Path, output: Path) -> None:
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     figure = Figure(figsize=(6, 3), layout="constrained")
@@ -102,12 +121,17 @@ def plot_loss(metrics: Path, output: Path) -> None:
 
 
 def write_card(
-    model: ddim.Pipeline, report: DigitReport, arguments: argparse.Namespace, config: TrainConfig
+    model: ddim.Pipeline,
+    report: DigitReport,
+    arguments: argparse.Namespace,
+    runs: Sequence[TrainConfig],
 ) -> str:
     assert isinstance(model.net, UNet)
-    preset = arguments.name if arguments.name in PRESETS else None
-    command = (
-        f"ddim train --preset {preset} --threads {config.threads} --output runs/{arguments.name}"
+    config = runs[-1]
+    folders = [*(run.init for run in runs[1:]), f"runs/{arguments.name}"]
+    commands = "\n".join(
+        f"{command(arguments.name, run)} --output {folder}"
+        for run, folder in zip(runs, folders, strict=True)
     )
     parameters = sum(p.numel() for p in model.net.parameters())
     shares = " ".join(f"{share:.1%}" for share in report.class_shares)
@@ -134,16 +158,15 @@ The folder opens in `ddim` and in diffusers' `DDIMPipeline`; the weights are the
 |---|---|
 | parameters | {parameters:,} ({parameters * 4 / 1e6:.1f} MB) |
 | forward pass | {count_flops(model.net) / 1e9:.3f} GFLOP an image |
-| images seen | {model.facts["images_seen"]:,} |
+| images seen | {sum(run.images for run in runs):,} |
 | seed, threads | {model.facts["seed"]}, {model.facts["threads"]} |
 | loss | {config.weighting}, γ = {config.gamma:g} |
 | optimizer | {config.optimizer}, learning rate {config.lr:g} |
 | precision | {config.precision} autocast, float32 weights |
 
 ```
-{command}
+{commands}
 ```
-
 {guidance}
 ## Figures
 

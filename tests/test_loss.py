@@ -145,6 +145,27 @@ def test_every_node_is_as_likely(antithetic):
     assert chi2 < (2 if antithetic else 1) * 27.9  # 9 degrees of freedom, once in 1,000
 
 
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_half_of_the_nodes_come_from_the_range_of_focus(antithetic):
+    """Both ends of the range included, and every node of it as likely as the next."""
+    generator = torch.Generator().manual_seed(0)
+    k = draw_nodes(40_001, 50, generator, antithetic=antithetic, focus=(11, 20))
+    assert k.shape == (40_001,)
+    wide, close = k[:20_001], k[20_001:]
+    assert (int(wide.min()), int(wide.max())) == (1, 50)
+    counts = torch.bincount(close - 11, minlength=10)
+    assert len(counts) == 10
+    chi2 = float(((counts - 2000) ** 2 / 2000).sum())
+    assert chi2 < (2 if antithetic else 1) * 27.9  # 9 degrees of freedom, once in 1,000
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_small_batches_with_focus(count):
+    k = draw_nodes(count, 50, torch.Generator().manual_seed(0), focus=(7, 7))
+    assert k.shape == (count,)
+    assert int((k == 7).sum()) >= count // 2
+
+
 def test_refusals(refuses):
     x0, noise, k = batch()
     with refuses("unknown weighting 'minsnr': did you mean 'min-snr'"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -56,20 +56,33 @@ def loss_weights(
 
 
 def draw_nodes(
-    count: int, T: int, generator: torch.Generator, *, antithetic: bool = True
+    count: int,
+    T: int,
+    generator: torch.Generator,
+    *,
+    antithetic: bool = True,
+    focus: Sequence[int] = (),
 ) -> Tensor:
-    """Nodes k uniform on 1..T for one batch.
+    """Nodes k for one batch, uniform on 1..T or half of them within a range.
 
     Args:
         count: how many.
         T: the schedule's length.
         generator: where the randomness comes from; on the CPU.
-        antithetic: pair k with T + 1 - k, as the official DDIM code does: each is still uniform,
-            and the mean over the batch varies less.
+        antithetic: pair k with first + last - k, as the official DDIM code does with T + 1 - k:
+            each is still uniform, and the mean over the batch varies less.
+        focus: first and last of a range of nodes that half of the batch, rounded down, is drawn
+            from; none for all from 1..T.
 
     Returns:
         int64 of shape (count,).
     """
+    if focus:
+        first, last = focus
+        wide = draw_nodes(count - count // 2, T, generator, antithetic=antithetic)
+        length = last - first + 1
+        close = draw_nodes(count // 2, length, generator, antithetic=antithetic)
+        return torch.cat([wide, close + first - 1])
     if not antithetic:
         return torch.randint(1, T + 1, (count,), generator=generator)
     half = torch.randint(1, T + 1, ((count + 1) // 2,), generator=generator)

@@ -154,6 +154,18 @@ def test_labels_go_with_their_images_and_some_are_dropped():
     assert all(labels == () for _, _, labels in photographed(unconditional, images, 2))
 
 
+def test_half_of_each_batch_is_noised_within_the_focus():
+    config = dataclasses.replace(
+        CONFIG, classes=False, focus=(5, 7), images=100 * CONFIG.batch_size
+    )
+    state = TrainState.start(Camera(), config)
+    for _ in fit(state, data(), SCHEDULE, config):
+        pass
+    times = torch.stack([t for _, t, _ in state.net.shots])
+    assert set(times[:, 2:].flatten().tolist()) == {4, 5, 6}  # t = k - 1
+    assert len(set(times[:, :2].flatten().tolist())) == SCHEDULE.T
+
+
 # -- training -------------------------------------------------------------------------------------
 
 

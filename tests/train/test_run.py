@@ -395,6 +395,10 @@ def test_a_refusal_leaves_the_old_checkpoint(tmp_path, config, refuses):
         ({"label_dropout": 1.0}, r"label_dropout must be in \[0, 1\)"),
         ({"ema": -0.1}, r"ema must be in \[0, 1\)"),
         ({"beta_start": 0.9}, "β must rise"),
+        ({"focus": (3,)}, "focus must be the first and last of nodes"),
+        ({"focus": (9, 3)}, "focus must be"),
+        ({"focus": (0, 3)}, "focus must be"),
+        ({"T": 10, "focus": (3, 11)}, "focus must be the first and last of nodes 1..10"),
         ({"seed": -1}, "seed must not be negative"),
     ],
 )

@@ -65,6 +65,8 @@ class TrainConfig:
     """γ of the min-SNR weighting."""
     antithetic: bool = True
     """Draw noise levels in mirrored pairs."""
+    focus: tuple[int, ...] = ()
+    """First and last node of a range that half of the noise levels are drawn from."""
 
     # The optimisation.
     images: int = 600_000
@@ -107,7 +109,7 @@ class TrainConfig:
     """Write TensorBoard events too."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "attention"):
+        for name in ("channels", "attention", "focus"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check()
 
@@ -129,6 +131,10 @@ class TrainConfig:
             raise InputError(f"channels must name at least one resolution: {self.channels}")
         if not 0 < self.beta_start <= self.beta_end <= 1:
             raise InputError(f"β must rise within (0, 1]: {self.beta_start} to {self.beta_end}")
+        if self.focus and not (
+            len(self.focus) == 2 and 1 <= self.focus[0] <= self.focus[1] <= self.T
+        ):
+            raise InputError(f"focus must be the first and last of nodes 1..{self.T}: {self.focus}")
 
     @property
     def steps(self) -> int:

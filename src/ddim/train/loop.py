@@ -255,7 +255,9 @@ def _draw(
     # What is small is drawn on the CPU, the noise where it is used.
     generator = torch.Generator().manual_seed(derive(config.seed, 1, n))
     images = data.batch(indices)
-    k = draw_nodes(len(images), schedule.T, generator, antithetic=config.antithetic)
+    k = draw_nodes(
+        len(images), schedule.T, generator, antithetic=config.antithetic, focus=config.focus
+    )
     if config.flip:
         mirrored = torch.rand(len(images), generator=generator) < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
