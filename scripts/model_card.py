@@ -184,6 +184,8 @@ Made by `python scripts/model_card.py RUN --name {arguments.name} --output FOLDE
 
 ![samples](samples.png)
 
+{"The loss of the last run:" if runs[1:] else "The loss:"}
+
 ![loss](loss.png)
 
 ## Data

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import ddim
-from ddim.codec import Latents, codec_nodes, decode, encode, interpolate
+from ddim.codec import codec_nodes, decode, encode
 from ddim.data import load_data
 from ddim.denoiser import Clipping
+from ddim.encoded import Latents, interpolate
 from ddim.errors import InputError
 from ddim.images import from_pixels
 from ddim.nets import UNet, UNetConfig
@@ -217,7 +218,7 @@ def _rewritten(path, change, *, seal):
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    from ddim.codec import _checksum
+    from ddim.encoded import _checksum
 
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()

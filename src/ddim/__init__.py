@@ -66,10 +66,8 @@ if TYPE_CHECKING:
     from ddim.checks import Finding as Finding
     from ddim.checks import calibration as calibration
     from ddim.checks import check_model as check_model
-    from ddim.codec import Latents as Latents
     from ddim.codec import decode as decode
     from ddim.codec import encode as encode
-    from ddim.codec import interpolate as interpolate
     from ddim.convergence import measured_order as measured_order
     from ddim.denoiser import Clip as Clip
     from ddim.denoiser import Clipping as Clipping
@@ -82,6 +80,8 @@ if TYPE_CHECKING:
     from ddim.discrete import DiscreteStep as DiscreteStep
     from ddim.discrete import discrete_loss as discrete_loss
     from ddim.discrete import sample_discrete as sample_discrete
+    from ddim.encoded import Latents as Latents
+    from ddim.encoded import interpolate as interpolate
     from ddim.errors import InputError as InputError
     from ddim.errors import RunError as RunError
     from ddim.export import Export as Export

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddim.codec import Latents
 from ddim.data import load_data
+from ddim.encoded import Latents
 
 
 @pytest.fixture

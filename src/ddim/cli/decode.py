@@ -51,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--output is a .png or .npz file, or a folder, not {output.name}")
     refuse_existing(output, force=options.force)
 
-    from ddim.codec import Latents, decode
+    from ddim.codec import decode
+    from ddim.encoded import Latents
     from ddim.images import to_pixels
 
     latents = Latents.load(options.latents)

@@ -19,7 +19,7 @@ from ddim.files import refuse_existing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddim.codec import Latents
+    from ddim.encoded import Latents
     from ddim.pipeline import Pipeline
 
 __all__ = ["InterpolateOptions", "main"]
@@ -82,7 +82,8 @@ def main(argv: Sequence[str]) -> int:
     refuse_existing(output, force=options.force)
 
     from ddim import images
-    from ddim.codec import Latents, decode, interpolate
+    from ddim.codec import decode
+    from ddim.encoded import Latents, interpolate
 
     start = time.perf_counter()
     if options.latents is not None:
@@ -135,7 +136,8 @@ def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
     """Latents of the images that are named, in their order."""
     import torch
 
-    from ddim.codec import Latents, codec_nodes, encode
+    from ddim.codec import codec_nodes, encode
+    from ddim.encoded import Latents
     from ddim.generate import default_tile
     from ddim.latent import CODECS
     from ddim.noise import Noise
