@@ -61,8 +61,11 @@ def main() -> None:
     print(report)
     model.save(arguments.output)
     ddim.save_image(arguments.output / "samples.png", images[:100], columns=10)
-    plot_loss(arguments.run / "metrics.jsonl", arguments.output / "loss.png")
-    card = write_card(model, report, arguments, history(arguments.run))
+    runs = history(arguments.run)
+    plot_loss(
+        [*(Path(run.init or "") for run in runs[1:]), arguments.run], arguments.output / "loss.png"
+    )
+    card = write_card(model, report, arguments, runs)
     write_bytes(arguments.output / "README.md", card.encode())
 
 
@@ -111,11 +114,16 @@ def command(preset: str, config: TrainConfig) -> str:
     return " ".join([*words, f"--threads {config.threads}"])
 
 
-def plot_loss(metrics: Path, output: Path) -> None:
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+def plot_loss(folders: Sequence[Path], output: Path) -> None:
+    """The loss of the runs, one after the other; what it weighs may differ from run to run."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    axes.semilogy([line["images"] for line in lines], [line["loss"] for line in lines], lw=0.8)
+    before = 0
+    for folder in folders:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        images = [before + line["images"] for line in lines]
+        axes.semilogy(images, [line["loss"] for line in lines], lw=0.8)
+        before = images[-1]
     axes.set(xlabel="training images seen", ylabel="loss", ylim=(None, 0.1))
     figure.savefig(output, dpi=110)
 
@@ -183,8 +191,6 @@ classifier in `ddim/models/lenet`:
 Made by `python scripts/model_card.py RUN --name {arguments.name} --output FOLDER`.
 
 ![samples](samples.png)
-
-{"The loss of the last run:" if runs[1:] else "The loss:"}
 
 ![loss](loss.png)
 
