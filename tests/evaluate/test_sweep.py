@@ -163,6 +163,26 @@ def test_plans(pipeline, refuses):
     assert cells[0].tableau(pipeline).method == "calibrated dpmpp"
 
 
+def test_a_new_calibration_is_measured_anew(pipeline, reference, tmp_path):
+    def measured(nodes, method):
+        found = Calibration(
+            CalibratedSampler(nodes, method), {}, (12, 0), np.array([0.5]), (12, 0), (1, 1, 1)
+        )
+        write_calibration(pipeline.calibration, pipeline.identity, pipeline.schedule, found, {})
+        made = sweep(
+            pipeline, tmp_path / "sweep", reference, plan_cells(pipeline, [3], nodes=["calibrated"])
+        )
+        left = made.work()
+        return left, finished(made)[0].fd
+
+    first = measured((12, 6, 3, 0), "ddim")
+    second = measured((12, 9, 2, 0), "ddim")
+    third = measured((12, 9, 2, 0), "dpmpp")
+    assert first[0] == second[0] == third[0] == 2 * N * 3
+    assert len({first[1], second[1], third[1]}) == 3
+    assert measured((12, 6, 3, 0), "ddim") == (0, first[1])
+
+
 def test_bad_numbers(pipeline, reference, tmp_path, refuses):
     cells = plan_cells(pipeline, [2])
     for options, match in (

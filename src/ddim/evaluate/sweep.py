@@ -8,6 +8,7 @@ killed at any moment goes on where it was.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -248,11 +249,17 @@ class Sweep:
 
     # -- files ----------------------------------------------------------------------------------
 
+    def _cell(self, cell: Cell) -> Path:
+        # A model can be calibrated anew: the rows then differ where the name does not.
+        rows = repr(self.tableaux[cell].rows).encode()
+        mark = f"-{hashlib.sha256(rows).hexdigest()[:8]}" if cell.nodes == "calibrated" else ""
+        return self.folder / "cells" / (cell.key + mark)
+
     def _path(self, cell: Cell, seed: int) -> Path:
-        return self.folder / "cells" / cell.key / f"seed-{seed}.safetensors"
+        return self._cell(cell) / f"seed-{seed}.safetensors"
 
     def _first_path(self, cell: Cell) -> Path:
-        return self.folder / "cells" / cell.key / "first.safetensors"
+        return self._cell(cell) / "first.safetensors"
 
     def _teacher_path(self) -> Path:
         return self.folder / f"teacher-{self.seeds[0]}-{self.teacher}.safetensors"
