@@ -250,10 +250,12 @@ class Sweep:
     # -- files ----------------------------------------------------------------------------------
 
     def _cell(self, cell: Cell) -> Path:
-        # A model can be calibrated anew: the rows then differ where the name does not.
-        rows = repr(self.tableaux[cell].rows).encode()
-        mark = f"-{hashlib.sha256(rows).hexdigest()[:8]}" if cell.nodes == "calibrated" else ""
-        return self.folder / "cells" / (cell.key + mark)
+        name = cell.key
+        if cell.nodes == "calibrated" or cell.method == "analytic":
+            # A model can be calibrated anew: the rows then differ where the name does not.
+            rows = repr(self.tableaux[cell].rows)
+            name += f"-{hashlib.sha256(rows.encode()).hexdigest()[:8]}"
+        return self.folder / "cells" / name
 
     def _path(self, cell: Cell, seed: int) -> Path:
         return self._cell(cell) / f"seed-{seed}.safetensors"
