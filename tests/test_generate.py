@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 import weakref
@@ -143,6 +144,16 @@ def test_position_does_not_matter_either_where_vectors_end_within_an_image(tile)
     model = dataclasses.replace(PLAIN, net=net, shape=(1, 7, 7))
     expected = draw(model, range(2 * tile), tile=tile)
     assert same_bits(draw(model, range(2 * tile - 1, -1, -1), tile=tile), expected)
+
+
+@KINDS
+@pytest.mark.parametrize("tile", [3, 8])
+def test_position_and_batch_do_not_change_the_bits_in_bfloat16(model, guidance, tile):
+    model = dataclasses.replace(model, net=copy.deepcopy(model.net)).to(dtype=torch.bfloat16)
+    expected = draw(model, range(11), guidance=guidance, tile=tile)
+    assert next(iter(expected.values())).dtype is torch.float32
+    for indices in (range(10, -1, -1), [7], [9, 2, 5, 0]):
+        assert same_bits(draw(model, indices, guidance=guidance, tile=tile), expected)
 
 
 @KINDS

@@ -13,6 +13,7 @@ from ddim.denoiser import Clipping
 from ddim.generate import sample
 from ddim.nets import UNet, UNetConfig
 from ddim.pipeline import Pipeline, load, shipped
+from ddim.sampler import make_sampler
 from ddim.schedule import Schedule
 from ddim.target import Target
 from ddim.train.config import TrainConfig
@@ -253,6 +254,17 @@ def test_moving_and_precision(tmp_path):
     double = loaded.to(dtype=torch.float64)
     assert next(double.net.parameters()).dtype == torch.float64
     assert double.schedule is loaded.schedule
+
+
+def test_in_bfloat16_a_model_keeps_its_identity_and_its_calibration():
+    model = load("mnist")
+    identity = model.identity
+    rounded = load("mnist").to(dtype=torch.bfloat16)
+    weights = [p for p in rounded.net.parameters() if p.ndim == 4]
+    assert weights[0].dtype is torch.bfloat16
+    assert all(w.is_contiguous() for w in weights)
+    assert rounded.identity == rounded.to("cpu").identity == identity
+    assert make_sampler(rounded, "calibrated", 5) == make_sampler(model, "calibrated", 5)
 
 
 def test_labels_and_guidance_that_do_not_fit_the_model(refuses):

@@ -73,6 +73,20 @@ def test_more_cells_and_other_numbers(ddim, fails, arguments):
     assert ddim(*arguments, "--output", "out", "-n", 13, "--force").status == 0
 
 
+def test_the_network_in_bfloat16(ddim, fails, arguments):
+    answer = ddim(*arguments, "--output", "low", "--dtype", "bfloat16", "--json")
+    low = json.loads(answer.out)
+    assert "--dtype bfloat16" in low["facts"]["command"]
+    assert "network in bfloat16" in low["facts"]["run on"]
+    high = json.loads(ddim(*arguments, "--output", "high", "--json").out)
+    assert "network in float32" in high["facts"]["run on"]
+    pairs = [
+        (a["mine-FD"], b["mine-FD"]) for a, b in zip(low["rows"], high["rows"], strict=True)
+    ]
+    assert all(0 < abs(a - b) < 0.05 * b for a, b in pairs), pairs
+    fails(2, "begun with dtype = bfloat16, not float32", *arguments, "--output", "low")
+
+
 def test_a_dry_run_says_what_there_is_to_do(ddim, arguments):
     answer = ddim(*arguments, "--output", "out", "--dry-run")
     assert answer.status == 0
@@ -201,6 +215,10 @@ def test_bad_input(fails, arguments, flags, match):
 )
 def test_bits_of_too_few_or_too_many(fails, arguments, splits, count, match):
     fails(2, match, *arguments, "--data", splits, "--bits", count, "--output", "out")
+
+
+def test_bits_need_single_precision(fails, arguments):
+    fails(2, "needs the network in float32", *arguments, "--bits", 4, "--dtype", "bfloat16")
 
 
 def test_bits_need_real_images(fails, arguments, noise_data):

@@ -132,6 +132,16 @@ def test_double_precision(ddim, tiny, tmp_path):
     assert (found - images.grid(expected(tiny, 2)).int()).abs().max() <= 1
 
 
+def test_the_network_in_bfloat16(ddim, tiny, tmp_path):
+    answer = ddim("sample", "--model", tiny, "-n", 2, "--dtype", "bfloat16", *FAST)
+    assert answer.status == 0
+    assert answer.out.endswith("in bfloat16\n")
+    found = pixels(tmp_path / "samples.png").int()
+    difference = (found - images.grid(expected(tiny, 2)).int()).abs()
+    assert 0 < difference.max() <= 12
+    assert difference.float().mean() < 1
+
+
 def test_json_is_on_stdout_and_progress_on_stderr(ddim, conditional):
     fast = [a for a in FAST if a != "--quiet"]
     answer = ddim("sample", "--model", conditional, "-n", 9, "--guidance", 2, "--json", *fast)
@@ -145,6 +155,7 @@ def test_json_is_on_stdout_and_progress_on_stderr(ddim, conditional):
         "steps": 3,
         "network_calls": 6,
         "tile": 8,
+        "dtype": "float32",
     }
     assert "6/6" in answer.err
 

@@ -39,7 +39,7 @@ class CalibrateOptions(RunOptions):
     """A shipped model's name, a model folder, a training run, a checkpoint of any known kind."""
     calls: tuple[int, ...] = (10,)
     """Network calls to calibrate for, one or more numbers."""
-    latents: int = 24
+    latents: int = 64
     """Latents to fit to; as many again choose, and twice as many are reported on."""
     weights: bool = True
     """Fit weights on the last outputs too."""

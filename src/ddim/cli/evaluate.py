@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -58,6 +58,8 @@ class EvaluateOptions(RunOptions, ReferenceOptions):
     """Images of each cell and seed."""
     seeds: tuple[str, ...] = ("0",)
     """Seeds of the noise; with several, means and standard deviations are shown."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the network; the states are float32."""
     teacher: int = 16
     """On how many images solver error is measured, against the model's own solution; 0 for none."""
     bits: int = 0
@@ -86,6 +88,9 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--bits must not be negative: {options.bits}")
     if options.bits and not options.data:
         raise InputError("--bits is of real test images: give --data")
+    if options.bits and options.dtype != "float32":
+        # A path's density is a difference of two outputs that are nearly the same.
+        raise InputError(f"--bits needs the network in float32, not in {options.dtype}")
     if min(seeds) < 0:
         raise InputError(f"--seeds must not be negative: {min(seeds)}")
     if options.inception and options.features:
@@ -106,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
     from ddim.evaluate.sweep import Sweep
     from ddim.generate import default_tile
 
-    pipeline = open_model(options.model, options)
+    pipeline = open_model(options.model, options, options.dtype)
     tile = options.tile or default_tile(pipeline.shape, pipeline.device)
     cells = plan_cells(pipeline, steps, etas, _listed(options.methods), _listed(options.nodes))
     extractor = _extractor(options, pipeline)
@@ -287,6 +292,7 @@ def _facts(
         "reference": f"{sweep.reference.data}, {sweep.reference.count:,} images",
         "features": f"{sweep.extractor.identity.name}, {sweep.extractor.identity.width} numbers",
         "run on": f"{pipeline.device.type}, {torch.get_num_threads()} threads, tile {tile}, "
+        f"network in {options.dtype}, "
         f"ddim {__version__}, torch {torch.__version__}",
     }
 

@@ -64,8 +64,8 @@ class SampleOptions(SamplerOptions):
     """Images in one network call; it decides the last bits. 1 is the mode of lowest latency."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Precision of the network and of the states."""
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Precision of the network, and of the states where it is not bfloat16: theirs is float32."""
     threads: int | None = None
     """CPU threads."""
     resume: bool = False
@@ -107,8 +107,9 @@ def main(argv: Sequence[str]) -> int:
     from ddim.train.run import pick_device, set_threads
 
     set_threads(options.threads)
-    dtype = getattr(torch, options.dtype)
-    pipeline = load(options.model, device=pick_device(options.device)).to(dtype=dtype)
+    precision = getattr(torch, options.dtype)
+    dtype = torch.promote_types(precision, torch.float32)
+    pipeline = load(options.model, device=pick_device(options.device)).to(dtype=precision)
     nodes, tableau = make_sampler(options, pipeline, 50, options.strength)
     given, mask = _edited(options, pipeline)
     tile = default_tile(pipeline.shape, pipeline.device) if options.tile is None else options.tile
@@ -166,6 +167,7 @@ def main(argv: Sequence[str]) -> int:
         "network_calls": calls,
         "seconds": round(seconds, 3),
         "tile": tile,
+        "dtype": options.dtype,
     }
     if options.json:
         print_json(facts)
@@ -173,6 +175,7 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"{output}: {options.n} images by {tableau.method} in {steps}, "
             f"{calls} network calls each, {seconds:.1f} s"
+            + ("" if options.dtype == "float32" else f", in {options.dtype}")
         )
     return 0
 

@@ -131,6 +131,7 @@ class Sweep:
             "tile": self.tile,
             "threads": torch.get_num_threads(),
             "device": self.pipeline.device.type,
+            "dtype": str(next(self.pipeline.net.parameters()).dtype).removeprefix("torch."),
             "extractor": dataclasses.asdict(self.extractor.identity),
         }
 
