@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import io
-import json
-import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ddim.cli.files import make_figure
 from ddim.cli.options import parse
 from ddim.cli.reference import ReferenceOptions, held_out, real_images
 from ddim.cli.report import print_json, record, table
 from ddim.cli.sampler import RunOptions, open_model
+from ddim.cli.sweep_report import sweep_facts, write_sweep
 from ddim.errors import InputError
-from ddim.files import refuse_existing, write_bytes, write_json
+from ddim.files import refuse_existing
 
 if TYPE_CHECKING:
     from ddim.evaluate import BitsPerDimension, Extractor
@@ -138,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     sweep.begin()
     record(output, "evaluate", options.resolved(tile=tile), model=pipeline.name)
-    facts = _facts(options, pipeline, sweep, tile)
+    facts = sweep_facts(options, sweep)
     if not options.quiet and (sweep.work() or (density is not None and density.left)):
         print(_ahead(sweep, density, pipeline, tile), file=sys.stderr)
     bits = None
@@ -148,9 +145,9 @@ def main(argv: Sequence[str]) -> int:
         facts[BITS] = str(density)
     left = sweep.work()
     if left:
-        _run(sweep, left, options.quiet, lambda: _write(output, sweep, facts, notes, bits))
+        _run(sweep, left, options.quiet, lambda: write_sweep(output, sweep, facts, notes, bits))
     results = sweep.results()
-    document = _write(output, sweep, facts, notes, bits)
+    document = write_sweep(output, sweep, facts, notes, bits)
     if options.json:
         print_json(document)
         return 0
@@ -266,95 +263,3 @@ def _ahead(sweep: Sweep, density: BitsPerDimension | None, pipeline: Pipeline, t
     if density is not None:
         count += f", bits of {density.count:,}"
     return f"{count}: {calls:,} network calls{flops}; about {hours:.2g} hours here"
-
-
-def _facts(
-    options: EvaluateOptions, pipeline: Pipeline, sweep: Sweep, tile: int
-) -> dict[str, object]:
-    import torch
-
-    from ddim import __version__
-
-    words = ["ddim", "evaluate"]
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if field.name in ("force", "json", "quiet", "dry_run") or value == field.default:
-            continue
-        shown = ",".join(value) if isinstance(value, tuple) else str(value)
-        words += [f"--{field.name.replace('_', '-')}" if field.name != "n" else "-n", shown]
-    return {
-        "command": shlex.join(words),
-        "model": f"{pipeline.name} ({pipeline.identity[:12]})",
-        "parameters": f"{sum(p.numel() for p in pipeline.net.parameters()):,}",
-        "schedule": str(pipeline.schedule),
-        "images a cell and seed": f"{sweep.n:,}",
-        "seeds": ", ".join(map(str, sweep.seeds)),
-        "reference": f"{sweep.reference.data}, {sweep.reference.count:,} images",
-        "features": f"{sweep.extractor.identity.name}, {sweep.extractor.identity.width} numbers",
-        "run on": f"{pipeline.device.type}, {torch.get_num_threads()} threads, tile {tile}, "
-        f"network in {options.dtype}, "
-        f"ddim {__version__}, torch {torch.__version__}",
-    }
-
-
-def _gathered(notes: Iterable[str]) -> list[str]:
-    """Notes of the form 'what: it', each 'it' once, with how many it is said of."""
-    said: dict[str, list[str]] = {}
-    for note in dict.fromkeys(notes):
-        what, colon, text = note.partition(": ")
-        said.setdefault(text if colon else note, []).append(what)
-    return [
-        f"{names[0]}: {text}" if len(names) == 1 else f"{len(names)} sets of images: {text}"
-        for text, names in said.items()
-    ]
-
-
-def _write(
-    output: Path,
-    sweep: Sweep,
-    facts: dict[str, object],
-    notes: Sequence[str],
-    bits: dict[str, dict[str, float]] | None,
-) -> dict[str, Any]:
-    """The report so far."""
-    import numpy as np
-
-    from ddim.evaluate import report
-
-    results = sweep.results()
-    if not results:
-        return {"facts": facts, "bits": bits, "rows": [], "notes": list(notes)}
-    every = [*notes, *_gathered(note for r in results for note in r.summary.notes)]
-    floor = results[0].summary.floor
-    document = {
-        "facts": facts,
-        "distance": results[0].summary.distance,
-        "floor": None if floor is None else dataclasses.asdict(floor),
-        "bits": bits,
-        "rows": [
-            {**row, "seeds": [dataclasses.asdict(one) for one in result.seeds]}
-            for row, result in zip(report.rows(results), results, strict=True)
-        ],
-        "notes": every,
-    }
-    write_json(output / "results.json", json.loads(json.dumps(document)))
-    write_bytes(output / "results.csv", report.csv_text(results).encode())
-    one = report.table_one(results)
-    text = (report.markdown(one) + "\n" if one else "") + report.markdown(report.compact(results))
-    write_bytes(output / "results.md", text.encode())
-    plotted = None
-    try:
-        figure = make_figure(11, 5)
-    except InputError as error:
-        every.append(f"There is no plot: {error}.")
-    else:
-        buffer = io.BytesIO()
-        # The ticks of a logarithmic axis around a single point divide by its length, 0.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            report.plot(figure, results)
-            figure.savefig(buffer, format="png", dpi=110)
-        plotted = buffer.getvalue()
-        write_bytes(output / "quality.png", plotted)
-    page = report.html_report(f"Samplers of {sweep.pipeline.name}", facts, results, plotted, every)
-    write_bytes(output / "report.html", page.encode())
-    return document

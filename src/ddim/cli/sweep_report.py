@@ -1,0 +1,113 @@
+"""The files that ``ddim evaluate`` leaves in its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddim.cli.files import make_figure
+from ddim.cli.sampler import RunOptions
+from ddim.errors import InputError
+from ddim.files import write_bytes, write_json
+
+if TYPE_CHECKING:
+    from ddim.evaluate.sweep import Sweep
+
+__all__ = ["sweep_facts", "write_sweep"]
+
+
+def sweep_facts(options: RunOptions, sweep: Sweep) -> dict[str, object]:
+    """What was measured, of what, where and by which command."""
+    import torch
+
+    from ddim import __version__
+
+    pipeline = sweep.pipeline
+    dtype = str(next(pipeline.net.parameters()).dtype).removeprefix("torch.")
+    words = ["ddim", "evaluate"]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in ("force", "json", "quiet", "dry_run") or value == field.default:
+            continue
+        shown = ",".join(value) if isinstance(value, tuple) else str(value)
+        words += [f"--{field.name.replace('_', '-')}" if field.name != "n" else "-n", shown]
+    return {
+        "command": shlex.join(words),
+        "model": f"{pipeline.name} ({pipeline.identity[:12]})",
+        "parameters": f"{sum(p.numel() for p in pipeline.net.parameters()):,}",
+        "schedule": str(pipeline.schedule),
+        "images a cell and seed": f"{sweep.n:,}",
+        "seeds": ", ".join(map(str, sweep.seeds)),
+        "reference": f"{sweep.reference.data}, {sweep.reference.count:,} images",
+        "features": f"{sweep.extractor.identity.name}, {sweep.extractor.identity.width} numbers",
+        "run on": f"{pipeline.device.type}, {torch.get_num_threads()} threads, tile {sweep.tile}, "
+        f"network in {dtype}, ddim {__version__}, torch {torch.__version__}",
+    }
+
+
+def _gathered(notes: Iterable[str]) -> list[str]:
+    """Notes of the form 'what: it', each 'it' once, with how many it is said of."""
+    said: dict[str, list[str]] = {}
+    for note in dict.fromkeys(notes):
+        what, colon, text = note.partition(": ")
+        said.setdefault(text if colon else note, []).append(what)
+    return [
+        f"{names[0]}: {text}" if len(names) == 1 else f"{len(names)} sets of images: {text}"
+        for text, names in said.items()
+    ]
+
+
+def write_sweep(
+    output: Path,
+    sweep: Sweep,
+    facts: dict[str, object],
+    notes: Sequence[str],
+    bits: dict[str, dict[str, float]] | None,
+) -> dict[str, Any]:
+    """Write the tables, the plot and the page of the cells that are done; returns the JSON."""
+    import numpy as np
+
+    from ddim.evaluate import report
+
+    results = sweep.results()
+    if not results:
+        return {"facts": facts, "bits": bits, "rows": [], "notes": list(notes)}
+    every = [*notes, *_gathered(note for r in results for note in r.summary.notes)]
+    floor = results[0].summary.floor
+    document = {
+        "facts": facts,
+        "distance": results[0].summary.distance,
+        "floor": None if floor is None else dataclasses.asdict(floor),
+        "bits": bits,
+        "rows": [
+            {**row, "seeds": [dataclasses.asdict(one) for one in result.seeds]}
+            for row, result in zip(report.rows(results), results, strict=True)
+        ],
+        "notes": every,
+    }
+    write_json(output / "results.json", json.loads(json.dumps(document)))
+    write_bytes(output / "results.csv", report.csv_text(results).encode())
+    one = report.table_one(results)
+    text = (report.markdown(one) + "\n" if one else "") + report.markdown(report.compact(results))
+    write_bytes(output / "results.md", text.encode())
+    plotted = None
+    try:
+        figure = make_figure(11, 5)
+    except InputError as error:
+        every.append(f"There is no plot: {error}.")
+    else:
+        buffer = io.BytesIO()
+        # The ticks of a logarithmic axis around a single point divide by its length, 0.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            report.plot(figure, results)
+            figure.savefig(buffer, format="png", dpi=110)
+        plotted = buffer.getvalue()
+        write_bytes(output / "quality.png", plotted)
+    page = report.html_report(f"Samplers of {sweep.pipeline.name}", facts, results, plotted, every)
+    write_bytes(output / "report.html", page.encode())
+    return document
