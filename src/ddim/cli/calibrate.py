@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ddim.cli.options import parse
-from ddim.cli.report import print_json, table
+from ddim.cli.report import meter, print_json, table
 from ddim.cli.sampler import RunOptions, open_model
 from ddim.errors import InputError
 
@@ -61,8 +61,6 @@ def main(argv: Sequence[str]) -> int:
     if not options.calls:
         raise InputError("--calls needs a number at least")
 
-    from tqdm import tqdm
-
     from ddim.calibrate import calibrate
     from ddim.checkpoints import read_calibration, write_calibration
     from ddim.trajectory import follow
@@ -87,12 +85,12 @@ def main(argv: Sequence[str]) -> int:
         for part in (range(n), range(n, 2 * n), range(2 * n, 4 * n))
     ]
     start, work, found = time.perf_counter(), 0, {}
-    with tqdm(unit=" calls", unit_scale=True, disable=options.quiet, desc="teacher") as progress:
+    with meter(quiet=options.quiet, unit=" calls", unit_scale=True, desc="teacher") as progress:
 
         def watch(stage: str, done: int) -> None:
             nonlocal work
             work += done
-            progress.set_description(stage, refresh=False)
+            progress.set_description_str(stage, refresh=False)
             progress.update(done)
 
         teachers = [

@@ -15,7 +15,7 @@ import tyro
 
 from ddim.cli.options import parse
 from ddim.cli.reference import ReferenceOptions, held_out, real_images
-from ddim.cli.report import print_json, record, table
+from ddim.cli.report import meter, print_json, record, table
 from ddim.cli.sampler import RunOptions, open_model
 from ddim.cli.sweep_report import sweep_facts, write_sweep
 from ddim.errors import InputError
@@ -208,11 +208,7 @@ def _extractor(options: EvaluateOptions, pipeline: Pipeline) -> Extractor:
 
 
 def _run(sweep: Sweep, left: int, quiet: bool, write) -> None:
-    from tqdm import tqdm
-
-    with tqdm(
-        total=left, unit=" calls", unit_scale=True, disable=quiet, file=sys.stderr
-    ) as progress:
+    with meter(quiet=quiet, total=left, unit=" calls", unit_scale=True) as progress:
         before = None
         for cell, calls in sweep.run():
             if cell != before and before is not None:
@@ -223,11 +219,7 @@ def _run(sweep: Sweep, left: int, quiet: bool, write) -> None:
 
 
 def _measure_bits(density: BitsPerDimension, quiet: bool) -> None:
-    from tqdm import tqdm
-
-    with tqdm(
-        total=density.left, desc="bits", unit=" images", disable=quiet, file=sys.stderr
-    ) as progress:
+    with meter(quiet=quiet, total=density.left, desc="bits", unit=" images") as progress:
         for done in density.run():
             progress.update(done)
 

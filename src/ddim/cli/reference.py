@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddim.cli.report import meter
 from ddim.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,8 +101,6 @@ def _kept(
     path: Path, extractor: Extractor, data, indices, name: str, options: EvaluateOptions
 ) -> Statistics:
     """Statistics of real images: read, or measured and written (not by a dry run)."""
-    from tqdm import tqdm
-
     from ddim.evaluate import Statistics, collect_data
 
     if path.exists():
@@ -111,9 +109,7 @@ def _kept(
             return found
         raise InputError(f"{path} holds {found.data}, not {name}: give another --output")
     total = len(data) if indices is None else len(indices)
-    with tqdm(
-        total=total, desc=name, unit=" images", disable=options.quiet, file=sys.stderr
-    ) as progress:
+    with meter(quiet=options.quiet, total=total, desc=name, unit=" images") as progress:
         found = collect_data(extractor, data, indices, data=name, watch=progress.update)
     if not options.dry_run:
         found.save(path)

@@ -8,13 +8,16 @@ import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddim import __version__
 from ddim.cli.options import to_toml
 from ddim.files import write_bytes
 
-__all__ = ["bar", "print_json", "record", "table"]
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+__all__ = ["bar", "meter", "print_json", "record", "table"]
 
 T = TypeVar("T")
 
@@ -22,12 +25,21 @@ T = TypeVar("T")
 def bar(
     items: Iterable[T], total: int, label: str, *, quiet: bool, unit: str = "step"
 ) -> Iterator[T]:
-    """A progress bar on stderr."""
+    """A progress bar on stderr, over the items."""
+    return iter(meter(quiet=quiet, iterable=items, total=total, desc=label, unit=unit))
+
+
+def meter(*, quiet: bool, **settings: Any) -> tqdm:
+    """A progress bar on stderr; where that is a file it speaks every ten seconds only.
+
+    Args:
+        quiet: none at all.
+        settings: tqdm's own.
+    """
     from tqdm import tqdm
 
-    return iter(
-        tqdm(items, total=total, desc=label, unit=unit, disable=quiet, file=sys.stderr, leave=True)
-    )
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(disable=quiet, file=sys.stderr, mininterval=interval, **settings)
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddim.cli.options import parse
-from ddim.cli.report import print_json, record
+from ddim.cli.report import meter, print_json, record
 from ddim.errors import InputError
 from ddim.files import refuse_existing
 from ddim.train.config import PRESETS, TrainConfig
@@ -128,16 +128,13 @@ def _resumed(argv: list[str], preset: str | None, options: TrainOptions) -> Trai
 
 
 def _bar(run, steps: Iterator, quiet: bool) -> Iterator:
-    from tqdm import tqdm
-
     size, total = run.config.batch_size, run.config.steps
-    progress = tqdm(
+    progress = meter(
+        quiet=quiet,
         total=total * size,
         initial=run.state.step * size,
         unit=" images",
         unit_scale=True,
-        disable=quiet,
-        file=sys.stderr,
     )
     with progress:
         for step in steps:
