@@ -80,9 +80,7 @@ def test_the_network_in_bfloat16(ddim, fails, arguments):
     assert "network in bfloat16" in low["facts"]["run on"]
     high = json.loads(ddim(*arguments, "--output", "high", "--json").out)
     assert "network in float32" in high["facts"]["run on"]
-    pairs = [
-        (a["mine-FD"], b["mine-FD"]) for a, b in zip(low["rows"], high["rows"], strict=True)
-    ]
+    pairs = [(a["mine-FD"], b["mine-FD"]) for a, b in zip(low["rows"], high["rows"], strict=True)]
     assert all(0 < abs(a - b) < 0.05 * b for a, b in pairs), pairs
     fails(2, "begun with dtype = bfloat16, not float32", *arguments, "--output", "low")
 
