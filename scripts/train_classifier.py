@@ -2,8 +2,9 @@
 
     python scripts/train_classifier.py --data FOLDER
 
-FOLDER holds the four IDX files of MNIST. The same seed, threads, machine and build of torch give
-the same files, byte for byte.
+FOLDER holds the four IDX files of MNIST, or of Fashion-MNIST or other images of that format, whose
+classifier goes elsewhere (--output) and is used by ``ddim evaluate --features``. The same seed,
+threads, machine and build of torch give the same files, byte for byte.
 """
 
 from __future__ import annotations

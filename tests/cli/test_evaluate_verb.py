@@ -1,6 +1,7 @@
 """``ddim evaluate`` and ``ddim calibrate``."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from ddim.data import ArrayData, load_data
 from ddim.evaluate import BitsPerDimension, Extractor, Identity, elbo, ode_bits
+from ddim.evaluate.lenet import LENET_FOLDER
 from ddim.images import from_pixels
 from ddim.nodes import make_nodes
 from ddim.pipeline import load
@@ -193,7 +195,7 @@ def test_an_interruption_before_the_first_cell_leaves_nothing_in_the_way(
         (["--steps", 0], "number of steps must be from 1 to T = 20, not 0"),
         (["--methods", "ddmi"], "unknown method 'ddmi'"),
         (["--nodes", "calibrated"], "has no calibration"),
-        (["--features", "nothing"], "--features is MODULE:NAME, not 'nothing'"),
+        (["--features", "nothing"], "--features is MODULE:NAME or a folder, not 'nothing'"),
         (["--features", "no_such_module:x"], "no_such_module:x: No module named"),
         (["--features", f"{FEATURES}:number"], "is no ddim.evaluate.Extractor"),
         (["--features", f"{FEATURES}:nothing"], "is no ddim.evaluate.Extractor"),
@@ -255,10 +257,17 @@ def test_the_shipped_model_and_features(ddim):
     assert document["rows"][0]["chi2"] != ""
 
 
+def test_the_classifier_of_a_folder(ddim, tmp_path):
+    folder = shutil.copytree(LENET_FOLDER, tmp_path / "classifier")
+    flags = ("evaluate", "--steps", 1, "-n", 4, "--teacher", 0, "--tile", 4, "--quiet", "--json")
+    shipped = ddim(*flags, "--output", "shipped")
+    found = ddim(*flags, "--output", "found", "--features", folder)
+    distances = [json.loads(answer.out)["rows"][0]["LeNet-FD"] for answer in (shipped, found)]
+    assert distances[0] == distances[1] > 0
+
+
 @pytest.fixture
 def copy(tiny, tmp_path):
-    import shutil
-
     return Path(shutil.copytree(tiny, tmp_path / "copy"))
 
 

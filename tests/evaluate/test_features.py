@@ -3,7 +3,9 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from ddim.errors import InputError
 from ddim.evaluate import Extractor, Identity, features, inception_extractor, lenet_extractor
 from ddim.evaluate.lenet import extract, load_lenet
 from ddim.images import from_pixels, to_pixels
@@ -51,6 +53,29 @@ class TestLeNet:
         x = images(4) * 1.2
         saved = from_pixels(to_pixels(x))
         np.testing.assert_array_equal(lenet_extractor()(x)[0], lenet_extractor()(saved)[0])
+
+    def test_one_of_another_folder(self, tmp_path):
+        other = load_lenet()
+        with torch.no_grad():
+            other.head.bias[3] += 50
+        save_file(other.state_dict(), tmp_path / "model.safetensors")
+        x = images(3)
+        found, probabilities = lenet_extractor(folder=tmp_path)(x)
+        np.testing.assert_array_equal(found, lenet_extractor()(x)[0])
+        assert probabilities.argmax(1).tolist() == [3, 3, 3]
+        assert lenet_extractor(folder=tmp_path).identity.difference(lenet_extractor().identity)
+
+    @pytest.mark.parametrize("contents", [None, b"", b"not tensors at all"])
+    def test_a_folder_without_one(self, tmp_path, contents):
+        if contents is not None:
+            (tmp_path / "model.safetensors").write_bytes(contents)
+        with pytest.raises(InputError, match="is no classifier that"):
+            lenet_extractor(folder=tmp_path)
+
+    def test_tensors_of_another_network(self, tmp_path):
+        save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors")
+        with pytest.raises(InputError, match="is no classifier that"):
+            lenet_extractor(folder=tmp_path)
 
     def test_its_distance_is_never_called_fid(self):
         assert lenet_extractor().identity.distance == "LeNet-FD"

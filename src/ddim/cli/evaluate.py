@@ -64,7 +64,8 @@ class EvaluateOptions(RunOptions, ReferenceOptions):
     inception: str | None = None
     """The published inception-2015-12-05.pt: measure the FID."""
     features: str | None = None
-    """Your own features, as MODULE:NAME of an Extractor or of a function that returns one."""
+    """Your own features: MODULE:NAME of an Extractor or of a function that returns one, or the
+    folder of a classifier that scripts/train_classifier.py trained."""
     dry_run: bool = False
     """Say what there is to do, and do nothing."""
     output: str = "evaluation"
@@ -183,10 +184,12 @@ def _extractor(options: EvaluateOptions, pipeline: Pipeline) -> Extractor:
 
     if options.inception:
         return inception_extractor(options.inception, pipeline.device)
+    if options.features and Path(options.features).is_dir():
+        return lenet_extractor(pipeline.device, options.features)
     if options.features:
         module, colon, name = options.features.partition(":")
         if not colon:
-            raise InputError(f"--features is MODULE:NAME, not {options.features!r}")
+            raise InputError(f"--features is MODULE:NAME or a folder, not {options.features!r}")
         sys.path.insert(0, str(Path.cwd()))
         try:
             found = getattr(importlib.import_module(module), name)

@@ -131,16 +131,25 @@ class Extractor:
         return features.cpu().float().numpy(), seen
 
 
-def lenet_extractor(device: torch.device | str = "cpu") -> Extractor:
-    """The shipped digit classifier: 64 features, 10 classes, images (N, 1, 28, 28).
+def lenet_extractor(
+    device: torch.device | str = "cpu", folder: Path | str = LENET_FOLDER
+) -> Extractor:
+    """The shipped digit classifier, or another: 64 features, 10 classes, images (N, 1, 28, 28).
 
     Images are rounded to 8 bits first, so that a set measures the same before and after it is
     saved. The Fréchet distance on these features is LeNet-FD. It is never called FID: the two
     differ in scale and in what they see.
+
+    Args:
+        device: where it runs.
+        folder: what ``scripts/train_classifier.py --output`` wrote, for other data than digits.
+
+    Raises:
+        InputError: There is no such classifier.
     """
-    model = load_lenet().to(device)
+    model = load_lenet(folder).to(device)
     identity = Identity(
-        "LeNet", LENET_PREPROCESSING, FEATURES, 10, digest(LENET_FOLDER / "model.safetensors")
+        "LeNet", LENET_PREPROCESSING, FEATURES, 10, digest(Path(folder) / "model.safetensors")
     )
 
     def function(images: Tensor) -> tuple[Tensor, Tensor]:

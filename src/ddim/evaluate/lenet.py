@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -84,10 +85,22 @@ def lenet_config() -> dict[str, Any]:
     return read_json(LENET_FOLDER / "config.json")
 
 
-def load_lenet() -> LeNet:
-    """The shipped classifier, on the CPU, in evaluation mode and without gradients."""
-    model = LeNet()
-    model.load_state_dict(load_file(LENET_FOLDER / "model.safetensors"))
+def load_lenet(folder: Path | str = LENET_FOLDER) -> LeNet:
+    """The classifier of a folder, on the CPU, in evaluation mode and without gradients.
+
+    Args:
+        folder: what ``scripts/train_classifier.py --output`` wrote; the shipped one if not given.
+
+    Raises:
+        InputError: There is no such classifier.
+    """
+    model, path = LeNet(), Path(folder) / "model.safetensors"
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError):
+        raise InputError(
+            f"{path} is no classifier that scripts/train_classifier.py wrote"
+        ) from None
     return model.eval().requires_grad_(False)
 
 
