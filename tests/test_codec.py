@@ -52,6 +52,14 @@ def test_exact_codecs(images, codec, dtype, worst):
     assert (decode(pipeline, latents) - images).abs().max() < worst
 
 
+def test_a_network_in_bfloat16_is_refused(images):
+    latents = encode(model(), images, steps=10)
+    rounded = model().to(dtype=torch.bfloat16)
+    for call in (lambda: encode(rounded, images, steps=10), lambda: decode(rounded, latents)):
+        with pytest.raises(InputError, match="m0 is in bfloat16, where images do not come back"):
+            call()
+
+
 def test_dropping_the_second_tensor_breaks_it(images):
     """Half of a pair is refused; another in its place does not lead back."""
     pipeline = model().to(dtype=torch.float64)

@@ -265,6 +265,7 @@ def test_in_bfloat16_a_model_keeps_its_identity_and_its_calibration():
     assert all(w.is_contiguous() for w in weights)
     assert rounded.identity == rounded.to("cpu").identity == identity
     assert make_sampler(rounded, "calibrated", 5) == make_sampler(model, "calibrated", 5)
+    assert rounded.to(dtype=torch.float32).identity != identity  # its weights stay rounded
 
 
 def test_labels_and_guidance_that_do_not_fit_the_model(refuses):

@@ -98,6 +98,7 @@ def encode(
         True
     """
     _refuse_clipping(pipeline, clip)
+    _refuse_rounded(pipeline)
     if dtype not in DTYPES.values():
         raise InputError(f"latents are float32 or float64, not {dtype}")
     check_images(pipeline, images, len(images))
@@ -159,6 +160,7 @@ def decode(
     changes: dict[str, Any] = {"labels": labels, "guidance": guidance, "tile": tile}
     changes = {key: value for key, value in changes.items() if value is not None}
     latents = dataclasses.replace(latents, **changes)
+    _refuse_rounded(pipeline)
     tableau = decoder(pipeline.schedule, nodes, latents.codec)
     label = f"{latents.codec} decode"
     return _run(pipeline, tableau, latents, latents.tensors, latents.dtype, progress, label)[0]
@@ -175,6 +177,14 @@ def _refuse_clipping(pipeline: Pipeline, clip: bool | None) -> None:
         raise InputError(
             f"clipping x0{by}, cannot be undone: many states lead to one image; switch it off "
             "(--clip False, or clip=False)"
+        )
+
+
+def _refuse_rounded(pipeline: Pipeline) -> None:
+    if next(pipeline.net.parameters()).dtype is torch.bfloat16:
+        raise InputError(
+            f"{pipeline.name} is in bfloat16, where images do not come back from their latents: "
+            "load it anew, in float32 or float64"
         )
 
 

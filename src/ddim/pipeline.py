@@ -89,15 +89,15 @@ class Pipeline:
     ) -> Pipeline:
         """The same model elsewhere, or in another precision; the network itself is moved.
 
-        In bfloat16 the weights lose digits, and it is still the same model: it keeps its identity,
-        and with it the calibration that was made for it.
+        While it is in bfloat16 a model keeps its identity, and with it the calibration that was
+        made for it. Brought back from there its weights are rounded ones, and it is another model.
         """
-        before = next(self.net.parameters()).dtype
-        identity = self.identity if torch.bfloat16 in (before, dtype) else None
+        low = (dtype or next(self.net.parameters()).dtype) is torch.bfloat16
+        identity = self.identity if low else None
         moved = dataclasses.replace(self, net=self.net.to(device=device, dtype=dtype))
-        if identity is not None:
+        if low:
             moved.__dict__["identity"] = identity  # where cached_property looks for it
-        if dtype is torch.bfloat16 and moved.device.type == "cpu":
+        if low and moved.device.type == "cpu":
             # There torch's bfloat16 group norm is 20 times slower in channels_last, which costs
             # more than the convolutions gain by it.
             moved.net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
