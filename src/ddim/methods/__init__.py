@@ -12,9 +12,10 @@ from collections.abc import Callable
 from ddim.errors import InputError, unknown
 from ddim.methods.compat import COMPAT_METHODS
 from ddim.methods.ddim import ddim, ddpm
-from ddim.methods.multistep import deis, dpmpp, gradient_estimation, plms, sde_dpmpp, unipc
+from ddim.methods.multistep import deis, dpmpp, gradient_estimation, plms, sde_dpmpp
 from ddim.methods.reversible import bdia, edict, obelm
 from ddim.methods.singlestep import dpm2, dpm3, heun, probability_flow, restart
+from ddim.methods.unipc import unipc
 from ddim.nodes import Nodes
 from ddim.schedule import Schedule
 from ddim.tableau import Tableau

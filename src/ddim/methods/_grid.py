@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,12 @@ from ddim.nodes import Nodes
 from ddim.schedule import Level, Schedule
 from ddim.tableau import Row, State, Tableau, Terms
 
-__all__ = ["Grid", "integrals"]
+__all__ = ["Grid", "Histories", "check_order", "integrals", "weights_of"]
 
 Array = npt.NDArray[np.float64]
+
+Histories = npt.NDArray[np.intp]
+"""Histories of R steps: the nodes whose outputs each reads, the newest first, shape (R, J)."""
 
 FEW = 15
 """Below this many steps a method of order 3 ends with lower orders (Lu et al. 2022b, section 5)."""
@@ -35,6 +39,11 @@ class Grid:
     def __post_init__(self) -> None:
         if len(self.nodes) < 2:
             raise InputError("a sampler needs at least two nodes")
+
+    def must_fall(self, method: str) -> None:
+        """Refuse nodes that rise, for a method that has no inverse."""
+        if self.nodes[-1] > self.nodes[0]:
+            raise InputError(f"{method} runs from noise to data: its nodes must fall")
 
     @property
     def steps(self) -> int:
@@ -91,6 +100,15 @@ class Grid:
         last = self.steps - 1 - jump
         return min(order, 2) if jump and self.steps < FEW and n >= last else order
 
+    def histories(self, order: int) -> dict[int, list[int]]:
+        """Step → the nodes whose outputs it reads, the newest first; no first-order steps."""
+        found = {}
+        for n in range(self.steps):
+            history = self.history(n, self.order_at(n, order))
+            if history and history[0] == n and self.finite(n + 1):
+                found[n] = history
+        return found
+
     def row(
         self,
         n: int,
@@ -125,6 +143,25 @@ class Grid:
     ) -> Tableau:
         """One initial state, and the last row as the result."""
         return Tableau(method, (self.start(),), tuple(rows), (len(rows),), marginal, options or {})
+
+
+def check_order(method: str, order: int, largest: int) -> None:
+    """Refuse an order that the method does not have."""
+    if order not in range(1, largest + 1):
+        raise InputError(f"{method} has the orders 1 to {largest}, not {order}")
+
+
+def weights_of(
+    histories: dict[int, list[int]], compute: Callable[[Histories], tuple[Array, ...]]
+) -> dict[int, list[list[float]]]:
+    """Step → its weights, computed together for all steps with histories of one length."""
+    found = {}
+    for length in {len(history) for history in histories.values()}:
+        group = [n for n, history in histories.items() if len(history) == length]
+        parts = compute(np.array([histories[n] for n in group]))
+        for n, *rows in zip(group, *(part.tolist() for part in parts), strict=True):
+            found[n] = rows
+    return found
 
 
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(24)

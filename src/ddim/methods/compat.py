@@ -106,9 +106,8 @@ def diffusers_pndm(schedule: Schedule, nodes: Nodes, *, start: str = "heun") -> 
     """
     if start not in ("heun", "runge-kutta"):
         raise unknown("start", start, ("heun", "runge-kutta"))
-    if nodes[0] < nodes[-1]:
-        raise InputError("diffusers-pndm runs from noise to data: its nodes must fall")
     grid = Grid(schedule, nodes)
+    grid.must_fall("diffusers-pndm")
     if grid.level(0).alpha == 0:
         raise InputError("diffusers-pndm divides by α, which is 0 at the first node")
 

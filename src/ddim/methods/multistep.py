@@ -13,18 +13,14 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ddim.errors import InputError, unknown
-from ddim.methods._grid import Array, Grid, integrals
+from ddim.methods._grid import Array, Grid, Histories, check_order, integrals, weights_of
 from ddim.nodes import Nodes
 from ddim.schedule import Schedule
 from ddim.tableau import Row, Tableau
 
-__all__ = ["deis", "dpmpp", "gradient_estimation", "plms", "sde_dpmpp", "unipc"]
-
-Histories = npt.NDArray[np.intp]
-"""Histories of R steps: the nodes whose outputs each reads, the newest first, shape (R, J)."""
+__all__ = ["deis", "dpmpp", "gradient_estimation", "plms", "sde_dpmpp"]
 
 # Adams-Bashforth weights for equal steps.
 ADAMS = {
@@ -57,7 +53,7 @@ def plms(schedule: Schedule, nodes: Nodes, *, order: int = 4) -> Tableau:
     https://arxiv.org/abs/2202.09778, where it is called PNDM; with this start, iPNDM (Zhang and
     Chen 2022). Its order is 2 for every ``order`` above 1, because ρ is not equally spaced.
     """
-    _check_order("plms", order, 4)
+    check_order("plms", order, 4)
     grid = Grid(schedule, nodes)
 
     def weights(history: Histories) -> Array:
@@ -77,7 +73,7 @@ def deis(schedule: Schedule, nodes: Nodes, *, order: int = 3, variable: str = "r
         order: 1 to 3.
         variable: ``rho`` or ``t``, in which the outputs are polynomial.
     """
-    _check_order("deis", order, 3)
+    check_order("deis", order, 3)
     if variable not in ("rho", "t"):
         raise unknown("variable", variable, ("rho", "t"))
     grid = Grid(schedule, nodes)
@@ -105,7 +101,7 @@ def dpmpp(schedule: Schedule, nodes: Nodes, *, order: int = 2, form: str = "exac
             measures order 3; ``published`` is the form that is widely copied, whose second
             difference lacks a factor 2, and measures order 2. Order 2 has one form.
     """
-    _check_order("dpmpp", order, 3)
+    check_order("dpmpp", order, 3)
     if form not in ("exact", "published"):
         raise unknown("form", form, ("exact", "published"))
     grid = Grid(schedule, nodes)
@@ -151,7 +147,7 @@ def sde_dpmpp(schedule: Schedule, nodes: Nodes) -> Tableau:
     x₊ = (σ₊/σ)e^{-h}·x + α₊(1 - e^{-2h})·[(1 + 1/(2r))·D₀ - D₁/(2r)] + σ₊√(1 - e^{-2h})·z.
     """
     grid = Grid(schedule, nodes)
-    _falling(grid, "sde-dpmpp")
+    grid.must_fall("sde-dpmpp")
     rows: list[Row] = []
     for n in range(grid.steps):
         history = grid.history(n, 2)
@@ -179,122 +175,9 @@ def _renoised(grid: Grid, n: int) -> Row:
     return grid.row(n + 1, x0=((n, target.alpha),), noise=target.sigma)
 
 
-def unipc(schedule: Schedule, nodes: Nodes, *, order: int = 2, variant: str = "bh2") -> Tableau:
-    """UniPC: predict, evaluate there, correct; the corrected state is not evaluated again.
-
-    Zhao et al. 2023, algorithms 1 and 2 (data prediction), https://arxiv.org/abs/2302.04867. One
-    call a step; order p + 1 in the Gaussian lab.
-
-    Args:
-        schedule: the noise schedule.
-        nodes: decreasing.
-        order: p, 1 to 3.
-        variant: ``bh1`` (B = -h) or ``bh2`` (B = e^{-h} - 1).
-    """
-    _check_order("unipc", order, 3)
-    if variant not in ("bh1", "bh2"):
-        raise unknown("variant", variant, ("bh1", "bh2"))
-    grid = Grid(schedule, nodes)
-    _falling(grid, "unipc")
-    rows: list[Row] = []
-    evaluated = {0: 0}  # node → the state that the network saw there
-    corrected = 0
-    histories = _histories(grid, order)
-    found = _weights(histories, lambda history: _unipc_weights(grid, history, variant))
-    for n in range(grid.steps):
-        if n not in found:
-            rows.append(grid.first_order(n + 1, n, evaluated[n]))
-            evaluated[n + 1] = corrected = len(rows)
-            continue
-        alpha = grid.level(n + 1).alpha
-        carried = ((corrected, grid.level(n + 1).sigma / grid.level(n).sigma),)
-        points = [evaluated[j] for j in histories[n]]
-        predictor, corrector = found[n]
-        terms = tuple((j, alpha * w) for j, w in zip(points, predictor, strict=True))
-        rows.append(grid.row(n + 1, states=carried, x0=terms))
-        evaluated[n + 1] = corrected = len(rows)
-        # The last prediction is the result: to correct it would cost one more call.
-        if n + 1 < grid.steps:
-            points.append(evaluated[n + 1])
-            terms = tuple((j, alpha * w) for j, w in zip(points, corrector, strict=True))
-            rows.append(grid.row(n + 1, states=carried, x0=terms, evaluated=False))
-            corrected = len(rows)
-    return grid.tableau("unipc", rows, {"order": order, "variant": variant})
-
-
-def _unipc_weights(grid: Grid, history: Histories, variant: str) -> tuple[Array, Array]:
-    """Weights of the predictor on the history, of the corrector on the history and the new one.
-
-    Shapes (R, J) and (R, J+1) for histories of shape (R, J); divided by α₊.
-    """
-    lams = grid.lams[history]
-    h = (grid.lams[history[:, 0] + 1] - lams[:, 0])[:, None]
-    p = history.shape[1]
-    scale = np.expm1(-h) if variant == "bh2" else -h
-    g = np.expm1(-h) / -h - 1
-    moments = []
-    for i in range(1, p + 1):
-        moments.append(math.factorial(i) * g / scale)
-        g = g / -h - 1 / math.factorial(i + 1)
-    b = np.hstack(moments)
-    r = np.hstack([(lams[:, 1:] - lams[:, :1]) / h, np.ones_like(h)])
-    total = -np.expm1(-h)
-
-    def weights(points: Array) -> Array:
-        """With differences at the points: on D_n first, then on each of the others."""
-        count = points.shape[1]
-        if count == 0:
-            return total
-        if count == 1:
-            a = np.full_like(points, 0.5)
-        else:
-            powers = points[:, None, :] ** np.arange(count)[None, :, None]
-            a = np.linalg.solve(powers, b[:, :count, None])[..., 0]
-        others = -scale * a / points
-        return np.hstack([total - others.sum(axis=1, keepdims=True), others])
-
-    return weights(r[:, :-1]), weights(r)
-
-
-# -- shared -------------------------------------------------------------------------------------
-
-
 def _steps(grid: Grid, history: Histories) -> Array:
     """Δρ of the steps that start at the newest of each history, shape (R,)."""
     return grid.rhos[history[:, 0] + 1] - grid.rhos[history[:, 0]]
-
-
-def _check_order(method: str, order: int, largest: int) -> None:
-    if order not in range(1, largest + 1):
-        raise InputError(f"{method} has the orders 1 to {largest}, not {order}")
-
-
-def _falling(grid: Grid, method: str) -> None:
-    if grid.nodes[-1] > grid.nodes[0]:
-        raise InputError(f"{method} runs from noise to data: its nodes must fall")
-
-
-def _histories(grid: Grid, order: int) -> dict[int, list[int]]:
-    """Step → the nodes whose outputs it reads, the newest first; without the first-order ones."""
-    found = {}
-    for n in range(grid.steps):
-        history = grid.history(n, grid.order_at(n, order))
-        if history and history[0] == n and grid.finite(n + 1):
-            found[n] = history
-    return found
-
-
-def _weights(
-    histories: dict[int, list[int]], compute: Callable[[Histories], tuple[Array, ...]]
-) -> dict[int, list[list[float]]]:
-    """Step → its weights, computed together for all steps with histories of one length."""
-    found = {}
-    for length in {len(history) for history in histories.values()}:
-        group = [n for n, history in histories.items() if len(history) == length]
-        parts = compute(np.array([histories[n] for n in group]))
-        for n, *rows in zip(group, *(part.tolist() for part in parts), strict=True):
-            found[n] = rows
-    return found
 
 
 def _family(
@@ -306,8 +189,8 @@ def _family(
     options: dict[str, object],
 ) -> Tableau:
     """Rows (α₊/α)x + α₊·Σ weight·ε, or (σ₊/σ)x + α₊·Σ weight·x0."""
-    histories = _histories(grid, order)
-    found = _weights(histories, lambda history: (weights(history),))
+    histories = grid.histories(order)
+    found = weights_of(histories, lambda history: (weights(history),))
     rows: list[Row] = []
     for n in range(grid.steps):
         if n not in found:

@@ -178,8 +178,7 @@ def restart(
     if times < 0:
         raise InputError(f"times must not be negative: {times}")
     grid = Grid(schedule, nodes)
-    if nodes[-1] > nodes[0]:
-        raise InputError("restart runs from noise to data: its nodes must fall")
+    grid.must_fall("restart")
     inner = [n for n in range(grid.steps) if nodes[n] > 0]
     bottom = min(inner, key=lambda n: abs(nodes[n] - low * schedule.T))
     top = min(inner, key=lambda n: abs(nodes[n] - high * schedule.T))
