@@ -54,14 +54,15 @@ def main() -> int:
 def _seconds(report: Report) -> None:
     rng = np.random.default_rng(0)
 
-    def covariance() -> np.ndarray:
-        x = rng.standard_normal((2 * WIDE, WIDE)) * np.logspace(-2, 1, WIDE)
-        return x.T @ x / len(x)
+    def covariance(n: int) -> np.ndarray:
+        x = rng.standard_normal((n, WIDE)) * np.logspace(-2, 1, WIDE)
+        return x.T @ x / n
 
-    a, b, zero = covariance(), covariance(), np.zeros(WIDE)
+    few, a, b, zero = (*map(covariance, (FEW, 2 * WIDE, 2 * WIDE)), np.zeros(WIDE))
     x, y = rng.standard_normal((2, COUNT, WIDTH))
     cases = {
         f"Fréchet distance, {WIDE} features": lambda: frechet_distance(zero, a, zero, b),
+        f"the same, N = {FEW}, singular": lambda: frechet_distance(zero, few, zero, b),
         f"KID, N = {COUNT}, {WIDTH} features": lambda: kid(x, y),
         f"precision and recall, N = {COUNT}, {WIDTH} features": lambda: precision_recall(x, y),
     }
@@ -70,7 +71,7 @@ def _seconds(report: Report) -> None:
         timing = min((once(action) for _ in range(3)), key=lambda t: t.wall)
         rows.append({"metric": name, "seconds": timing.wall, "CPU seconds": timing.cpu})
     report.table("seconds", rows, "the best of three")
-    seconds = rows[0]["seconds"]
+    seconds = max(row["seconds"] for row in rows[:2])
     report.target(
         f"the Fréchet distance of {WIDE} features takes {seconds:.1f} s, at most {MOST_SECONDS:g}",
         seconds <= MOST_SECONDS,

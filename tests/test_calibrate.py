@@ -10,6 +10,7 @@ from ddim.calibrate import (
     calibrate,
     endpoint_errors,
 )
+from ddim.denoiser import Prediction
 from ddim.integrate import final, integrate
 from ddim.nodes import quadratic, uniform
 from ddim.schedule import Schedule
@@ -150,3 +151,16 @@ def test_refusals(teachers, refuses):
             calibrate(calls, *teachers)
     with refuses("60 steps, of which 61 cannot"):
         shortest_path(teachers[0], 61)
+    with refuses("60 steps has nothing to teach in 61 calls"):
+        calibrate(61, *teachers)
+
+
+def test_a_network_whose_output_does_not_change():
+    def still(x, level):
+        return Prediction(x / level.alpha, torch.zeros_like(x))
+
+    x = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    teacher = follow(SCHEDULE, [(still, x)])
+    found, ends = fit_weights(teacher, uniform(SCHEDULE, 4))
+    assert found == [[], [0.0], [0.0, 0.0], [0.0, 0.0, 0.0]]
+    assert torch.allclose(ends, teacher.end)

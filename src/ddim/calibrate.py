@@ -169,11 +169,16 @@ def calibrate(
         watch: called with the stage and the number of images times network calls, as they are done.
 
     Raises:
-        InputError: calls out of range.
+        InputError: calls out of range, or more than the trajectories have steps.
     """
     schedule = fit.schedule
     if not 2 <= calls <= schedule.T:
         raise InputError(f"calls to calibrate for are from 2 to T = {schedule.T}, not {calls}")
+    if calls >= len(fit.nodes):
+        raise InputError(
+            f"a trajectory of {len(fit.nodes) - 1} steps has nothing to teach in {calls} calls: "
+            "follow with more steps"
+        )
 
     def say(stage: str, done: int) -> None:
         if watch is not None:
@@ -192,7 +197,7 @@ def calibrate(
         return endpoint_errors(teacher, sampler.tableau(schedule))
 
     chosen = min(stages.values(), key=lambda sampler: _score(errors(sampler, choose)))
-    path = shortest_path(fit, calls) if calls < len(fit.nodes) else uniform(schedule, calls)
+    path = shortest_path(fit, calls)
     families = {"uniform": uniform, "quadratic": quadratic, "log-snr": log_snr}
     named = {name: CalibratedSampler(make(schedule, calls)) for name, make in families.items()}
     named |= {"dynamic programming": CalibratedSampler(path), **stages}

@@ -12,7 +12,14 @@ from typing import Any
 
 from ddim.errors import InputError
 
-__all__ = ["read_json", "refuse_existing", "replacing", "write_bytes", "write_json"]
+__all__ = [
+    "check_writable",
+    "read_json",
+    "refuse_existing",
+    "replacing",
+    "write_bytes",
+    "write_json",
+]
 
 
 @contextlib.contextmanager
@@ -64,6 +71,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object")
     return value
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written in the end, before the work for it is done.
+
+    Raises:
+        InputError: its folder cannot be written to.
+    """
+    folder = Path(path).parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to: {error.strerror}") from None
 
 
 def refuse_existing(path: Path, *, force: bool, other: str = "another --output") -> None:

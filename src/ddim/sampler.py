@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ddim.checkpoints import CalibrationFile, read_calibration
 from ddim.errors import InputError
-from ddim.methods import make_tableau
+from ddim.methods import check_option, default_options, make_tableau
 from ddim.nodes import Nodes, make_nodes, start_at
 from ddim.pipeline import Pipeline
 from ddim.tableau import Tableau
 
-__all__ = ["calibration_of", "make_sampler"]
+__all__ = ["calibration_of", "make_sampler", "method_options"]
 
 
 def calibration_of(pipeline: Pipeline) -> CalibrationFile:
@@ -33,6 +34,45 @@ def calibration_of(pipeline: Pipeline) -> CalibrationFile:
             "calibrate again"
         )
     return found
+
+
+def method_options(method: str, items: Sequence[str]) -> dict[str, Any]:
+    """Options written KEY=VALUE, as the types of the method's own.
+
+    Args:
+        method: as for :func:`make_sampler`.
+        items: such as ``order=3``.
+
+    Raises:
+        InputError: unknown method, an option that it does not have, or a value of another type.
+
+    Example:
+        >>> method_options("dpmpp", ["order=3"])
+        {'order': 3}
+    """
+    defaults = {"eta": 1.0} if method == "analytic" else default_options(method)
+    options: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise InputError(f"an option of a method is KEY=VALUE, not {item!r}")
+        check_option(method, key, defaults)
+        options[key] = _value(key, text, defaults[key])
+    return options
+
+
+def _value(key: str, text: str, default: object) -> object:
+    """The text as the type of the option's default."""
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"{key} is true or false, not {text!r}")
+        return text.lower() == "true"
+    if isinstance(default, (int, float)):
+        try:
+            return type(default)(text)
+        except ValueError:
+            raise InputError(f"{key} is a number, not {text!r}") from None
+    return text
 
 
 def make_sampler(
@@ -96,8 +136,8 @@ def _calibrated(
 def _analytic(pipeline: Pipeline, nodes: Nodes, **options: object) -> Tableau:
     from ddim.evaluate.variance import analytic_tableau
 
-    for name in options.keys() - {"eta"}:
-        raise InputError(f"method 'analytic' has no option {name!r}: it has eta")
+    for name in options:
+        check_option("analytic", name, ["eta"])
     gamma = calibration_of(pipeline).gamma(pipeline.schedule, nodes)
     eta = float(options.get("eta", 1.0))  # pyright: ignore[reportArgumentType]
     return analytic_tableau(pipeline.schedule, nodes, gamma, eta=eta)

@@ -172,6 +172,9 @@ def fit_weights(teacher: Trajectory, nodes: Nodes) -> tuple[list[list[float]], T
         features = torch.stack([(step * (e - outputs[n])).flatten() for e in past]).double()
         residual = (teacher.at(following) - x).flatten().double()
         gram = features @ features.T
+        if not float(gram.trace()) > 0:  # a network whose output does not change
+            found.append([0.0] * len(past))
+            continue
         gram += RIDGE * gram.trace() * torch.eye(len(past), dtype=gram.dtype, device=gram.device)
         w = torch.linalg.solve(gram, features @ residual)
         found.append(w.tolist())

@@ -29,6 +29,12 @@ def features(tmp_path, monkeypatch):
         "    return torch.nn.functional.avg_pool2d(images, 4).flatten(1), None\n"
         "def mine():\n"
         "    return Extractor(Identity('mine', 'means of blocks', 4), blocks)\n"
+        "def plain(images):\n"
+        "    return blocks(images)[0]\n"
+        "def wide(images):\n"
+        "    return images\n"
+        "def broken(images):\n"
+        "    raise ValueError('broken')\n"
         "number = 3\n"
         "def nothing():\n"
         "    return 3\n"
@@ -96,6 +102,58 @@ def test_a_dry_run_says_what_there_is_to_do(ddim, arguments):
     assert not Path("out").exists()
 
 
+def test_an_option_that_is_no_whole_number(ddim, arguments):
+    method = "gradient-estimation:gamma=1.5"
+    answer = ddim(*arguments, "--methods", method, "--output", "out", "--json")
+    assert [row["method"] for row in json.loads(answer.out)["rows"]] == [method] * 2
+
+
+def test_a_function_of_images_is_an_extractor(ddim, arguments):
+    first = json.loads(ddim(*arguments, "--output", "a", "--json").out)
+    plain = (*arguments, "--features", f"{FEATURES}:plain")
+    second = json.loads(ddim(*plain, "--output", "b", "--json").out)
+    assert second["distance"] == "plain-FD"
+    assert [row["plain-FD"] for row in second["rows"]] == [row["mine-FD"] for row in first["rows"]]
+
+
+def test_the_report_is_of_all_that_the_folder_holds(ddim, arguments):
+    """Cells and seeds of several commands stand in one table."""
+    one = ("--output", "out", "--json")
+    assert ddim(*arguments, *one, "--steps", "4", "--eta", "1", "--seeds", "1").status == 0
+    document = json.loads(ddim(*arguments, *one).out)
+    rows = [(row["eta"], row["steps"], row["N"], len(row["seeds"])) for row in document["rows"]]
+    assert rows == [
+        (0.0, 2, 12, 2), (0.0, 4, 12, 2), (1.0, 4, 12, 1), ("sigma-hat", 2, 12, 2),
+        ("sigma-hat", 4, 12, 2),
+    ]  # fmt: skip
+    # Of a cell whose first seed is asked for again, the other seed is still counted.
+    again = json.loads(ddim(*arguments, *one, "--steps", "2", "--seeds", "0").out)
+    assert again["rows"] == document["rows"]
+
+
+def test_beginning_anew_waits_until_nothing_can_fail(ddim, fails, arguments):
+    def cells():
+        return sorted(str(path) for path in Path("out").rglob("*.safetensors"))
+
+    given = (*arguments, "--output", "out", "--force")
+    assert ddim(*given).status == 0
+    before = cells()
+    for flags, match in (
+        (["--model", "nosuch"], "nosuch"),
+        (["--methods", "dimm"], "unknown method 'dimm'"),
+        (["--features", "nope:x"], "No module named"),
+        (["--data", "nowhere"], "nowhere"),
+    ):
+        fails(2, match, *given, *flags)
+        assert cells() == before
+    assert "328 network calls" in ddim(*given, "--dry-run").out
+    assert cells() == before
+    assert ddim(*given, "--steps", 3, "--seeds", 0).status == 0
+    assert sorted(path.name for path in Path("out/cells").iterdir()) == [
+        "ddim-uniform-3-eta-0.0", "ddim-uniform-3-eta-sigma-hat"
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def splits(tmp_path):
     """A folder of a train and a test split, images of 8 x 8."""
@@ -134,6 +192,34 @@ def test_bits_per_dimension(ddim, arguments, splits, tiny):
     again = ddim(*given)
     assert "bits per dimension: " in again.out
     assert json.loads(Path("out/bits.json").read_text()) == kept
+
+
+def test_real_images_of_another_folder_with_the_same_name(ddim, fails, arguments, splits):
+    """Neither the reference nor the bits of one are taken for the other's."""
+    given = (*arguments, "--steps", 2, "--eta", 0, "--bits", 2, "--output", "out")
+    assert ddim(*given, "--data", splits).status == 0
+    other = shutil.copytree(splits, splits.parent / "elsewhere" / splits.name)
+    assert ddim(*given, "--data", other).status == 0  # a copy is the same
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(other / "train" / "black.png")
+    fails(2, "reference.safetensors holds other images that are", *given, "--data", other)
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(other / "test" / "black.png")
+    fails(2, "bits.json is of another data", *given, "--data", other)
+    assert ddim(*given, "--data", other, "--force").status == 0
+
+
+def test_the_floor_and_the_bits_stand_in_every_table(ddim, arguments, splits):
+    given = (*arguments, "--data", splits, "--bits", 2, "--output", "out")
+    answer = ddim(*given)
+    floor = json.loads(Path("out/results.json").read_text())["floor"]
+    shown = f"{floor['fd']:.4g}"
+    for name in ("results.md", "report.html"):
+        text = Path("out", name).read_text(encoding="utf-8")
+        assert "real test images" in text and shown in text
+        assert "bits per dimension" in text
+    last = Path("out/results.csv").read_text().splitlines()[-1]
+    assert last.startswith("real test images,") and str(floor["fd"]) in last
+    line = next(line for line in answer.out.splitlines() if line.startswith("real test images"))
+    assert shown in line
 
 
 def test_bits_of_another_model_are_refused_or_begun_anew(ddim, fails, arguments, splits):
@@ -199,6 +285,11 @@ def test_an_interruption_before_the_first_cell_leaves_nothing_in_the_way(
         (["--features", "no_such_module:x"], "no_such_module:x: No module named"),
         (["--features", f"{FEATURES}:number"], "is no ddim.evaluate.Extractor"),
         (["--features", f"{FEATURES}:nothing"], "is no ddim.evaluate.Extractor"),
+        (["--features", f"{FEATURES}:wide"], r"features \(N, D\) of N images, not \(2, 1, 8, 8\)"),
+        (["--features", f"{FEATURES}:broken"], f"{FEATURES}:broken: ValueError: broken"),
+        (["--features", "math:sqrt"], "math:sqrt: ValueError"),
+        (["--methods", "ddim:eta=0.5"], "η is chosen for all samplers together here"),
+        (["--methods", "restart:strength=0.5"], "'restart' has no option 'strength': it has low"),
         (["--inception", "x.pt"], "two kinds of features: give one"),
         (["--data", "nowhere"], "nowhere"),
         (["--bits", 5], "has no test split, which --bits is measured on"),
@@ -271,7 +362,7 @@ def copy(tiny, tmp_path):
     return Path(shutil.copytree(tiny, tmp_path / "copy"))
 
 
-def test_calibrate_and_use(ddim, fails, copy):
+def test_calibrate_and_use(ddim, fails, copy, noise_data, features):
     arguments = ("calibrate", copy, "--latents", 4, "--moves", 6, "--tile", 4, "--quiet")
     answer = ddim(*arguments, "--calls", 3, 5)
     assert answer.status == 0, answer
@@ -296,13 +387,56 @@ def test_calibrate_and_use(ddim, fails, copy):
         "--output", "y.png",
     )  # fmt: skip
     assert analytic.status == 0, analytic
+    measured = ddim(
+        "evaluate", "--model", copy, "--data", noise_data, "--features", features, "-n", 4,
+        "--steps", "3,4", "--nodes", "calibrated", "--teacher", 0, "--quiet", "--json",
+    )  # fmt: skip
+    document = json.loads(measured.out)
+    assert [row["steps"] for row in document["rows"]] == [3]
+    assert "The model is not calibrated for 4 steps." in document["notes"]
     fails(2, "calibrated for 3, 5 steps, not for 4", "sample", "--model", copy, "--nodes",
           "calibrated", "--steps", 4, "--output", "z.png")  # fmt: skip
     fails(2, "has a calibration for 3 calls already: give --force", *arguments, "--calls", 3, 4)
     assert ddim(*arguments, "--calls", 3, "--force").status == 0
     compared = ddim("compare", "--model", copy, "--nodes", "calibrated", "--steps", 3, 5, "-n", 2,
                     "--quiet", "--json")  # fmt: skip
-    assert [row["network calls"] for row in json.loads(compared.out)["rows"]] == [3, 5]
+    rows = json.loads(compared.out)["rows"]
+    assert [row["network calls"] for row in rows] == [3, 5]
+    assert all(row["method"].startswith("calibrated ") for row in rows)
+
+
+def test_a_calibration_that_cannot_be_written_is_not_begun(ddim, fails, copy, monkeypatch):
+    arguments = ("calibrate", copy, "--latents", 2, "--moves", 0, "--calls", 3, "--quiet")
+    path = copy / "calibrated.json"
+    path.write_text("{")
+    fails(2, "is not valid JSON", *arguments)
+    assert ddim(*arguments, "--force").status == 0
+    assert list(json.loads(path.read_text())["calls"]) == ["3"]
+
+    def full(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("ddim.files.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("ddim.trajectory.follow", None)
+    fails(2, "copy cannot be written to: Read-only file system", *arguments, "--force")
+
+
+def test_the_optimal_variance_is_of_the_most_latents(ddim, copy):
+    arguments = ("calibrate", copy, "--moves", 0, "--quiet")
+    path = copy / "calibrated.json"
+
+    def moments():
+        return json.loads(path.read_text())["moments"]
+
+    assert ddim(*arguments, "--calls", 3, "--latents", 6).status == 0
+    before = moments()
+    assert before["latents"] == 6
+    assert ddim(*arguments, "--calls", 4, "--latents", 2).status == 0
+    assert moments() == before
+    assert ddim(*arguments, "--calls", 5, "--latents", 8).status == 0
+    assert moments()["latents"] == 8 and moments()["gamma"] != before["gamma"]
+    entry = json.loads(path.read_text())["calls"]["4"]
+    assert (entry["teacher"], entry["tile"], entry["latents"]) == (20, 8, [2, 2, 4])
 
 
 def test_a_stale_calibration(ddim, fails, copy, conditional):

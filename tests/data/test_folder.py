@@ -37,7 +37,7 @@ def test_sorted_recursive_and_without_labels(tmp_path: Path):
     data = FolderData("f", tmp_path, 8)
     names = [path.relative_to(tmp_path).as_posix() for path in data.files]
     assert names == ["a/b/y.webp", "a/z.PNG", "b.png", "c.jpeg", "d.jpg", "x.bmp"]
-    assert (len(data), data.shape, data.classes, data.checksums) == (6, (3, 8, 8), None, {})
+    assert (len(data), data.shape, data.classes) == (6, (3, 8, 8), None)
     batch = data.batch(torch.tensor([5, 1, 5]))
     assert batch.dtype == torch.uint8
     assert batch[:, 0, 0, 0].tolist() == [160, 40, 160]
@@ -54,6 +54,18 @@ def test_subfolders_are_classes(tmp_path: Path):
     assert targets is not None
     assert targets.dtype == torch.int64
     assert targets.tolist() == [1, 0, 0]
+
+
+def test_checksums_tell_folders_apart(tmp_path: Path):
+    for folder in ("a", "b", "c"):
+        save(tmp_path / folder / "x/1.png", noise(4, 4))
+        save(tmp_path / folder / "2.png", noise(4, 4, seed=1))
+    (found,) = FolderData("a", tmp_path / "a", 4).checksums.values()
+    assert list(FolderData("b", tmp_path / "b", 9).checksums.values()) == [found]
+    (tmp_path / "b/2.png").rename(tmp_path / "b/3.png")
+    save(tmp_path / "c/2.png", np.zeros((4, 4), np.uint8))
+    others = [FolderData("f", tmp_path / name, 4).checksums["names and sizes"] for name in "bc"]
+    assert len({found, *others}) == 3
 
 
 def test_one_subfolder_is_no_class(tmp_path: Path):

@@ -115,6 +115,17 @@ class TestLargeDistance:
         monkeypatch.setattr(frechet, "_LARGE", 40)
         assert got == pytest.approx(frechet_distance(zero, a, shift, b), rel=1e-9)
 
+    @pytest.mark.parametrize("rows", [10, 39, 200])
+    @pytest.mark.parametrize("power", [0, 1, 4])
+    def test_of_few_rows_and_of_steep_spectra(self, rng, monkeypatch, rows, power):
+        falling = np.diag(np.arange(1.0, 41) ** -power)
+        a, b = (falling @ covariance(rng, 40, n) @ falling for n in (rows, 300))
+        got = frechet._fast(a, b, 0.0)
+        monkeypatch.setattr(frechet, "_LARGE", 40)
+        zero = np.zeros(40)
+        assert got == pytest.approx(frechet_distance(zero, a, zero, b), rel=1e-6)
+        assert frechet._fast(b, a, 0.0) == pytest.approx(got, rel=1e-6)
+
     @pytest.mark.parametrize("rows", [20, 200])
     def test_of_near_or_singular_covariances_keeps_its_digits(self, rng, rows):
         c, h, zero = covariance(rng, 40, rows), 1e-6, np.zeros(40)

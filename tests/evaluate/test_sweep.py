@@ -123,6 +123,64 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_figures(
     assert sweep(pipeline, tmp_path / "killed", reference, cells, teacher=3).work() == 0
 
 
+def test_a_larger_teacher_looks_at_images_that_were_not_kept(pipeline, reference, tmp_path):
+    cells = plan_cells(pipeline, [2], [0.0, 1.0])
+    finished(sweep(pipeline, tmp_path / "s", reference, cells))
+    more = sweep(pipeline, tmp_path / "s", reference, cells, teacher=17)
+    pipeline.net.calls = 0
+    results = finished(more)
+    # Twelve first images were kept, in whole tiles; the other five are drawn again.
+    assert pipeline.net.calls == 20 * 12 + 2 * 8
+    fresh = finished(sweep(pipeline, tmp_path / "t", reference, cells, teacher=17))
+    assert [r.rms for r in results] == [r.rms for r in fresh]
+    assert results[0].rms > 0 and results[1].rms is None
+    files = tmp_path / "s" / "cells" / cells[0].key / "first-0.safetensors"
+    files.unlink()
+    assert finished(sweep(pipeline, tmp_path / "s", reference, cells, teacher=17))[0].rms == (
+        fresh[0].rms
+    )
+
+
+def test_the_teacher_has_the_seed_of_the_images(pipeline, reference, tmp_path):
+    cells = plan_cells(pipeline, [2])
+    for seed in (0, 1):
+        finished(sweep(pipeline, tmp_path / "s", reference, cells, teacher=4, seeds=[seed]))
+        fresh = sweep(pipeline, tmp_path / f"t{seed}", reference, cells, teacher=4, seeds=[seed])
+        again = sweep(pipeline, tmp_path / "s", reference, cells, teacher=4, seeds=[seed])
+        assert again.results()[0].rms == finished(fresh)[0].rms
+    both = sweep(pipeline, tmp_path / "s", reference, cells, teacher=4, seeds=[1, 0])
+    assert both.work() == 0
+    assert both.results()[0].rms == again.results()[0].rms
+
+
+def test_damaged_files(pipeline, reference, tmp_path, refuses):
+    cells = plan_cells(pipeline, [2])
+    made = sweep(pipeline, tmp_path / "s", reference, cells, teacher=4)
+    finished(made)
+    for name in ("teacher-0-4", f"cells/{cells[0].key}/first-0"):
+        path = tmp_path / "s" / f"{name}.safetensors"
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with refuses(f"{path} cannot be read, remove it"):
+            made.results()
+        path.write_bytes(whole)
+
+
+def test_a_reference_without_spread_is_refused_before_the_work(pipeline, tmp_path, refuses):
+    images = torch.zeros(8, 1, 8, 8)
+    same = collect(EXTRACTOR, [(range(8), images)], "one image")
+    with refuses("the same features for every one of the 8 images"):
+        sweep(pipeline, tmp_path / "s", same, plan_cells(pipeline, [2]))
+    assert not (tmp_path / "s").exists()
+
+
+def test_figures_are_computed_once(pipeline, reference, tmp_path, monkeypatch):
+    made = sweep(pipeline, tmp_path / "s", reference, plan_cells(pipeline, [2, 3]))
+    first = finished(made)
+    monkeypatch.setattr("ddim.evaluate.sweep.compare", None)
+    assert [r.seeds for r in made.results()] == [r.seeds for r in first]
+
+
 def test_cells_can_be_added_and_nothing_else_changed(pipeline, reference, tmp_path, refuses):
     folder = tmp_path / "s"
     finished(sweep(pipeline, folder, reference, plan_cells(pipeline, [2])))
@@ -149,6 +207,10 @@ def test_plans(pipeline, refuses):
         plan_cells(pipeline, [5], methods=["ddmi"])
     with refuses("unknown nodes 'quadratc'"):
         plan_cells(pipeline, [5], nodes=["quadratc"])
+    with refuses("η is chosen for all samplers together"):
+        plan_cells(pipeline, [5], methods=["ddim:eta=0.5"])
+    with refuses("'dpmpp' has no option 'gamma': it has order, form"):
+        plan_cells(pipeline, [5], methods=["dpmpp:gamma=1"])
     with refuses("KEY=VALUE, not 'order'"):
         plan_cells(pipeline, [5], methods=["dpmpp:order"])
     with refuses("no sampler to measure"):
@@ -161,6 +223,15 @@ def test_plans(pipeline, refuses):
     cells = plan_cells(pipeline, [3, 5], nodes=["calibrated"])
     assert cells == [Cell("calibrated", "calibrated", 3)]
     assert cells[0].tableau(pipeline).method == "calibrated dpmpp"
+    with refuses("calibrated for 3 steps, not 4, 5"):
+        plan_cells(pipeline, [4, 5], nodes=["calibrated"])
+    # The optimal variance has η, which is 1 unless a number above 0 is given.
+    cells = plan_cells(pipeline, [3], [0.0, 0.5, 1.0, "sigma-hat"], ["analytic"])
+    assert [cell.eta for cell in cells] == [0.5, 1.0]
+    half, whole = (cell.tableau(pipeline) for cell in cells)
+    assert 0 < half.rows[0].noise < whole.rows[0].noise
+    (default,) = plan_cells(pipeline, [3], [0.0], ["analytic"])
+    assert default.eta is None and default.tableau(pipeline).rows == whole.rows
 
 
 def test_a_new_calibration_is_measured_anew(pipeline, reference, tmp_path):
@@ -220,6 +291,10 @@ def test_the_front_is_what_nothing_beats(results):
         ]
         assert (one.cell in front) == (not beaten)
     assert min(results, key=lambda r: r.fd).cell in front
+    by_time = reports.pareto(results, lambda r: r.seconds)
+    assert min(results, key=lambda r: r.seconds).cell in by_time
+    turned = reports.pareto(results, lambda r: -r.calls)
+    assert max(results, key=lambda r: (r.calls, -r.fd)).cell in turned
 
 
 def test_tables(results):

@@ -31,6 +31,7 @@ class CalibrationFile:
         samplers: by number of calls.
         entries: the same as they are in the file, with the figures.
         moments: nodes, falling, and Γ there (see :func:`ddim.evaluate.optimal_variance`).
+        latents: how many Γ is a mean over.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class CalibrationFile:
     samplers: Mapping[int, CalibratedSampler]
     entries: Mapping[str, Mapping[str, Any]]
     moments: tuple[tuple[int, ...], tuple[float, ...]]
+    latents: int
 
     def gamma(self, schedule: Schedule, nodes: Nodes) -> np.ndarray:
         """Γ at each node but the last, shape (S,), linear in log ρ between those in the file."""
@@ -70,7 +72,14 @@ def read_calibration(path: Path) -> CalibrationFile:
         for calls, sampler in samplers.items():
             if sampler.calls != calls:
                 raise ValueError(f"{calls} calls")
-        return CalibrationFile(path, str(values["identity"]), samplers, values["calls"], moments)
+        return CalibrationFile(
+            path,
+            str(values["identity"]),
+            samplers,
+            values["calls"],
+            moments,
+            int(known["latents"]),
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not a calibration: {error} is wrong or missing") from None
 
@@ -78,7 +87,9 @@ def read_calibration(path: Path) -> CalibrationFile:
 def write_calibration(
     path: Path, identity: str, schedule: Schedule, found: Calibration, facts: Mapping[str, Any]
 ) -> None:
-    """Add what was found to the file; what another model left there goes.
+    """Add what was found to the file; what another model left there, or a damaged one, goes.
+
+    Γ is replaced by that of as many latents or more.
 
     Args:
         path: the file; made if need be.
@@ -88,10 +99,18 @@ def write_calibration(
         facts: how it was found, such as the seed.
     """
     entries: dict[str, Any] = {}
-    if path.exists():
-        before = read_calibration(path)
-        if before.identity == identity:
-            entries = dict(before.entries)
+    finite = [i for i, k in enumerate(found.teacher[:-1]) if np.isfinite(schedule.lam[k])]
+    moments = {
+        "nodes": [found.teacher[i] for i in finite],
+        "gamma": [round(float(found.moments[i]), 6) for i in finite],
+        "latents": found.counts[0],
+    }
+    before = _before(path, identity)
+    if before is not None:
+        entries = dict(before.entries)
+        if before.latents > found.counts[0]:
+            nodes, gamma = before.moments
+            moments = {"nodes": list(nodes), "gamma": list(gamma), "latents": before.latents}
     check_nodes(schedule, found.sampler.nodes)
     entries[str(found.sampler.calls)] = {
         **found.sampler.to_json(),
@@ -99,16 +118,23 @@ def write_calibration(
         "latents": list(found.counts),
         **facts,
     }
-    finite = [i for i, k in enumerate(found.teacher[:-1]) if np.isfinite(schedule.lam[k])]
     write_json(
         path,
         {
             "format": FORMAT,
             "identity": identity,
             "calls": {key: entries[key] for key in sorted(entries, key=int)},
-            "moments": {
-                "nodes": [found.teacher[i] for i in finite],
-                "gamma": [round(float(found.moments[i]), 6) for i in finite],
-            },
+            "moments": moments,
         },
     )
+
+
+def _before(path: Path, identity: str) -> CalibrationFile | None:
+    """What the file holds of this model."""
+    if not path.exists():
+        return None
+    try:
+        found = read_calibration(path)
+    except InputError:
+        return None
+    return found if found.identity == identity else None

@@ -13,6 +13,7 @@ from ddim.cli.options import parse
 from ddim.cli.report import meter, print_json, table
 from ddim.cli.sampler import RunOptions, open_model
 from ddim.errors import InputError
+from ddim.files import check_writable
 
 if TYPE_CHECKING:
     from ddim.calibrate import Calibration
@@ -63,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
 
     from ddim.calibrate import calibrate
     from ddim.checkpoints import read_calibration, write_calibration
-    from ddim.trajectory import follow
+    from ddim.generate import default_tile
+    from ddim.trajectory import TEACHER_STEPS, follow
 
     pipeline = open_model(options.model, options)
     T, path = pipeline.schedule.T, pipeline.calibration
@@ -71,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
     for calls in options.calls:
         if not 2 <= calls <= T:
             raise InputError(f"--calls are from 2 to T = {T}, not {calls}")
+    check_writable(path)
     if path.exists() and not options.force:
         before = read_calibration(path)
         there = sorted(set(options.calls) & before.samplers.keys())
@@ -93,10 +96,18 @@ def main(argv: Sequence[str]) -> int:
             progress.set_description_str(stage, refresh=False)
             progress.update(done)
 
+        steps = min(T, max(TEACHER_STEPS, 4 * max(options.calls)))
         teachers = [
-            follow(pipeline.schedule, groups, watch=lambda done: watch("teacher", done))
+            follow(pipeline.schedule, groups, steps, watch=lambda done: watch("teacher", done))
             for groups in parts
         ]
+        facts = {
+            "seed": options.seed,
+            "moves": options.moves,
+            "teacher": steps,
+            "tile": options.tile or default_tile(pipeline.shape, pipeline.device),
+            **({"labels": list(options.labels)} if options.labels else {}),
+        }
         for calls in options.calls:
             found[calls] = calibrate(
                 calls,
@@ -106,7 +117,6 @@ def main(argv: Sequence[str]) -> int:
                 seed=options.seed,
                 watch=lambda stage, done, calls=calls: watch(f"{calls} calls: {stage}", done),
             )
-            facts = {"seed": options.seed, "moves": options.moves}
             write_calibration(path, pipeline.identity, pipeline.schedule, found[calls], facts)
     seconds = time.perf_counter() - start
     if options.json:
@@ -119,8 +129,8 @@ def main(argv: Sequence[str]) -> int:
         print(table(_rows(calibration)))
         print()
     print(
-        f"{path}: RMS to the images of a solver with 60 steps, on {2 * n} latents that no choice "
-        f"has seen; {work:,} network calls, {seconds:.0f} s. Use it with --nodes calibrated."
+        f"{path}: RMS to the images of a solver with {steps} steps, on {2 * n} latents that no "
+        f"choice has seen; {work:,} network calls, {seconds:.0f} s. Use it with --nodes calibrated."
     )
     return 0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ddim.cli.options import parse
+from ddim.cli.options import listed, numbers, parse
 from ddim.cli.report import bar, print_json, record, table
 from ddim.cli.sampler import RunOptions, SamplerOptions, make_sampler, open_model
 from ddim.errors import InputError
@@ -39,10 +39,10 @@ class CompareOptions(RunOptions):
     methods: tuple[str, ...] = ("ddim",)
     """Samplers: ddim, ddpm, dpmpp, unipc, deis, plms, heun and so on; `METHOD:KEY=VALUE` sets an
     option, as in dpmpp:order=3."""
-    steps: tuple[int, ...] = (5, 10, 20, 50, 100, 500)
-    """Numbers of steps."""
+    steps: tuple[str, ...] = ("5", "10", "20", "50", "100", "500")
+    """Numbers of steps, 5,10,20 or 5 10 20."""
     nodes: str = "uniform"
-    """Where the steps stop: uniform, trailing, quadratic or log-snr."""
+    """Where the steps stop: uniform, trailing, quadratic, log-snr or calibrated."""
     seed: int = 0
     """Seed of the noise."""
     labels: tuple[int, ...] = ()
@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--output is a .png file, not {output.name}")
     if options.n < 1:
         raise InputError(f"-n must be at least 1, not {options.n}")
-    if not options.methods or not options.steps:
+    counts, methods = numbers(options.steps, int, "--steps"), listed(options.methods)
+    if not methods or not counts:
         raise InputError("--methods and --steps need at least one each")
     if options.nodes[:1].isdigit():
         raise InputError("--nodes is the name of a family here: lists have their own length")
@@ -79,13 +80,16 @@ def main(argv: Sequence[str]) -> int:
     elif options.labels:
         raise InputError(f"{pipeline.name} has no classes: --labels means nothing to it")
     plan = []
-    for text in options.methods:
+    for text in methods:
         method, *chosen = text.split(":")
-        for steps in dict.fromkeys(min(s, T) for s in options.steps):
+        for steps in dict.fromkeys(min(s, T) for s in counts):
             sampler = SamplerOptions(
                 method=method, steps=steps, nodes=options.nodes, option=tuple(chosen)
             )
-            plan.append((text, steps, make_sampler(sampler, pipeline, steps)[1]))
+            tableau = make_sampler(sampler, pipeline, steps)[1]
+            # Calibrated nodes bring their own method.
+            name = tableau.method if options.nodes == "calibrated" else text
+            plan.append((name, steps, tableau))
     rows: list[dict[str, object]] = []
     drawn: list[Tensor] = []
     for text, steps, tableau in plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import shutil
+import inspect
 import sys
 import time
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ddim.cli.options import parse
+from ddim.cli.options import listed, numbers, parse
 from ddim.cli.reference import ReferenceOptions, held_out, real_images
 from ddim.cli.report import meter, print_json, record, table
 from ddim.cli.sampler import RunOptions, open_model
-from ddim.cli.sweep_report import sweep_facts, write_sweep
+from ddim.cli.sweep_report import BITS, sweep_facts, write_sweep
+from ddim.data.checksum import digest
 from ddim.errors import InputError
 from ddim.files import refuse_existing
 
 if TYPE_CHECKING:
     from ddim.evaluate import BitsPerDimension, Extractor
+    from ddim.evaluate.cells import Cell
     from ddim.evaluate.sweep import Sweep
     from ddim.pipeline import Pipeline
 
 __all__ = ["EvaluateOptions", "main"]
-
-BITS = "bits per dimension"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,9 @@ class EvaluateOptions(RunOptions, ReferenceOptions):
     inception: str | None = None
     """The published inception-2015-12-05.pt: measure the FID."""
     features: str | None = None
-    """Your own features: MODULE:NAME of an Extractor or of a function that returns one, or the
-    folder of a classifier that scripts/train_classifier.py trained."""
+    """Your own features: MODULE:NAME of a function of images (N, C, H, W) in [-1, 1] that returns
+    (N, D), of an Extractor, or of a function that makes one; or the folder of a classifier that
+    scripts/train_classifier.py trained."""
     dry_run: bool = False
     """Say what there is to do, and do nothing."""
     output: str = "evaluation"
@@ -75,9 +76,9 @@ class EvaluateOptions(RunOptions, ReferenceOptions):
 def main(argv: Sequence[str]) -> int:
     """Run the verb; see :class:`EvaluateOptions`."""
     options = parse(EvaluateOptions, "evaluate", argv)
-    steps = [_number(s, int, "--steps") for s in _listed(options.steps)]
-    seeds = [_number(s, int, "--seeds") for s in _listed(options.seeds)]
-    etas = [s if s == "sigma-hat" else _number(s, float, "--eta") for s in _listed(options.eta)]
+    steps = numbers(options.steps, int, "--steps")
+    seeds = numbers(options.seeds, int, "--seeds")
+    etas = numbers(options.eta, float, "--eta", words=("sigma-hat",))
     if options.n < 2:
         raise InputError(f"-n must be at least 2, not {options.n}")
     if not (steps and seeds):
@@ -94,15 +95,10 @@ def main(argv: Sequence[str]) -> int:
     if options.inception and options.features:
         raise InputError("--inception and --features are two kinds of features: give one")
     output = Path(options.output)
-    if not (output / "sweep.json").exists():
-        # Real images are measured first: what an interruption left of them is gone on with.
-        if any(path.suffix != ".safetensors" for path in output.glob("*")):
-            refuse_existing(output, force=options.force)
-    elif options.force and not options.dry_run:
-        shutil.rmtree(output / "cells", ignore_errors=True)
-        old = (output / "sweep.json", output / "bits.json", *output.glob("*.safetensors"))
-        for path in old:
-            path.unlink(missing_ok=True)
+    # Real images are measured first: what an interruption left of them is gone on with.
+    begun = [path for path in output.glob("*") if path.suffix != ".safetensors"]
+    if begun and not (output / "sweep.json").exists():
+        refuse_existing(output, force=options.force)
 
     from ddim.evaluate.bits import BitsPerDimension
     from ddim.evaluate.cells import plan_cells
@@ -111,14 +107,20 @@ def main(argv: Sequence[str]) -> int:
 
     pipeline = open_model(options.model, options, options.dtype)
     tile = options.tile or default_tile(pipeline.shape, pipeline.device)
-    cells = plan_cells(pipeline, steps, etas, _listed(options.methods), _listed(options.nodes))
+    cells = plan_cells(pipeline, steps, etas, listed(options.methods), listed(options.nodes))
     extractor = _extractor(options, pipeline)
     density = None
     if options.bits:
         density = BitsPerDimension(
-            pipeline, held_out(options, pipeline), options.bits, output / "bits.json", tile=tile
+            pipeline,
+            held_out(options, pipeline),
+            options.bits,
+            output / "bits.json",
+            tile=tile,
+            anew=options.force,
         )
     reference, floor, notes = real_images(options, pipeline, extractor)
+    notes += _left_out(cells, steps)
     sweep = Sweep(
         pipeline,
         cells,
@@ -130,6 +132,7 @@ def main(argv: Sequence[str]) -> int:
         floor=floor,
         teacher=options.teacher,
         tile=tile,
+        anew=options.force,
     )
     if options.dry_run:
         print(_ahead(sweep, density, pipeline, tile))
@@ -166,17 +169,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _listed(values: Sequence[str]) -> list[str]:
-    """The parts between spaces and commas."""
-    parts = [part.strip() for value in values for part in value.split(",")]
-    return list(dict.fromkeys(part for part in parts if part))
-
-
-def _number(text: str, kind: type, flag: str) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        raise InputError(f"{flag} takes numbers, not {text!r}") from None
+def _left_out(cells: Sequence[Cell], steps: Sequence[int]) -> list[str]:
+    """A note on numbers of steps that the model is not calibrated for."""
+    there = {cell.steps for cell in cells if cell.nodes == "calibrated"}
+    missing = ", ".join(str(s) for s in steps if s not in there)
+    return [f"The model is not calibrated for {missing} steps."] if there and missing else []
 
 
 def _extractor(options: EvaluateOptions, pipeline: Pipeline) -> Extractor:
@@ -198,7 +195,7 @@ def _extractor(options: EvaluateOptions, pipeline: Pipeline) -> Extractor:
         finally:
             sys.path.pop(0)
         if callable(found) and not isinstance(found, Extractor):
-            found = found()
+            found = _called(found, options.features, pipeline)
         if not isinstance(found, Extractor):
             raise InputError(f"--features {options.features} is no ddim.evaluate.Extractor")
         return found
@@ -208,6 +205,30 @@ def _extractor(options: EvaluateOptions, pipeline: Pipeline) -> Extractor:
             "does not read: give --inception or --features"
         )
     return lenet_extractor(pipeline.device)
+
+
+def _called(function: Any, name: str, pipeline: Pipeline) -> object:
+    """What a function without parameters returns; or an extractor made of a function of images."""
+    import torch
+
+    from ddim.evaluate import Extractor, Identity
+
+    try:
+        parameters = inspect.signature(function).parameters.values()
+        needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        if not needed:
+            return function()
+        trial = function(torch.zeros(2, *pipeline.shape, device=pipeline.device))
+    except Exception as error:
+        raise InputError(f"--features {name}: {type(error).__name__}: {error}") from error
+    if not isinstance(trial, torch.Tensor) or trial.ndim != 2 or len(trial) != 2:
+        shape = tuple(trial.shape) if isinstance(trial, torch.Tensor) else type(trial).__name__
+        raise InputError(f"--features {name} must return features (N, D) of N images, not {shape}")
+    # The file that it is in stands for what it does, as the weights do for a network's.
+    source = inspect.getsourcefile(inspect.unwrap(function))
+    sha256 = digest(Path(source)) if source is not None else ""
+    identity = Identity(function.__name__, "images in [-1, 1]", trial.shape[1], sha256=sha256)
+    return Extractor(identity, lambda images: (function(images), None))
 
 
 def _run(sweep: Sweep, left: int, quiet: bool, write) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from ddim.errors import InputError
 
-__all__ = ["Value", "parse", "read_toml", "to_toml"]
+__all__ = ["Value", "listed", "numbers", "parse", "read_toml", "to_toml"]
 
 Options = TypeVar("Options")
 Value = bool | int | float | str | list[Any]
@@ -77,6 +77,30 @@ def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
         if argument.startswith("--config="):
             return argv[:i] + argv[i + 1 :], Path(argument.partition("=")[2])
     return argv, None
+
+
+def listed(values: Sequence[str]) -> list[str]:
+    """The parts between spaces and commas, each once.
+
+    Example:
+        >>> listed(["5,10", "20"])
+        ['5', '10', '20']
+    """
+    parts = [part.strip() for value in values for part in value.split(",")]
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def numbers(values: Sequence[str], kind: type, flag: str, words: Sequence[str] = ()) -> list[Any]:
+    """The numbers in a list as :func:`listed` takes it; some words may stand among them.
+
+    Raises:
+        InputError: a part that is neither a number of that kind nor one of the words.
+    """
+    try:
+        return [part if part in words else kind(part) for part in listed(values)]
+    except ValueError as error:
+        wrong = str(error).rpartition(": ")[2]
+        raise InputError(f"{flag} takes numbers, not {wrong}") from None
 
 
 def read_toml(path: Path, known: Sequence[str]) -> dict[str, Value]:

@@ -34,7 +34,10 @@ class ReferenceOptions:
 def real_images(
     options: EvaluateOptions, pipeline: Pipeline, extractor: Extractor
 ) -> tuple[Statistics, Comparison | None, list[str]]:
-    """Statistics of real images, what as many other real images measure, and notes on them."""
+    """Statistics of real images, what as many other real images measure, and notes on them.
+
+    A dry run measures none.
+    """
     from ddim.evaluate import Statistics, compare, shipped_statistics
 
     saved = None if options.reference is None else Path(options.reference)
@@ -55,6 +58,8 @@ def real_images(
     import numpy as np
 
     train, test = _splits(options, pipeline)
+    if options.dry_run:
+        return Statistics(extractor.identity, f"{train.name} train"), None, []
     kept = Path(options.output) / "reference.safetensors" if saved is None else saved
     reference = _kept(kept, extractor, train, None, f"{train.name} train", options)
     if test is None or len(test) < options.n:
@@ -100,17 +105,20 @@ def _splits(options: EvaluateOptions, pipeline: Pipeline) -> tuple[ImageData, Im
 def _kept(
     path: Path, extractor: Extractor, data, indices, name: str, options: EvaluateOptions
 ) -> Statistics:
-    """Statistics of real images: read, or measured and written (not by a dry run)."""
+    """Statistics of real images: read, or measured and written."""
     from ddim.evaluate import Statistics, collect_data
+    from ddim.evaluate.measure import source_of
 
-    if path.exists():
+    if path.exists() and not options.force:
         found = Statistics.load(path, extractor)
-        if found.data == name:
+        if (found.data, found.source) == (name, source_of(data, indices)):
             return found
-        raise InputError(f"{path} holds {found.data}, not {name}: give another --output")
+        other = found.data if found.data != name else f"other images that are called {name}"
+        raise InputError(
+            f"{path} holds {other}, not {name} of {options.data}: name another, or give --force"
+        )
     total = len(data) if indices is None else len(indices)
     with meter(quiet=options.quiet, total=total, desc=name, unit=" images") as progress:
         found = collect_data(extractor, data, indices, data=name, watch=progress.update)
-    if not options.dry_run:
-        found.save(path)
+    found.save(path)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from typing import TYPE_CHECKING, Any
 
 from ddim.errors import InputError
@@ -85,7 +84,7 @@ def make_sampler(
         InputError: unknown names, numbers out of range, an option that the method does not have.
     """
     from ddim import sampler
-    from ddim.methods import METHODS, make_tableau
+    from ddim.methods import make_tableau
     from ddim.nodes import make_nodes
     from ddim.schedule import Schedule
 
@@ -95,13 +94,7 @@ def make_sampler(
         steps = min(default_steps, schedule.T)
     chosen: dict[str, object] = {"eta": options.eta, "order": options.order}
     chosen = {key: value for key, value in chosen.items() if value is not None}
-    builder = METHODS.get(options.method)
-    for item in options.option:
-        key, equals, text = item.partition("=")
-        if not equals:
-            raise InputError(f"--option takes KEY=VALUE, not {item!r}")
-        known = inspect.signature(builder).parameters if builder else {}
-        chosen[key] = _value(key, text, known[key].default) if key in known else text
+    chosen |= sampler.method_options(options.method, options.option)
     count = _steps_of(options.nodes, steps)
     if options.order is not None and count is not None and options.order > count:
         raise InputError(
@@ -119,17 +112,3 @@ def make_sampler(
 def _steps_of(nodes: str, steps: int | None) -> int | None:
     """S, of a family or of a list."""
     return nodes.count(",") if nodes[:1].isdigit() else steps
-
-
-def _value(key: str, text: str, default: object) -> object:
-    """The text as the type of the option's default."""
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false"):
-            raise InputError(f"{key} is true or false, not {text!r}")
-        return text.lower() == "true"
-    if isinstance(default, (int, float)):
-        try:
-            return type(default)(text)
-        except ValueError:
-            raise InputError(f"{key} is a number, not {text!r}") from None
-    return text

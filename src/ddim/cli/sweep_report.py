@@ -18,7 +18,10 @@ from ddim.files import write_bytes, write_json
 if TYPE_CHECKING:
     from ddim.evaluate.sweep import Sweep
 
-__all__ = ["sweep_facts", "write_sweep"]
+__all__ = ["BITS", "sweep_facts", "write_sweep"]
+
+BITS = "bits per dimension"
+"""What they are called among the facts."""
 
 
 def sweep_facts(options: RunOptions, sweep: Sweep) -> dict[str, object]:
@@ -94,6 +97,8 @@ def write_sweep(
     write_bytes(output / "results.csv", report.csv_text(results).encode())
     one = report.table_one(results)
     text = (report.markdown(one) + "\n" if one else "") + report.markdown(report.compact(results))
+    if bits is not None:
+        text += f"\n{BITS}: {facts[BITS]}\n"
     write_bytes(output / "results.md", text.encode())
     plotted = None
     try:

@@ -35,7 +35,8 @@ class ImageData(Protocol):
     def checksums(self) -> dict[str, str]:
         """SHA-256 of the files read, by name; of the uncompressed content for IDX files.
 
-        Empty where the files are too many to be read for this alone.
+        Of a folder of images, which are too many to be read for this alone, it is of their names
+        and sizes.
         """
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterable
@@ -58,7 +59,7 @@ class FolderData:
     files: tuple[Path, ...] = dataclasses.field(init=False, repr=False)
     class_names: tuple[str, ...] | None = dataclasses.field(init=False)
     targets: Tensor | None = dataclasses.field(init=False, repr=False)
-    checksums: dict[str, str] = dataclasses.field(init=False, repr=False, default_factory=dict)
+    checksums: dict[str, str] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -77,6 +78,7 @@ class FolderData:
         object.__setattr__(self, "class_names", names)
         object.__setattr__(self, "targets", targets)
         _in_threads(_check_header, files)
+        object.__setattr__(self, "checksums", {"names and sizes": _fingerprint(self.root, files)})
 
     def __len__(self) -> int:
         return len(self.files)
@@ -121,6 +123,15 @@ def _find_images(root: Path) -> tuple[Path, ...]:
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
         ]
     return tuple(sorted(found, key=lambda path: path.relative_to(root).as_posix()))
+
+
+def _fingerprint(root: Path, files: Iterable[Path]) -> str:
+    """SHA-256 of the files' names and sizes, which tells one folder from another."""
+    hasher = hashlib.sha256()
+    for file in files:
+        name = file.name if file == root else file.relative_to(root).as_posix()
+        hasher.update(f"{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+    return hasher.hexdigest()
 
 
 def _find_classes(files: Iterable[Path]) -> tuple[tuple[str, ...] | None, Tensor | None]:

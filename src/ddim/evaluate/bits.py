@@ -53,6 +53,7 @@ class BitsPerDimension:
         count: how many of them, in an order that seed 0 shuffles.
         path: the file; a measurement that was interrupted goes on from it.
         tile: images in one network call.
+        anew: begin anew, whatever is in the file.
 
     Raises:
         InputError: more images than there are, images of no known class, a schedule too short for
@@ -60,7 +61,14 @@ class BitsPerDimension:
     """
 
     def __init__(
-        self, pipeline: Pipeline, data: ImageData, count: int, path: Path, *, tile: int = 8
+        self,
+        pipeline: Pipeline,
+        data: ImageData,
+        count: int,
+        path: Path,
+        *,
+        tile: int = 8,
+        anew: bool = False,
     ) -> None:
         if not 2 <= count <= len(data):
             raise InputError(f"bits of {count} images: {data.name} has 2 to {len(data)} for that")
@@ -77,7 +85,7 @@ class BitsPerDimension:
             "tile": tile,
         }
         self._values: dict[str, list[float]] = {"elbo": [], "ode": []}
-        if self.path.exists():
+        if self.path.exists() and not anew:
             self._read()
 
     def _read(self) -> None:

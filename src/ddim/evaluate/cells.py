@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from ddim.errors import InputError
 from ddim.pipeline import Pipeline
-from ddim.sampler import calibration_of, make_sampler
+from ddim.sampler import calibration_of, make_sampler, method_options
 from ddim.tableau import Tableau
 
 __all__ = ["SIGMA_HAT", "Cell", "plan_cells"]
@@ -39,21 +40,24 @@ class Cell:
         name = f"{self.method}-{self.nodes}-{self.steps}{eta}"
         return "".join(c if c.isalnum() or c in "-.=" else "_" for c in name)
 
+    @property
+    def order(self) -> tuple[object, ...]:
+        """What cells are sorted by: DDIM first, then method, nodes, η (σ̂ last) and steps."""
+        eta = {None: -1.0, SIGMA_HAT: math.inf}.get(self.eta, self.eta)
+        return self.method != "ddim", self.method, self.nodes, eta, self.steps
+
     def tableau(self, pipeline: Pipeline) -> Tableau:
         """The rows.
 
         Raises:
             InputError: unknown names, numbers out of range, a calibration that is not there.
         """
-        name, *given = self.method.split(":")
-        options: dict[str, Any] = {}
-        for item in given:
-            option, equals, value = item.partition("=")
-            if not equals:
-                raise InputError(f"a method's options are KEY=VALUE, not {item!r}")
-            options[option] = int(value) if value.lstrip("-").isdigit() else value
         if self.nodes == "calibrated":
             return make_sampler(pipeline, self.nodes, self.steps)[1]
+        name, *given = self.method.split(":")
+        options: dict[str, Any] = method_options(name, given)
+        if "eta" in options:
+            raise InputError(f"η is chosen for all samplers together here, not by {self.method!r}")
         if self.eta == SIGMA_HAT:
             name, options = "ddpm", {"variance": "large"}
         elif self.eta is not None:
@@ -68,10 +72,11 @@ def plan_cells(
     methods: Sequence[str] = ("ddim",),
     nodes: Sequence[str] = ("uniform",),
 ) -> list[Cell]:
-    """Every combination that there is: η is of DDIM alone, calibrated nodes have their own method.
+    """Every combination that there is; calibrated nodes have their own method.
 
-    A number of steps that T is less than is taken for T. Of calibrated nodes those numbers are
-    taken that the model is calibrated for.
+    η is of DDIM, and of ``analytic`` where it is a number above 0. A number of steps that T is less
+    than is taken for T. Of calibrated nodes those numbers are taken that the model is calibrated
+    for.
 
     Raises:
         InputError: a cell that cannot be made; nothing to do.
@@ -82,10 +87,13 @@ def plan_cells(
     for family in nodes:
         if family == "calibrated":
             known = calibration_of(pipeline).samplers
+            if known.keys().isdisjoint(counts):
+                there, asked = (", ".join(map(str, v)) for v in (sorted(known), counts))
+                raise InputError(f"{pipeline.name} is calibrated for {there} steps, not {asked}")
             cells += [Cell("calibrated", family, s) for s in counts if s in known]
             continue
         for method in methods:
-            choices = etas if method.split(":")[0] == "ddim" else (None,)
+            choices = _etas(method.split(":")[0], etas)
             cells += [Cell(method, family, s, eta) for eta in choices for s in counts]
     cells = list(dict.fromkeys(cells))
     if not cells:
@@ -93,3 +101,12 @@ def plan_cells(
     for cell in cells:
         cell.tableau(pipeline)
     return cells
+
+
+def _etas(method: str, etas: Sequence[float | str]) -> Sequence[float | str | None]:
+    if method == "ddim":
+        return etas
+    if method == "analytic":
+        # At η = 0 it is DDIM, and σ̂ is another variance than the optimal one.
+        return [eta for eta in etas if eta not in (0, SIGMA_HAT)] or (None,)
+    return (None,)

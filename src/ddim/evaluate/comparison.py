@@ -15,7 +15,7 @@ from ddim.evaluate.frechet import FeatureStatistics, frechet_distance
 from ddim.evaluate.metrics import class_chi2, kid, precision_recall
 from ddim.evaluate.statistics import Statistics
 
-__all__ = ["Comparison", "Spread", "Summary", "compare", "summarise"]
+__all__ = ["Comparison", "Spread", "Summary", "check_reference", "compare", "summarise"]
 
 FIGURES = ("fd", "kid", "precision", "recall", "chi2")
 
@@ -95,14 +95,8 @@ def compare(samples: Statistics, reference: Statistics, k: int = 3) -> Compariso
             images have the same features.
     """
     samples.check_like(reference)
-    for side in (samples, reference):
-        if side.count < 2:
-            raise InputError(f"{side.data}: a covariance needs at least 2 images, not {side.count}")
-    if not np.any(reference.moments.cov.diagonal()):
-        raise InputError(
-            f"{reference.data}: {reference.identity.name} has the same features for every one of "
-            f"the {reference.count} images, so that there is nothing to compare"
-        )
+    _at_least_two(samples)
+    check_reference(reference)
     kept = min(samples.kept, reference.kept)
     notes = [note for side in (samples, reference) for note in _degenerate(side)]
     kernel = precision = recall = chi2 = dof = None
@@ -129,6 +123,25 @@ def compare(samples: Statistics, reference: Statistics, k: int = 3) -> Compariso
         dof,
         tuple(notes),
     )
+
+
+def check_reference(reference: Statistics) -> None:
+    """Refuse real images that nothing can be compared with.
+
+    Raises:
+        InputError: There are fewer than 2, or all have the same features.
+    """
+    _at_least_two(reference)
+    if not np.any(reference.moments.cov.diagonal()):
+        raise InputError(
+            f"{reference.data}: {reference.identity.name} has the same features for every one of "
+            f"the {reference.count} images, so that there is nothing to compare"
+        )
+
+
+def _at_least_two(side: Statistics) -> None:
+    if side.count < 2:
+        raise InputError(f"{side.data}: a covariance needs at least 2 images, not {side.count}")
 
 
 def summarise(comparisons: Sequence[Comparison], floor: Comparison | None = None) -> Summary:

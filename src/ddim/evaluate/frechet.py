@@ -141,9 +141,10 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
     while the three traces cancel, and need the root of a product whose rounded eigenvalues may be
     negative.
 
-    Roots of large matrices are slow, so that above 256 dimensions the last trace is first taken
-    from the Cholesky factor C₁ = LLᵀ, as the sum of the square roots of the eigenvalues of LᵀC₂L.
-    That result is kept only where a bound on its rounding error lies below its sixth digit.
+    Symmetric roots of large matrices are slow, and so are singular vectors. The singular values are
+    the same for any A with AAᵀ = C₁ and B with BBᵀ = C₂, so that above 256 dimensions they are
+    first taken alone, of Cholesky factors where there are any. That result is kept only where what
+    the difference of the traces loses to rounding lies below its sixth digit.
 
     References:
         D. Dowson, B. Landau, The Fréchet distance between multivariate normal distributions, 1982,
@@ -184,21 +185,23 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
 
 
 def _fast(c1: Array, c2: Array, between_means: float) -> float | None:
-    """Tr(C₁ + C₂) - 2·Tr(C₁C₂)^½ by Cholesky, or None where six digits of d² are not certain."""
-    try:
-        factor = np.linalg.cholesky(c1)
-    except np.linalg.LinAlgError:
-        return None  # rank-deficient
-    values = np.linalg.eigvalsh(factor.T @ c2 @ factor)
-    # A covariance is checked for negative eigenvalues where its root is taken.
-    if values[0] < -1e-5 * values[-1] or values[-1] <= 0:
-        return None
-    roots = np.sqrt(values.clip(min=0.0))
-    # An eigenvalue that is wrong by δ has a root that is wrong by √δ at most, or δ/(2√λ).
-    delta = np.finfo(np.float64).eps * np.sqrt(len(values)) * values[-1]
-    error = np.minimum(np.sqrt(delta), delta / (2 * np.maximum(roots, np.sqrt(delta)))).sum()
-    spread = float(np.trace(c1) + np.trace(c2) - 2 * roots.sum())
+    """Tr(C₁ + C₂) - 2·ΣΣ by any roots, or None where six digits of d² are not certain."""
+    product = _any_root(c2).T @ _any_root(c1)
+    traces = float(np.trace(c1) + np.trace(c2))
+    spread = traces - 2 * float(np.linalg.svd(product, compute_uv=False).sum())
+    # Each singular value is good to rounding of the largest; what matters is what the sum loses.
+    error = np.finfo(np.float64).eps * len(c1) * traces
     return spread if 2 * error < 1e-6 * (between_means + spread) else None
+
+
+def _any_root(c: Array) -> Array:
+    """A with AAᵀ = C: the Cholesky factor, or what its eigenvectors give of one without."""
+    try:
+        return np.linalg.cholesky(c)
+    except np.linalg.LinAlgError:
+        values, vectors = _eigen(c)
+        kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
+        return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def _gaussian(mean: ArrayLike, cov: ArrayLike) -> tuple[Array, Array]:
@@ -218,7 +221,13 @@ def _gaussian(mean: ArrayLike, cov: ArrayLike) -> tuple[Array, Array]:
 
 def _root(c: Array) -> Array:
     """The symmetric root of a covariance."""
+    values, vectors = _eigen(c)
+    return (vectors * np.sqrt(values.clip(min=0.0))) @ vectors.T
+
+
+def _eigen(c: Array) -> tuple[Array, Array]:
+    """The eigenvalues of a covariance, rising, and its eigenvectors."""
     values, vectors = np.linalg.eigh(c)
     if values.min(initial=0.0) < -1e-5 * np.abs(values).max(initial=0.0):
         raise InputError(f"cov must have no negative eigenvalue, not {values[0]:.3g}")
-    return (vectors * np.sqrt(values.clip(min=0.0))) @ vectors.T
+    return values, vectors

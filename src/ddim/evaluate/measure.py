@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -18,7 +19,7 @@ from ddim.evaluate.lenet import LENET_FOLDER, lenet_config
 from ddim.evaluate.statistics import KEEP, Statistics
 from ddim.images import from_pixels
 
-__all__ = ["collect", "collect_data", "shipped_statistics"]
+__all__ = ["collect", "collect_data", "shipped_statistics", "source_of"]
 
 
 def collect(
@@ -27,6 +28,7 @@ def collect(
     data: str,
     *,
     keep: int = KEEP,
+    source: str = "",
 ) -> Statistics:
     """Measure images as they come; none is held longer than its batch.
 
@@ -36,11 +38,12 @@ def collect(
             of a set has index i.
         data: What they are, for people and for records.
         keep: See :class:`Statistics`.
+        source: See :class:`Statistics`.
 
     Raises:
         InputError: As for :class:`Extractor` and :meth:`Statistics.add`.
     """
-    statistics = Statistics(extractor.identity, data, keep=keep)
+    statistics = Statistics(extractor.identity, data, keep=keep, source=source)
     for indices, images in batches:
         statistics.add(*extractor(images), indices, images.shape[1:])
     return statistics
@@ -81,7 +84,17 @@ def collect_data(
             if watch is not None:
                 watch(len(part))
 
-    return collect(extractor, batches(), data or images.name, keep=keep)
+    return collect(
+        extractor, batches(), data or images.name, keep=keep, source=source_of(images, indices)
+    )
+
+
+def source_of(images: ImageData, indices: Sequence[int] | None = None) -> str:
+    """SHA-256 of the files' checksums, the images' shape and which of them; empty without files."""
+    if not images.checksums:
+        return ""
+    about = [images.shape, sorted(images.checksums.values()), indices and [*indices]]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def shipped_statistics(split: str = "train") -> Statistics:

@@ -7,11 +7,12 @@ import csv
 import html
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ddim import images
 from ddim.evaluate.cells import SIGMA_HAT, Cell
+from ddim.evaluate.comparison import Spread
 from ddim.evaluate.sweep import Result
 
 if TYPE_CHECKING:
@@ -22,13 +23,15 @@ __all__ = ["csv_text", "html_report", "markdown", "pareto", "plot", "rows", "tab
 Row = dict[str, object]
 
 
-def pareto(results: Sequence[Result]) -> set[Cell]:
-    """The cells that no other beats at once in network calls and in Fréchet distance."""
+def pareto(
+    results: Sequence[Result], cost: Callable[[Result], float] = lambda result: result.calls
+) -> set[Cell]:
+    """The cells that no other beats at once in cost (network calls) and in Fréchet distance."""
     front = set()
     for one in results:
         beaten = any(
-            (other.calls, other.fd) != (one.calls, one.fd)
-            and other.calls <= one.calls
+            (cost(other), other.fd) != (cost(one), one.fd)
+            and cost(other) <= cost(one)
             and other.fd <= one.fd
             for other in results
         )
@@ -50,23 +53,39 @@ def rows(results: Sequence[Result]) -> list[Row]:
             "calls": one.calls,
             "N": one.summary.count,
             "seeds": one.summary.seeds,
+            **_figures(one.summary.distance, one.summary.figures),
         }
-        for name, label in (
-            ("fd", one.summary.distance),
-            ("kid", "KID"),
-            ("precision", "precision"),
-            ("recall", "recall"),
-            ("chi2", "chi2"),
-        ):
-            spread = one.summary.figures.get(name)
-            row[label] = "" if spread is None else spread.mean
-            row[f"{label} sd"] = "" if spread is None or spread.sd is None else spread.sd
         row["teacher RMS"] = "" if one.rms is None else one.rms
         row["PSNR dB"] = "" if one.psnr is None or math.isinf(one.psnr) else one.psnr
         row["ms an image"] = one.seconds * 1000
         row["front"] = "*" if one.cell in front else ""
         found.append(row)
     return found
+
+
+FIGURES = ("fd", "kid", "precision", "recall", "chi2")
+
+
+def _figures(distance: str, figures: Mapping[str, Spread]) -> Row:
+    row: Row = {}
+    for name, label in zip(FIGURES, (distance, "KID", *FIGURES[2:]), strict=True):
+        spread = figures.get(name)
+        row[label] = "" if spread is None else spread.mean
+        row[f"{label} sd"] = "" if spread is None or spread.sd is None else spread.sd
+    return row
+
+
+def with_floor(results: Sequence[Result]) -> list[Row]:
+    """The rows, and last what as many real images measure, if that is known."""
+    table = rows(results)
+    floor = results[0].summary.floor
+    if floor is not None:
+        values = {name: getattr(floor, name) for name in FIGURES}
+        figures = {k: Spread(v, None) for k, v in values.items() if v is not None}
+        blank: Row = dict.fromkeys(table[0], "")
+        known = {"method": "real test images", "N": floor.count}
+        table.append({**blank, **known, **_figures(floor.distance, figures)})
+    return table
 
 
 def shown(row: Mapping[str, object]) -> dict[str, str]:
@@ -82,15 +101,15 @@ def shown(row: Mapping[str, object]) -> dict[str, str]:
 
 
 def compact(results: Sequence[Result]) -> list[dict[str, str]]:
-    """The rows as people read them, without the columns that are empty throughout."""
-    texts = [shown(row) for row in rows(results)]
+    """The rows as people read them, the floor last, without columns that are empty throughout."""
+    texts = [shown(row) for row in with_floor(results)]
     kept = [key for key in texts[0] if any(text[key] for text in texts)]
     return [{key: text[key] for key in kept} for text in texts]
 
 
 def table_one(results: Sequence[Result]) -> list[dict[str, str]]:
     """The paper's Table 1: DDIM by η (rows) and S (columns), for each family of nodes."""
-    ddim = [r for r in results if r.cell.eta is not None]
+    ddim = [r for r in results if r.cell.method == "ddim"]
     counts = sorted({r.cell.steps for r in ddim})
     found: list[dict[str, str]] = []
     for nodes in dict.fromkeys(r.cell.nodes for r in ddim):
@@ -112,8 +131,8 @@ def markdown(table: Sequence[Mapping[str, str]]) -> str:
 
 
 def csv_text(results: Sequence[Result]) -> str:
-    """All figures, unrounded."""
-    table = rows(results)
+    """All figures, unrounded; the last row is the floor, if it is known."""
+    table = with_floor(results)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(table[0]), lineterminator="\n")
     writer.writeheader()
@@ -123,7 +142,6 @@ def csv_text(results: Sequence[Result]) -> str:
 
 def plot(figure: Figure, results: Sequence[Result]) -> None:
     """Quality against network calls and against seconds, the Pareto front marked."""
-    front = pareto(results)
     distance = results[0].summary.distance
     floor = results[0].summary.floor
     left, right = figure.subplots(1, 2, sharey=True)
@@ -131,15 +149,20 @@ def plot(figure: Figure, results: Sequence[Result]) -> None:
     for one in results:
         lines.setdefault((one.cell.method, one.cell.nodes, one.cell.eta), []).append(one)
     for axes, label in ((left, "network calls"), (right, "milliseconds an image")):
+
+        def cost(result: Result, calls: bool = axes is left) -> float:
+            return result.calls if calls else 1000 * result.seconds
+
+        front = pareto(results, cost)
         for (method, nodes, eta), line in lines.items():
             line = sorted(line, key=lambda r: r.calls)
-            x = [r.calls if axes is left else 1000 * r.seconds for r in line]
+            x = [cost(r) for r in line]
             name = f"{method}, {nodes}" if method != "calibrated" else method
             name += "" if eta is None else f", η={'σ̂' if eta == SIGMA_HAT else eta}"
             sds = [r.summary.figures["fd"].sd or 0.0 for r in line]
             axes.errorbar(x, [r.fd for r in line], sds, marker="o", ms=4, capsize=2, label=name)
             best = [(a, r.fd) for a, r in zip(x, line, strict=True) if r.cell in front]
-            if axes is left and best:
+            if best:
                 axes.plot(*zip(*best, strict=True), "k*", ms=11, mfc="none")
         if floor is not None:
             axes.axhline(floor.fd, color="grey", ls=":", label="real test images")
@@ -202,11 +225,9 @@ def html_report(
     if plotted is not None:
         parts += ["<h2>Quality against cost</h2>", _picture(plotted, "quality against cost")]
     parts += ["<h2>Every sampler</h2>", _html_table(compact(results))]
-    floor = results[0].summary.floor
-    if floor is not None:
+    if results[0].summary.floor is not None:
         parts.append(
-            f"<p>As many real test images measure {distance} = {floor.fd:.4g} against the same "
-            "reference: that is the floor.</p>"
+            "<p>Real test images, as many and against the same reference, are the floor.</p>"
         )
     if notes:
         parts += ["<h2>Notes</h2><ul>", *(f"<li>{_text(n)}</li>" for n in notes), "</ul>"]

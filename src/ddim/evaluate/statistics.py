@@ -38,11 +38,14 @@ class Statistics:
         identity: Of the extractor that the features are from.
         data: What the images are, for people and for records.
         keep: How many images' features to keep; 0 for none.
+        source: A digest of the files that the images came from, which tells one set from another
+            of its name; empty where there is none.
 
     Attributes:
         identity: As given.
         data: As given.
         keep: As given.
+        source: As given.
         moments: The count, the mean and the covariance.
         class_counts: (K,), int64: how many images have each class as their most probable one.
         shape: (C, H, W) of the images; None before the first.
@@ -51,10 +54,12 @@ class Statistics:
         InputError: `keep` is negative.
     """
 
-    def __init__(self, identity: Identity, data: str, *, keep: int = KEEP) -> None:
+    def __init__(
+        self, identity: Identity, data: str, *, keep: int = KEEP, source: str = ""
+    ) -> None:
         if keep < 0:
             raise InputError(f"keep must be at least 0, not {keep}")
-        self.identity, self.data, self.keep = identity, data, keep
+        self.identity, self.data, self.keep, self.source = identity, data, keep, source
         self.moments = FeatureStatistics(identity.width)
         self.class_counts: NDArray[np.int64] = np.zeros(identity.classes, dtype=np.int64)
         self.shape: tuple[int, ...] | None = None
@@ -121,7 +126,7 @@ class Statistics:
                 common with these.
         """
         self.check_like(other)
-        if (self.data, self.keep) != (other.data, other.keep):
+        if (self.data, self.keep, self.source) != (other.data, other.keep, other.source):
             raise InputError(
                 f"cannot merge {other.data!r} with {other.keep} features kept into {self.data!r} "
                 f"with {self.keep}: they are not parts of one set"
@@ -153,6 +158,7 @@ class Statistics:
             "count": self.count,
             "data": self.data,
             "keep": self.keep,
+            "source": self.source,
             "shape": self.shape,
             **dataclasses.asdict(self.identity),
         }
@@ -202,7 +208,7 @@ class Statistics:
     def _from_file(cls, facts: dict, tensors: dict[str, NDArray]) -> Statistics:
         names = [field.name for field in dataclasses.fields(Identity)]
         identity = Identity(**{name: facts[name] for name in names})
-        made = cls(identity, facts["data"], keep=facts["keep"])
+        made = cls(identity, facts["data"], keep=facts["keep"], source=facts.get("source", ""))
         made.moments = FeatureStatistics.from_moments(
             facts["count"], tensors["mean"], tensors["scatter"]
         )

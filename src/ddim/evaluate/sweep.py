@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddim.errors import InputError, RunError
 from ddim.evaluate.cells import Cell
-from ddim.evaluate.comparison import Comparison, Summary, compare, summarise
+from ddim.evaluate.comparison import Comparison, Summary, check_reference, compare, summarise
 from ddim.evaluate.features import Extractor
+from ddim.evaluate.kept import CellFiles, load_images, save_images
 from ddim.evaluate.statistics import Statistics
 from ddim.evaluate.teacher import ErrorSummary, image_errors, teacher_tableau
-from ddim.files import read_json, replacing, write_json
+from ddim.files import read_json, write_json
 from ddim.generate import generate
 from ddim.pipeline import Pipeline
 from ddim.tableau import Tableau
@@ -44,7 +44,7 @@ class Result:
         cell: which.
         calls: network calls for one image.
         summary: over the seeds.
-        seeds: each seed's own figures.
+        seeds: each seed's own figures, those of every seed that is in the folder.
         seconds: of generation for one image, metrics not included.
         rms: RMS to the model's own full-length solution on [-1, 1]; None where the sampler draws
             noise or no teacher was asked for.
@@ -81,6 +81,7 @@ class Sweep:
         floor: what as many real images measure, if known.
         teacher: on how many of the first images solver error is measured; 0 for none.
         tile: images in one network call.
+        anew: begin anew: what is in the folder goes when it begins.
 
     Raises:
         InputError: numbers out of range, a reference that was measured otherwise, or a folder that
@@ -100,6 +101,7 @@ class Sweep:
         floor: Comparison | None = None,
         teacher: int = 0,
         tile: int = 8,
+        anew: bool = False,
     ) -> None:
         if n < 2:
             raise InputError(f"a distance needs at least 2 images, not {n}")
@@ -115,14 +117,34 @@ class Sweep:
         if pipeline.classes is not None:
             self.labels = [i % pipeline.classes for i in range(n)]
         self.tableaux = {cell: cell.tableau(pipeline) for cell in self.cells}
+        self._files = {
+            cell: CellFiles(cell, self._folder(cell, tableau), extractor)
+            for cell, tableau in self.tableaux.items()
+        }
+        self._teacher = teacher_tableau(pipeline.schedule)
+        self._compared: dict[tuple[Path, int], Comparison] = {}
+        self._anew = anew
         difference = extractor.identity.difference(reference.identity)
         if difference is not None:
             raise InputError(f"the reference was not measured as the samples will be, {difference}")
-        self._check_folder()
+        if not anew:
+            self._check_folder()
 
     def begin(self) -> None:
-        """Make the folder's record; after it nothing but this sweep goes on there."""
+        """Make the folder's record; after it nothing but this sweep goes on there.
+
+        Raises:
+            InputError: a reference that nothing can be compared with.
+        """
+        check_reference(self.reference)
+        if self._anew:
+            shutil.rmtree(self.folder / "cells", ignore_errors=True)
+            for path in self.folder.glob("teacher-*.safetensors"):
+                path.unlink()
+            self._anew = False
         write_json(self.folder / "sweep.json", self._facts())
+        for files in self._files.values():
+            files.begin()
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -150,35 +172,36 @@ class Sweep:
 
     def work(self) -> int:
         """Images times network calls that are left to do."""
-        total = sum(
-            self.tableaux[cell].calls * (self.n - self._statistics(cell, seed).count)
-            for cell in self.cells
-            for seed in self.seeds
-        )
-        if self._teaching() and not self._teacher_path().exists():
-            total += self.teacher * teacher_tableau(self.pipeline.schedule).calls
+        total = self.teacher * self._teacher.calls if self._must_teach() else 0
+        for cell, tableau in self.tableaux.items():
+            total += tableau.calls * len(self._missing(cell))
+            total += tableau.calls * sum(self.n - self._count(cell, seed) for seed in self.seeds)
         return total
 
     def run(self) -> Iterator[tuple[Cell | None, int]]:
         """Do it. Yields the cell at work (None for the teacher) and the calls that were done."""
-        if self._teaching() and not self._teacher_path().exists():
+        if self._must_teach():
             yield from self._teach()
         for cell in self.cells:
+            calls = self.tableaux[cell].calls
+            for done in self._complete_first(cell):
+                yield cell, done * calls
             for seed in self.seeds:
                 for done in self._measure(cell, seed):
-                    yield cell, done * self.tableaux[cell].calls
+                    yield cell, done * calls
 
     def _measure(self, cell: Cell, seed: int) -> Iterator[int]:
-        statistics = self._statistics(cell, seed)
+        files = self._files[cell]
+        statistics, seconds = files.statistics(seed), files.seconds(seed)
         if statistics.count == self.n:
             return
-        path, tableau = self._path(cell, seed), self.tableaux[cell]
-        seconds = self._seconds(cell, seed)
         kept = self._first(cell) if seed == self.seeds[0] else None
         saved = started = time.perf_counter()
-        for images, indices in self._draw(tableau, seed, range(statistics.count, self.n)):
+        for images, indices in self._draw(
+            self.tableaux[cell], seed, range(statistics.count, self.n)
+        ):
             seconds += time.perf_counter() - started
-            if kept is not None and indices[0] == len(kept) < max(self.teacher, STRIP):
+            if kept is not None and indices[0] == len(kept) < self._wanted(cell):
                 kept = torch.cat([kept, images.cpu()])
             if not bool(images.isfinite().all()):
                 raise RunError(f"{cell.key} draws images that are not finite: leave it out")
@@ -187,15 +210,29 @@ class Sweep:
             now = time.perf_counter()
             if now - saved > SAVE_SECONDS or statistics.count == self.n:
                 if kept is not None:
-                    with replacing(self._first_path(cell)) as temporary:
-                        save_file({"images": kept}, temporary)
-                write_json(
-                    path.with_suffix(".json"), {"seconds": seconds, "count": statistics.count}
-                )
-                statistics.save(path)
+                    files.save_first(seed, kept)
+                files.save(seed, statistics, seconds)
                 saved = now
             yield len(indices)
             started = time.perf_counter()
+
+    def _wanted(self, cell: Cell) -> int:
+        """How many of the first images are looked at: for the strip, and by the teacher."""
+        shown = min(STRIP, self.n)
+        return shown if self.tableaux[cell].stochastic else max(shown, self.teacher)
+
+    def _missing(self, cell: Cell) -> range:
+        """First images that were measured but not kept: a larger teacher was asked for since."""
+        return range(len(self._first(cell)), min(self._wanted(cell), self._count(cell)))
+
+    def _complete_first(self, cell: Cell) -> Iterator[int]:
+        kept, missing = self._first(cell), self._missing(cell)
+        if not missing:
+            return
+        for images, indices in self._draw(self.tableaux[cell], self.seeds[0], missing):
+            kept = torch.cat([kept, images.cpu()])
+            yield len(indices)
+        self._files[cell].save_first(self.seeds[0], kept)
 
     def _draw(
         self, tableau: Tableau, seed: int, wanted: Sequence[int]
@@ -207,88 +244,96 @@ class Sweep:
                 yield event.images, list(event.indices)
 
     def _teach(self) -> Iterator[tuple[None, int]]:
-        tableau = teacher_tableau(self.pipeline.schedule)
         parts: list[Tensor] = []
-        for images, indices in self._draw(tableau, self.seeds[0], range(self.teacher)):
+        for images, indices in self._draw(self._teacher, self.seeds[0], range(self.teacher)):
             parts.append(images.cpu())
-            yield None, len(indices) * tableau.calls
-        with replacing(self._teacher_path()) as temporary:
-            save_file({"images": torch.cat(parts)}, temporary)
+            yield None, len(indices) * self._teacher.calls
+        save_images(self._teacher_path(self.seeds[0]), torch.cat(parts))
+
+    def _must_teach(self) -> bool:
+        follows = any(not tableau.stochastic for tableau in self.tableaux.values())
+        there = self._teacher_path(self.seeds[0]).exists() and not self._anew
+        return bool(self.teacher) and follows and not there
 
     # -- results --------------------------------------------------------------------------------
 
     def results(self) -> list[Result]:
-        """Of every cell whose seeds are all measured."""
-        return [self._result(cell) for cell in self.cells if self._done(cell)]
+        """Of every cell of the folder: of this sweep if its seeds are all measured, or an earlier.
 
-    def _done(self, cell: Cell) -> bool:
-        return all(self._statistics(cell, seed).count == self.n for seed in self.seeds)
+        Whatever seeds of it are there are counted. They are in order: DDIM first, then by method,
+        nodes, η and steps.
+        """
+        found = [
+            self._result(files, tableau, seeds)
+            for files, tableau in (*self._own(), *self._earlier())
+            if (seeds := files.seeds(self.n)) and set(self._due(files.cell)) <= set(seeds)
+        ]
+        return sorted(found, key=lambda result: result.cell.order)
 
-    def _result(self, cell: Cell) -> Result:
-        seeds = tuple(compare(self._statistics(cell, seed), self.reference) for seed in self.seeds)
-        summary = summarise(seeds, self.floor)
-        first = self._first(cell)
-        seconds = sum(self._seconds(cell, s) for s in self.seeds) / (self.n * len(self.seeds))
+    def _own(self) -> Iterator[tuple[CellFiles, Tableau]]:
+        for cell, tableau in self.tableaux.items():
+            yield self._files[cell], tableau
+
+    def _earlier(self) -> Iterator[tuple[CellFiles, Tableau]]:
+        """Cells that other commands left here, whose samplers are still the same."""
+        for folder in (self.folder / "cells").glob("*"):
+            files = CellFiles.found(folder, self.extractor)
+            if files is None or files.cell in self.tableaux:
+                continue
+            try:
+                tableau = files.cell.tableau(self.pipeline)
+            except InputError:
+                continue  # of a calibration that is gone
+            if self._folder(files.cell, tableau) == folder:
+                yield files, tableau
+
+    def _due(self, cell: Cell) -> list[int]:
+        return self.seeds if cell in self.tableaux else []
+
+    def _result(self, files: CellFiles, tableau: Tableau, seeds: list[int]) -> Result:
+        figures = tuple(self._comparison(files, seed) for seed in seeds)
+        shown = next((s for s in (self.seeds[0], *seeds) if files.first(s) is not None), None)
+        first = torch.zeros(0, *self.pipeline.shape) if shown is None else files.first(shown)
+        assert first is not None
         errors = ErrorSummary()
-        if (
-            self._teaching()
-            and not self.tableaux[cell].stochastic
-            and self._teacher_path().exists()
-        ):
-            exact = load_file(self._teacher_path())["images"]
-            errors.update(image_errors(first[: self.teacher], exact))
+        if shown is not None and self.teacher and not tableau.stochastic:
+            path = self._teacher_path(shown)
+            if path.exists() and len(first) >= self.teacher:
+                errors.update(image_errors(first[: self.teacher], load_images(path)))
         return Result(
-            cell,
-            self.tableaux[cell].calls,
-            summary,
-            seeds,
-            seconds,
+            files.cell,
+            tableau.calls,
+            summarise(figures, self.floor),
+            figures,
+            sum(map(files.seconds, seeds)) / (self.n * len(seeds)),
             errors.rms if errors.count else None,
             errors.psnr if errors.count else None,
             first[:STRIP],
         )
 
+    def _comparison(self, files: CellFiles, seed: int) -> Comparison:
+        """Once for each: the reports are written after every cell."""
+        key = (files.folder, seed)
+        if key not in self._compared:
+            self._compared[key] = compare(files.statistics(seed), self.reference)
+        return self._compared[key]
+
     # -- files ----------------------------------------------------------------------------------
 
-    def _cell(self, cell: Cell) -> Path:
+    def _folder(self, cell: Cell, tableau: Tableau) -> Path:
         name = cell.key
         if cell.nodes == "calibrated" or cell.method == "analytic":
             # A model can be calibrated anew: the rows then differ where the name does not.
-            rows = repr(self.tableaux[cell].rows)
-            name += f"-{hashlib.sha256(rows.encode()).hexdigest()[:8]}"
+            name += f"-{hashlib.sha256(repr(tableau.rows).encode()).hexdigest()[:8]}"
         return self.folder / "cells" / name
 
-    def _path(self, cell: Cell, seed: int) -> Path:
-        return self._cell(cell) / f"seed-{seed}.safetensors"
+    def _teacher_path(self, seed: int) -> Path:
+        return self.folder / f"teacher-{seed}-{self.teacher}.safetensors"
 
-    def _first_path(self, cell: Cell) -> Path:
-        return self._cell(cell) / "first.safetensors"
-
-    def _teacher_path(self) -> Path:
-        return self.folder / f"teacher-{self.seeds[0]}-{self.teacher}.safetensors"
-
-    def _teaching(self) -> bool:
-        return bool(self.teacher) and any(not t.stochastic for t in self.tableaux.values())
-
-    def _statistics(self, cell: Cell, seed: int) -> Statistics:
-        path = self._path(cell, seed)
-        if not path.exists():
-            return Statistics(self.extractor.identity, f"{cell.key}, seed {seed}")
-        return Statistics.load(path, self.extractor)
-
-    def _seconds(self, cell: Cell, seed: int) -> float:
-        """Of the images that are in the statistics; an estimate where a kill came between files."""
-        path = self._path(cell, seed)
-        if not path.exists():
-            return 0.0
-        facts: dict[str, Any] = read_json(path.with_suffix(".json"))
-        return facts["seconds"] / facts["count"] * self._statistics(cell, seed).count
+    def _count(self, cell: Cell, seed: int | None = None) -> int:
+        seed = self.seeds[0] if seed is None else seed
+        return 0 if self._anew else self._files[cell].statistics(seed).count
 
     def _first(self, cell: Cell) -> Tensor:
-        path = self._first_path(cell)
-        if not path.exists():
-            return torch.zeros(0, *self.pipeline.shape)
-        try:
-            return load_file(path)["images"]
-        except (SafetensorError, KeyError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from None
+        kept = None if self._anew else self._files[cell].first(self.seeds[0])
+        return torch.zeros(0, *self.pipeline.shape) if kept is None else kept

@@ -7,7 +7,7 @@ progress, inspection, the command's options, the tests of consistency) comes wit
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ddim.errors import InputError, unknown
 from ddim.methods.compat import COMPAT_METHODS
@@ -20,7 +20,7 @@ from ddim.nodes import Nodes
 from ddim.schedule import Schedule
 from ddim.tableau import Tableau
 
-__all__ = ["METHODS", "make_tableau"]
+__all__ = ["METHODS", "check_option", "default_options", "make_tableau"]
 
 METHODS: dict[str, Callable[..., Tableau]] = {
     "ddim": ddim,
@@ -62,17 +62,43 @@ def make_tableau(
         >>> make_tableau(schedule, (10, 5, 0), "ddim", eta=0.5).calls
         2
     """
-    builders = {**METHODS, **COMPAT_METHODS}
+    accepted = default_options(method)
+    for name in options:
+        check_option(method, name, accepted)
+    return _builders()[method](schedule, nodes, **options)
+
+
+def default_options(method: str) -> dict[str, object]:
+    """A method's own options, with their values where they are not given.
+
+    Raises:
+        InputError: unknown method.
+
+    Example:
+        >>> default_options("dpmpp")
+        {'order': 2, 'form': 'exact'}
+    """
+    builders = _builders()
     if method not in builders:
         raise unknown("method", method, builders)
-    builder = builders[method]
-    accepted = [
-        name
-        for name, parameter in inspect.signature(builder).parameters.items()
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(builders[method]).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    for name in options:
-        if name not in accepted:
-            has = f"it has {', '.join(accepted)}" if accepted else "it has none"
-            raise InputError(f"method {method!r} has no option {name!r}: {has}")
-    return builder(schedule, nodes, **options)
+    }
+
+
+def check_option(method: str, name: str, accepted: Iterable[str]) -> None:
+    """Refuse an option that a method does not have.
+
+    Raises:
+        InputError: it is none of the accepted ones, which are named.
+    """
+    accepted = list(accepted)
+    if name not in accepted:
+        has = f"it has {', '.join(accepted)}" if accepted else "it has none"
+        raise InputError(f"method {method!r} has no option {name!r}: {has}")
+
+
+def _builders() -> dict[str, Callable[..., Tableau]]:
+    return {**METHODS, **COMPAT_METHODS}
