@@ -283,8 +283,9 @@ def test_wrappers_stack():
 
 def test_refusals(refuses):
     base = NetworkDenoiser(wide)
-    with refuses("limit must be positive, not 0"):
-        Clip(base, 0)
+    for limit in (0, -1.0, float("nan")):
+        with refuses(f"limit must be positive, not {limit}"):
+            Clip(base, limit)
     for ratio, largest in ((0, 1), (1.1, 1), (0.9, 0.5)):
         with refuses("thresholding needs"):
             Threshold(base, ratio, largest)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,6 +26,20 @@ def test_snippet_runs(snippet, tmp_path, monkeypatch):
     monkeypatch.setattr("ddim.methods.METHODS", dict(ddim.METHODS))
     monkeypatch.setitem(vars(ddim), "METHODS", __import__("ddim.methods").methods.METHODS)
     exec(compile(snippet, "snippet", "exec"), {"__name__": "snippet"})
+
+
+def test_the_model_that_the_readme_trains_draws_its_points():
+    import ddim
+
+    (snippet,) = (
+        param.values[0] for param in SNIPPETS if "# any shape after the first" in param.values[0]
+    )
+    namespace = {"__name__": "snippet"}
+    torch.manual_seed(0)
+    exec(compile(snippet, "snippet", "exec"), namespace)
+    drawn = ddim.sample(namespace["model"], n=2000, steps=10)
+    assert drawn.mean(0).tolist() == pytest.approx([1.0, -1.0], abs=0.1)
+    assert drawn.std(0).tolist() == pytest.approx([0.3, 0.3], abs=0.1)
 
 
 def test_links_lead_somewhere():

@@ -18,6 +18,7 @@ from ddim.nets import UNet, UNetConfig
 from ddim.nodes import uniform
 from ddim.noise import Noise
 from ddim.pipeline import Pipeline
+from ddim.sampler import make_sampler
 from ddim.schedule import Schedule
 from ddim.tableau import Tableau
 from ddim.target import Target
@@ -217,6 +218,25 @@ def test_trap_all_steps_still_heed_the_method_and_eta():
     images = [draw(PLAIN, [0], rows=tableau(T, "ddim", eta=eta))[0] for eta in (0.0, 0.5, 1.0)]
     assert not torch.equal(images[0], images[1])
     assert not torch.equal(images[1], images[2])
+
+
+def test_rising_nodes_draw_nothing(refuses):
+    model = PLAIN
+    rising = make_tableau(model.schedule, tuple(range(T + 1)))
+    with refuses("nodes that rise encode images, which must be given"):
+        generate(model, rising, range(2))
+    with refuses("nodes that rise encode images"):
+        sample(model, 2, nodes=[0, 3, 5])
+
+
+def test_options_of_a_method_by_name(refuses):
+    model = PLAIN
+    drawn = sample(model, 2, steps=5, method="dpmpp:order=3")
+    _, tableau = make_sampler(model, "uniform", 5, "dpmpp", order=3)
+    parts = [d.images for d in generate(model, tableau, range(2)) if d.images is not None]
+    assert torch.equal(drawn, torch.cat(parts))
+    with refuses("'ddpm' has no option 'order': it has variance"):
+        sample(model, 2, steps=5, method="ddpm:order=3")
 
 
 @pytest.mark.parametrize("method", ["ddim", "ddpm"])

@@ -84,6 +84,11 @@ def test_columns_of_a_grid(count, columns, size):
     assert grid(noise(count, 3, 3, 4), columns).shape == (3, *size)
 
 
+def test_a_grid_of_nothing_is_refused(refuses):
+    with refuses("a grid needs at least one image"):
+        grid(torch.zeros(0, 1, 4, 4))
+
+
 def test_grid_without_columns_is_refused(refuses):
     for columns in (0, -1):
         with refuses(f"columns must be at least 1, not {columns}"):

@@ -12,7 +12,7 @@ import pytest
 import ddim
 
 LEVELS = (
-    "errors files schedule compat nodes tableau target methods",
+    "errors files device schedule compat nodes tableau target methods",
     "denoiser integrate adaptive convergence noise analytic latent loss discrete calibrate "
     "trajectory nets "
     "conventions candidates",

@@ -11,6 +11,7 @@ from torch import Tensor
 from ddim.analytic import Gaussian
 from ddim.denoiser import Prediction
 from ddim.integrate import final, integrate
+from ddim.methods import make_tableau
 from ddim.methods.ddim import ddim, ddpm
 from ddim.nodes import uniform
 from ddim.schedule import Level, Schedule
@@ -289,3 +290,22 @@ def test_refusals(refuses):
         final(integrate(Gaussian(), ddpm(SCHEDULE, (100, 50, 0)), x))
     # A single stochastic step to the data draws none, and needs none.
     assert math.isfinite(float(final(integrate(Gaussian(), ddpm(SCHEDULE, (100, 0)), x))[0].sum()))
+
+
+def test_noise_alone_is_a_step_too():
+    """Restart goes back up to α = 0, where nothing is carried over."""
+    schedule = Schedule.linear(100, scaled=True).rescaled_to_zero_snr()
+    tableau = make_tableau(schedule, uniform(schedule, 5), "restart", high=1.0, times=1)
+    back = next(n for n, row in enumerate(tableau.rows) if row.k == 100)
+    assert tableau.rows[back].noise == 1.0
+    seen = {}
+
+    def noise(state):
+        g = torch.Generator().manual_seed(state)
+        seen[state] = torch.randn(3, generator=g, dtype=torch.float64)
+        return seen[state]
+
+    data = Gaussian(0.3, 0.5)
+    steps = list(integrate(data, tableau, torch.ones(3, dtype=torch.float64), noise))
+    assert torch.equal(steps[back].x, seen[back + 1])
+    assert all(bool(step.x.isfinite().all()) for step in steps)

@@ -186,6 +186,8 @@ def test_names_and_paths_that_lead_nowhere(tmp_path, refuses):
         load("mnst")
     with refuses("unknown model"):
         load(tmp_path / "nothing")
+    with refuses("no device 'gpu' here"):
+        load("mnist", device="gpu")
     with refuses("unknown weights 'emma': did you mean 'ema'"):
         load("mnist", weights="emma")
     run = tmp_path / "begun"

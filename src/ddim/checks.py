@@ -207,7 +207,7 @@ def _ends(pipeline: Pipeline) -> list[Finding]:
                 f"at node T = {schedule.T} {left:.2%} of the signal is left (ᾱ_T = {left**2:.2g})",
                 "sampling starts from pure noise, which the network never saw there: very dark and "
                 "very bright images come out greyer than the data's",
-                "nothing in sampling mends it; train with rescaled_to_zero_snr() and target v",
+                "nothing in sampling mends it; train with --zero-snr and --target v",
             )
         )
     else:

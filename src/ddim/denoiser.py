@@ -118,7 +118,7 @@ class Clip:
     """Clamp the predicted x0 to ±limit and recompute eps from it."""
 
     def __init__(self, denoiser: Denoiser, limit: float = 1.0) -> None:
-        if limit <= 0:
+        if not limit > 0:
             raise InputError(f"the clipping limit must be positive, not {limit}")
         self.denoiser, self.limit = denoiser, limit
 

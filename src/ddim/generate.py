@@ -17,7 +17,7 @@ from ddim.errors import InputError
 from ddim.integrate import Step, integrate
 from ddim.noise import Noise
 from ddim.pipeline import Pipeline
-from ddim.sampler import make_sampler
+from ddim.sampler import make_sampler, method_options
 from ddim.tableau import Tableau
 
 __all__ = [
@@ -128,6 +128,11 @@ def generate(
     if start is None and len(tableau.initial) != 1:
         raise InputError(
             f"{tableau.method} starts from {len(tableau.initial)} states, which must be given"
+        )
+    first, last = tableau.initial[0].level, tableau.rows[-1].level
+    if start is None and last.sigma * first.alpha > first.sigma * last.alpha:
+        raise InputError(
+            "nodes that rise encode images, which must be given; draw by some that fall"
         )
     for states in start or ():
         check_images(pipeline, states, n)
@@ -261,7 +266,7 @@ def sample(
         pipeline: as :func:`ddim.load` returns it.
         n: how many.
         steps: S, from 1 to T; None for T, or for the length of an explicit node list.
-        method: see :data:`ddim.METHODS`.
+        method: see :data:`ddim.METHODS`; ``:KEY=VALUE`` sets an option, as in ``dpmpp:order=3``.
         nodes: a family's name (see :data:`ddim.NODES`), ``calibrated``, or the nodes themselves.
         eta: DDIM's η.
         seed: image i of a seed is always the same image.
@@ -298,7 +303,8 @@ def sample(
         check_images(pipeline, images, n)
     if mask is not None and mask.dtype is not torch.bool:
         raise InputError(f"a mask is a tensor of truth values, not of {mask.dtype}")
-    options = {} if eta is None else {"eta": eta}
+    method, *given = method.split(":")
+    options = {**method_options(method, given), **({} if eta is None else {"eta": eta})}
     count = steps if isinstance(nodes, str) else None
     _, tableau = make_sampler(pipeline, nodes, count, method, strength=strength, **options)
     start = known = None

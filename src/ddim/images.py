@@ -53,12 +53,14 @@ def grid(images: Tensor, columns: int | None = None, pad: int = 2) -> Tensor:
         uint8 of shape (C, height, width).
 
     Raises:
-        InputError: fewer than one column.
+        InputError: fewer than one column, or no image.
     """
     if columns is not None and columns < 1:
         raise InputError(f"columns must be at least 1, not {columns}")
     pixels = images if images.dtype == torch.uint8 else to_pixels(images)
     count, channels, height, width = pixels.shape
+    if count == 0:
+        raise InputError("a grid needs at least one image")
     columns = columns or math.ceil(math.sqrt(count))
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -90,6 +92,14 @@ def save_image(path: Path | str, images: Tensor, columns: int | None = None) -> 
     """Write a PNG: one image of shape (C, H, W), or a grid of (N, C, H, W).
 
     Values are in [-1, 1], or uint8. Every image has the same fixed scale.
+
+    Args:
+        path: the file; its folder is made.
+        images: in [-1, 1] or uint8.
+        columns: of the grid; about √N if None.
+
+    Raises:
+        InputError: no image, values that are not numbers, channels other than 1, 3 or 4.
     """
     pixels = images if images.dtype == torch.uint8 else to_pixels(images)
     pixels = grid(pixels, columns) if pixels.ndim == 4 else pixels
@@ -105,6 +115,9 @@ def save_animation(path: Path | str, frames: Sequence[Tensor], milliseconds: int
         path: ends in .webp or .gif.
         frames: uint8 of shape (C, H, W) each, as :func:`grid` returns; the last is held.
         milliseconds: for each frame; the last is shown for 1.5 seconds.
+
+    Raises:
+        InputError: another suffix, no frames.
     """
     kind = Path(path).suffix.lower()
     if kind not in (".webp", ".gif"):

@@ -138,7 +138,10 @@ def _combine(
     terms += [(b, predictions[i].x0) for i, b in row.x0]
     terms += [(c, predictions[i].eps) for i, c in row.eps]
     terms = [(c, tensor) for c, tensor in terms if c]
-    out = torch.mul(terms[0][1], terms[0][0])
+    if terms:
+        out = torch.mul(terms[0][1], terms[0][0])
+    else:  # nothing but noise: a step up to α = 0
+        out = torch.zeros_like(next(iter(states.values())))
     for coefficient, tensor in terms[1:]:
         out.add_(tensor, alpha=coefficient)
     if not row.noise or noise is None:

@@ -57,6 +57,9 @@ def quadratic(schedule: Schedule, steps: int, *, start: float = 1.0) -> Nodes:
     Example:
         >>> quadratic(Schedule.linear(10), 4)
         (10, 6, 3, 1, 0)
+
+    Raises:
+        InputError: S out of range, a start outside (0, 1].
     """
     _check_steps(steps, schedule.T)
     if not 0 < start <= 1:

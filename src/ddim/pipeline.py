@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ddim.checkpoints import CALIBRATED, Hints, read_folder, read_foreign, write_folder
 from ddim.checkpoints.weights import fill, unfilled
 from ddim.denoiser import Clipping, Denoiser, Guided, NetworkDenoiser
+from ddim.device import pick_device
 from ddim.errors import InputError, unknown
 from ddim.nets import UNet, UNetConfig
 from ddim.schedule import Schedule
@@ -200,7 +201,7 @@ def load(
             folder, a training checkpoint, or a checkpoint of another program (official DDIM and
             DDPM, improved-diffusion, guided-diffusion, denoising-diffusion-pytorch, the MNIST
             notebook), whose layout is told from its tensors.
-        device: where to put it.
+        device: where to put it; ``auto`` is CUDA where there is one, else MPS, else the CPU.
         weights: of a checkpoint, ``ema`` or ``net`` (the raw ones).
         schedule: the noise schedule of another program's checkpoint, which seldom holds one.
         hints: what else such a checkpoint does not say.
@@ -209,8 +210,8 @@ def load(
         The model in evaluation mode.
 
     Raises:
-        InputError: nothing of that name, not a model, a damaged one, code in a pickle; a schedule
-            or hints for a model that has its own.
+        InputError: nothing of that name, no such device, not a model, a damaged one, code in a
+            pickle; a schedule or hints for a model that has its own.
 
     Example:
         >>> load("mnist").shape
@@ -238,7 +239,7 @@ def load(
         pipeline = _from_folder(path, weights)
     pipeline.net.requires_grad_(False).eval()
     pipeline.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return pipeline.to(device)
+    return pipeline.to(pick_device(device))
 
 
 def _from_folder(folder: Path, weights: str) -> Pipeline:

@@ -67,6 +67,19 @@ def test_zero_terminal_snr(ddim):
     assert ddim("inspect", "--zero-snr", "--T", 30).status == 0
 
 
+def test_a_scaled_schedule(ddim, fails):
+    found = strict(ddim("inspect", "--scaled", "--T", 500, "--steps", 2, "--json").out)
+    assert found["levels"][0]["alpha"] == float(Schedule.linear(500, scaled=True).alpha[500])
+    fails(2, "--scaled is for the linear", "inspect", "--scaled", "--schedule", "cosine")
+
+
+def test_a_model_has_its_own_schedule(fails, tiny):
+    for flag, value in (("--T", 30), ("--schedule", "cosine"), ("--beta-start", 0.1)):
+        fails(
+            2, f"{flag} is of a schedule without --model", "inspect", "--model", tiny, flag, value
+        )
+
+
 def test_a_list_of_nodes_and_encoding(ddim):
     found = strict(ddim("inspect", "--T", 20, "--nodes", "20,7,0", "--json").out)
     assert found["nodes"] == [20, 7, 0]
@@ -95,6 +108,9 @@ def test_plot(ddim, tmp_path, extra):
     with Image.open(tmp_path / "plots" / "x.png") as image:
         assert image.size == (1200, 432)
         assert np.array(image.convert("L")).std() > 5
+    again = ddim("inspect", "--config", "plots/x.png.run.toml", "--output", "y.png")
+    assert again.status == 0
+    assert (tmp_path / "y.png").read_bytes() == (tmp_path / "plots/x.png").read_bytes()
     assert ddim(*arguments).status == 2
     assert ddim(*arguments, "--force").status == 0
 

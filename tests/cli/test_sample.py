@@ -3,10 +3,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -261,6 +263,44 @@ def test_resuming_a_folder_that_is_not_ours_is_refused(ddim, fails, tiny, tmp_pa
     assert ddim(*arguments).status == 0
     assert len(names(tmp_path / "out")) == 3
     fails(2, "--resume goes with a folder", "sample", "--output", "x.png", "--resume")
+
+
+def test_resuming_with_other_weights_is_refused(ddim, fails, tiny, tmp_path):
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    arguments = ("sample", "--model", copy, "-n", 3, "--output", "out", *FAST)
+    assert ddim(*arguments).status == 0
+    (tmp_path / "out" / "000001.png").unlink()
+    path = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({**weights, "conv_in.bias": weights["conv_in.bias"] + 1}, path)
+    fails(2, "begun with other weights than tiny has now", *arguments, "--resume")
+    assert not (tmp_path / "out" / "000001.png").exists()
+
+
+def test_half_an_image_that_a_kill_left_goes(ddim, tiny, tmp_path):
+    arguments = ("sample", "--model", tiny, "-n", 2, "--output", "out", *FAST)
+    assert ddim(*arguments).status == 0
+    (tmp_path / "out" / "000001.png").unlink()
+    (tmp_path / "out" / ".000001.png.x1y2z3.png").write_bytes(b"half")
+    assert ddim(*arguments, "--resume").status == 0
+    assert names(tmp_path / "out") == ["000000.png", "000001.png", "run.toml"]
+
+
+def test_force_keeps_images_that_are_not_ours(ddim, tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "012345.png").write_bytes(b"mine")
+    ddim("sample", "--model", tiny, "-n", 1, "--output", "out", *FAST, "--force")
+    assert names(tmp_path / "out") == ["000000.png", "012345.png", "run.toml"]
+
+
+def test_a_broken_network_is_a_failure(fails, tiny, tmp_path):
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    path = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({**weights, "conv_out.bias": torch.full((1,), 3e38)}, path)
+    match = "copy draws images that are not finite: see ddim checks"
+    fails(1, match, "sample", "--model", copy, "-n", 2, *FAST)
+    fails(1, match, "sample", "--model", copy, "-n", 2, "--output", "out", *FAST)
 
 
 def test_trap_force_leaves_no_image_of_the_run_before(ddim, tiny, tmp_path):

@@ -144,8 +144,8 @@ def small_cifar(
         member = tarfile.TarInfo("cifar-10-batches-bin/test_batch.bin")
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content))
-    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr(named, "_CIFAR_CHECKSUM", f"md5:{md5}")
+    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(named, "_CIFAR_CHECKSUM", sha256)
     monkeypatch.setattr(named, "_CIFAR_COUNT", {"test": 2})
     return archive
 
@@ -157,7 +157,7 @@ def test_cifar10_from_the_archive(tmp_path: Path, small_cifar: Path):
 
 def test_cifar10_with_a_changed_archive(tmp_path: Path, small_cifar: Path):
     small_cifar.write_bytes(small_cifar.read_bytes() + b"\0")
-    with pytest.raises(InputError, match=r"tar\.gz is not the published archive \(md5 "):
+    with pytest.raises(InputError, match=r"tar\.gz is not the published archive \(sha256 "):
         load_data("cifar10", split="test", root=tmp_path)
 
 

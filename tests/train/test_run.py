@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from ddim.device import pick_device, set_threads
+from ddim.errors import RunError
 from ddim.generate import sample
 from ddim.pipeline import load
 from ddim.schedule import Schedule
 from ddim.train import loop
-from ddim.train import run as run_module
 from ddim.train.checkpoint import read_checkpoint
 from ddim.train.config import TrainConfig
-from ddim.train.run import CHECKPOINT, Run, pick_device, set_threads, unet_config
+from ddim.train.run import CHECKPOINT, Run, unet_config
 
 Make = Callable[..., Run]
 
@@ -186,6 +188,22 @@ def test_tensorboard_events(tmp_path, config):
     assert all(name in content for name in (b"loss", b"grad_norm", b"lr", b"samples"))
 
 
+def test_tensorboard_points_after_the_last_checkpoint_come_once(tmp_path, config):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = dataclasses.replace(config, tensorboard=True)
+    killed = Run(config, tmp_path)
+    for step in killed.steps():
+        if step.step == 7:  # logged after 6, saved after 4
+            killed._board.flush()
+            break
+    killed.state.step = 4  # nothing more is saved
+    train(Run(config, tmp_path, resume=True))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [point.step for point in events.Scalars("loss")] == [24, 48, 72, 96]
+
+
 def test_tensorboard_that_is_not_installed(tmp_path, config, monkeypatch, refuses):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with refuses("pip install 'ddim\\[tensorboard\\]'"):
@@ -254,6 +272,18 @@ def test_a_failure_in_training_keeps_what_was_learned(tmp_path, config, monkeypa
     with pytest.raises(RuntimeError, match="the disk has gone"):
         train(run)
     assert load(folder).facts["images_seen"] == 24
+
+
+def test_a_run_that_diverges_keeps_what_was_good(tmp_path, config):
+    run = Run(config, tmp_path)
+    with pytest.raises(RunError, match="no longer finite"):
+        for step in run.steps():
+            if step.step == 6:
+                with torch.no_grad():
+                    for parameter in run.state.net.parameters():
+                        parameter.fill_(float("nan"))
+    assert load(tmp_path).facts["images_seen"] == 32
+    assert all(bool(p.isfinite().all()) for p in load(tmp_path, weights="net").net.parameters())
 
 
 def test_an_interruption_within_a_step_saves_nothing_half_done(tmp_path, config, monkeypatch):
@@ -333,7 +363,10 @@ def test_a_run_begun_anew_forgets_the_old_one(tmp_path, config):
     train(Run(dataclasses.replace(config, seed=5), tmp_path / "anew"))
     train(Run(config, tmp_path / "anew"))
     assert_same(tmp_path / "whole", tmp_path / "anew")
+    (tmp_path / "anew" / "samples").mkdir(exist_ok=True)
+    (tmp_path / "anew" / "samples" / "000000096.png").write_bytes(b"an old grid")
     Run(config, tmp_path / "anew")
+    assert not (tmp_path / "anew" / "samples").exists()
     assert not (tmp_path / "anew" / "checkpoint.safetensors").exists()
     assert lines(tmp_path / "anew") == []
 
@@ -375,8 +408,13 @@ def test_data_that_does_not_fit(tmp_path, config, noise, refuses):
         Run(dataclasses.replace(config, channels=(9, 16)), tmp_path)
 
 
-def test_a_refusal_leaves_the_old_checkpoint(tmp_path, config, refuses):
+def test_a_refusal_leaves_the_old_checkpoint(tmp_path, config, refuses, monkeypatch):
     train(Run(config, tmp_path), 1)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        with refuses("--tensorboard needs it"):
+            Run(dataclasses.replace(config, tensorboard=True), tmp_path)
+    assert (tmp_path / "checkpoint.safetensors").exists()
     with refuses("cannot pass through"):
         Run(dataclasses.replace(config, channels=(8,) * 5), tmp_path)
     assert (tmp_path / "checkpoint.safetensors").exists()
@@ -400,6 +438,9 @@ def test_a_refusal_leaves_the_old_checkpoint(tmp_path, config, refuses):
         ({"focus": (0, 3)}, "focus must be"),
         ({"T": 10, "focus": (3, 11)}, "focus must be the first and last of nodes 1..10"),
         ({"seed": -1}, "seed must not be negative"),
+        ({"gamma": -1.0}, "gamma must be positive"),
+        ({"zero_snr": True}, "ε says nothing about the image: give the target v or x0"),
+        ({"schedule": "cosine", "scaled": True}, "scaled is for the linear schedule, not for cos"),
     ],
 )
 def test_configurations_that_make_no_sense(config, refuses, changes, match):
@@ -415,7 +456,7 @@ def test_devices_and_threads(refuses, monkeypatch):
         with refuses("no device 'cuda' here"):
             pick_device("cuda")
     asked = []
-    monkeypatch.setattr(run_module.torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
     set_threads(None)
     set_threads(2)
     assert asked == [2]
@@ -438,3 +479,6 @@ def test_the_schedule_of_a_configuration():
     for kind in ("linear", "scaled-linear", "cosine", "sigmoid"):
         config = TrainConfig(schedule=kind, T=30, beta_start=0.01, beta_end=0.3)
         assert Schedule.from_spec(config.schedule_spec()).T == 30
+    scaled = TrainConfig(T=50, scaled=True, zero_snr=True, target="v").schedule_spec()
+    expected = Schedule.linear(50, scaled=True).rescaled_to_zero_snr()
+    assert (Schedule.from_spec(scaled).alpha == expected.alpha).all()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from ddim.cli.options import parse
-from ddim.cli.report import print_json
+from ddim.cli.report import print_json, record
 from ddim.errors import InputError
 from ddim.files import refuse_existing
 
@@ -96,6 +96,7 @@ def main(argv: Sequence[str]) -> int:
         pipeline.save(dest, export.config)
         for warning in export.warnings:
             print(f"ddim convert: {warning}", file=sys.stderr)
+    record(dest, "convert", dataclasses.replace(options, force=False, json=False))
     parameters = sum(p.numel() for p in pipeline.net.parameters())
     facts = pipeline.facts
     if options.json:

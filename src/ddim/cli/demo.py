@@ -72,13 +72,13 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from ddim import images
+    from ddim.device import pick_device, set_threads
     from ddim.files import write_bytes
     from ddim.generate import default_tile, generate
     from ddim.methods import make_tableau
     from ddim.nodes import uniform
     from ddim.pipeline import load
     from ddim.sampler import calibration_of, make_sampler
-    from ddim.train.run import pick_device, set_threads
 
     set_threads(options.threads)
     pipeline = load(options.model, device=pick_device(options.device))

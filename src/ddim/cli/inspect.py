@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ddim.cli.options import parse
-from ddim.cli.report import print_json, table
+from ddim.cli.report import print_json, record, table
 from ddim.cli.sampler import SamplerOptions, make_sampler
 from ddim.errors import InputError
 from ddim.files import refuse_existing, write_bytes
@@ -39,6 +39,8 @@ class InspectOptions(SamplerOptions):
     """First β of a linear schedule."""
     beta_end: float = 0.02
     """Last β of a linear schedule."""
+    scaled: bool = False
+    """Multiply both β of a linear schedule by 1000/T."""
     zero_snr: bool = False
     """Rescale to zero terminal signal-to-noise ratio."""
     output: str | None = None
@@ -79,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"\n{tableau}")
     if options.output is not None:
         write_bytes(Path(options.output), _plot(schedule, nodes))
+        resolved = dataclasses.replace(options, force=False, json=False)
+        record(Path(options.output), "inspect", resolved)
     return 0
 
 
@@ -89,6 +93,11 @@ def _source(options: InspectOptions) -> Pipeline | Schedule:
         from ddim.pipeline import load
 
         model = load(options.model)
+        for field in dataclasses.fields(InspectOptions):
+            own = field.name in ("schedule", "T", "beta_start", "beta_end", "scaled")
+            if own and getattr(options, field.name) != field.default:
+                flag = field.name.replace("_", "-")
+                raise InputError(f"--{flag} is of a schedule without --model, which has its own")
         if not options.zero_snr:
             return model
         schedule = model.schedule
@@ -96,6 +105,10 @@ def _source(options: InspectOptions) -> Pipeline | Schedule:
         spec: dict[str, object] = {"kind": options.schedule, "T": options.T}
         if options.schedule in ("linear", "scaled-linear"):
             spec |= {"beta_start": options.beta_start, "beta_end": options.beta_end}
+        if options.scaled and options.schedule != "linear":
+            raise InputError(f"--scaled is for the linear schedule, not for {options.schedule}")
+        if options.scaled:
+            spec["scaled"] = True
         schedule = Schedule.from_spec(spec)
     return schedule.rescaled_to_zero_snr() if options.zero_snr else schedule
 

@@ -18,7 +18,7 @@ from ddim.cli.options import parse, read_toml
 from ddim.cli.report import print_json, record, table
 from ddim.cli.sampler import RunOptions, open_model
 from ddim.errors import InputError
-from ddim.files import read_json, refuse_existing, write_json
+from ddim.files import read_json, refuse_existing, write_bytes, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
         )
         write_json(output / "errors.json", {"of": subject, "rows": {**done, **rows}})
     shown = [_line(row) for row in rows.values()]
-    (output / "errors.md").write_text(_markdown(shown), encoding="utf-8")
+    write_bytes(output / "errors.md", _markdown(shown).encode())
     save_figure(output / "errors.png", _plot(list(rows.values())))
     _picture(output / "images.png", pipeline, images[:SHOWN], labels, options, tile)
     if options.json:

@@ -17,7 +17,7 @@ from ddim.files import write_bytes
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["bar", "meter", "print_json", "record", "table"]
+__all__ = ["bar", "meter", "print_json", "record", "recorded", "table"]
 
 T = TypeVar("T")
 
@@ -90,3 +90,10 @@ def record(output: Path, verb: str, options: Any, **resolved: object) -> None:
         if values[field.name] is None and field.default is not None:
             values[field.name] = "None"
     write_bytes(path, to_toml(values, comment).encode())
+
+
+def recorded(path: Path, key: str) -> str | None:
+    """What :func:`record` noted of a resolved value in that file; None if it did not."""
+    start = f"# {key}: "
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return next((line[len(start) :] for line in lines if line.startswith(start)), None)

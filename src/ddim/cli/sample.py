@@ -13,9 +13,9 @@ import tyro
 
 from ddim.cli.files import DataOptions, image_name, read_images, read_mask, write_images
 from ddim.cli.options import parse, read_toml
-from ddim.cli.report import bar, print_json, record
+from ddim.cli.report import bar, print_json, record, recorded
 from ddim.cli.sampler import SamplerOptions, make_sampler
-from ddim.errors import InputError
+from ddim.errors import InputError, RunError
 from ddim.files import refuse_existing
 
 if TYPE_CHECKING:
@@ -102,9 +102,9 @@ def main(argv: Sequence[str]) -> int:
 
     import torch
 
+    from ddim.device import pick_device, set_threads
     from ddim.generate import default_tile, generate, noised
     from ddim.pipeline import load
-    from ddim.train.run import pick_device, set_threads
 
     set_threads(options.threads)
     precision = getattr(torch, options.dtype)
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
     )
     wanted = list(range(options.n))
     if options.resume:
-        wanted = _missing(output, wanted, resolved)
+        wanted = _missing(output, wanted, resolved, pipeline)
     drawn: Iterator[Drawn] = iter(())
     if wanted:
         noisy = None
@@ -142,10 +142,12 @@ def main(argv: Sequence[str]) -> int:
         )
     if folder:
         output.mkdir(parents=True, exist_ok=True)
-        if not options.resume:
-            for path in output.glob("[0-9]" * 6 + ".png"):
-                path.unlink()  # another run's, which --force gave up
-        record(output, "sample", resolved, model=pipeline.name)
+        ours = (output / "run.toml").exists()
+        for path in output.glob(".[0-9]*.png.*.png") if ours else ():
+            path.unlink()  # half an image, which a kill left
+        for path in output.glob("[0-9]" * 6 + ".png") if ours and not options.resume else ():
+            path.unlink()  # another run's, which --force gave up
+        record(output, "sample", resolved, model=pipeline.name, identity=pipeline.identity)
     start = time.perf_counter()
     if wanted:
         total = -(-len(wanted) // tile) * len(tableau.rows)
@@ -204,7 +206,9 @@ def _edited(options: SampleOptions, pipeline: Pipeline) -> tuple[Tensor | None, 
     return given, None if options.mask is None else read_mask(Path(options.mask), pipeline)
 
 
-def _missing(output: Path, wanted: list[int], resolved: SampleOptions) -> list[int]:
+def _missing(
+    output: Path, wanted: list[int], resolved: SampleOptions, pipeline: Pipeline
+) -> list[int]:
     """What an earlier run has left to draw; its options must be these, or the number larger."""
     path = output / "run.toml"
     if not path.exists():
@@ -215,10 +219,20 @@ def _missing(output: Path, wanted: list[int], resolved: SampleOptions) -> list[i
     for key, value in now.items():
         if key not in ("n", "output") and before.get(key) != value:
             raise InputError(f"{path} was begun with {key} = {before.get(key)}, not {value}")
+    if recorded(path, "identity") != pipeline.identity:
+        raise InputError(f"{path} was begun with other weights than {pipeline.name} has now")
     begun = before.get("n")
     if isinstance(begun, int) and resolved.n < begun:
         raise InputError(f"{path} was begun with n = {begun}, which may grow but not shrink")
     return [i for i in wanted if not (output / image_name(i)).exists()]
+
+
+def _finite(drawn: Iterator[Drawn], model: str) -> Iterator[Drawn]:
+    """The same, as long as the images are numbers."""
+    for event in drawn:
+        if event.images is not None and not bool(event.images.isfinite().all()):
+            raise RunError(f"{model} draws images that are not finite: see ddim checks {model}")
+        yield event
 
 
 def _write(
@@ -229,6 +243,7 @@ def _write(
     from ddim import images
 
     kind = output.suffix.lower()
+    drawn = _finite(drawn, options.model)
     if not kind:
         for event in drawn:
             if event.images is not None:

@@ -42,8 +42,8 @@ def open_model(model: str, options: RunOptions, dtype: str = "float32") -> Pipel
     """Load a model onto the device and in the precision that are asked for."""
     import torch
 
+    from ddim.device import pick_device, set_threads
     from ddim.pipeline import load
-    from ddim.train.run import pick_device, set_threads
 
     set_threads(options.threads)
     if options.tile is not None and options.tile < 1:

@@ -46,7 +46,8 @@ class TrainOptions(TrainConfig):
 
 
 _RUN = ("output", "resume", "force", "json", "quiet")
-# What may change when a run goes on: none of it touches a weight.
+# What may change when a run goes on: none of it touches what has been learnt. More images move the
+# end, and with it the fall of the learning rate.
 _FREE = ("data_root", "data", "images", "save_every", "sample_every", "tensorboard")
 
 
@@ -150,6 +151,7 @@ def _interruptible() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        print("ddim train: finishing the step and saving", file=sys.stderr)
         signal.signal(
             number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         )

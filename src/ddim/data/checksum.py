@@ -12,18 +12,17 @@ __all__ = ["digest", "mismatch"]
 _CHUNK = 1 << 20
 
 
-def digest(path: Path, algorithm: str = "sha256", *, of_uncompressed: bool = False) -> str:
-    """Hexadecimal digest of a file, read in pieces.
+def digest(path: Path, *, of_uncompressed: bool = False) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces.
 
     Arguments:
         path: The file.
-        algorithm: A name known to hashlib.
         of_uncompressed: Whether to take it of what the gzip file contains.
 
     Raises:
         OSError, EOFError, zlib.error: if the file cannot be read or uncompressed.
     """
-    hasher = hashlib.new(algorithm, usedforsecurity=False)
+    hasher = hashlib.sha256()
     with gzip.open(path) if of_uncompressed else path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             hasher.update(chunk)
@@ -35,18 +34,16 @@ def mismatch(path: Path, checksum: str, *, of_uncompressed: bool) -> str | None:
 
     Arguments:
         path: The file.
-        checksum: Hexadecimal SHA-256, or ``md5:`` and an MD5 where nothing better is published.
+        checksum: Hexadecimal SHA-256.
         of_uncompressed: Whether the checksum is of what the gzip file contains, which, unlike the
             gzip file itself, is the same at every mirror.
     """
-    prefix, _, expected = checksum.rpartition(":")
-    algorithm = prefix or "sha256"
     try:
-        found = digest(path, algorithm, of_uncompressed=of_uncompressed)
+        found = digest(path, of_uncompressed=of_uncompressed)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         return "not a whole gzip file"
     except OSError as error:
         return f"unreadable: {error.strerror}"
-    if found == expected:
+    if found == checksum:
         return None
-    return f"{algorithm} {found[:12]}.. where {expected[:12]}.. is expected"
+    return f"sha256 {found[:12]}.. where {checksum[:12]}.. is expected"

@@ -28,7 +28,7 @@ def fetch(urls: Sequence[str], dest: Path, checksum: str, *, of_uncompressed: bo
     Arguments:
         urls: Addresses (http or https) of the same file, tried in turn.
         dest: Where it goes; the folder is made.
-        checksum: Hexadecimal SHA-256, or ``md5:`` and an MD5.
+        checksum: Hexadecimal SHA-256.
         of_uncompressed: Whether the checksum is of what the gzip file contains.
 
     Raises:

@@ -72,9 +72,8 @@ _IDX_SETS = {
     ),
 }
 _CIFAR_URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
-# MD5 because it is the only checksum that the authors publish; the address being https, it has to
-# tell a damaged file, not a forged one.
-_CIFAR_CHECKSUM = "md5:c32a1d4ab5d03f1284b67883e8d87530"
+# The authors publish an MD5, c32a1d4ab5d03f1284b67883e8d87530; this is the same file's SHA-256.
+_CIFAR_CHECKSUM = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 _CIFAR_COUNT = {"train": 50_000, "test": 10_000}
 _DIGITS_TRAIN = 1500
 

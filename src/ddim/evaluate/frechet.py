@@ -197,7 +197,7 @@ def _fast(c1: Array, c2: Array, between_means: float) -> float | None:
 def _any_root(c: Array) -> Array:
     """A with AAᵀ = C: the Cholesky factor, or what its eigenvectors give of one without."""
     try:
-        return np.linalg.cholesky(c)
+        return np.linalg.cholesky(c).astype(np.float64, copy=False)
     except np.linalg.LinAlgError:
         values, vectors = _eigen(c)
         kept = values > len(values) * np.finfo(np.float64).eps * values[-1]

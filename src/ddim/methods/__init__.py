@@ -16,7 +16,7 @@ from ddim.methods.multistep import deis, dpmpp, gradient_estimation, plms, sde_d
 from ddim.methods.reversible import bdia, edict, obelm
 from ddim.methods.singlestep import dpm2, dpm3, heun, probability_flow, restart
 from ddim.methods.unipc import unipc
-from ddim.nodes import Nodes
+from ddim.nodes import Nodes, check_nodes
 from ddim.schedule import Schedule
 from ddim.tableau import Tableau
 
@@ -62,6 +62,7 @@ def make_tableau(
         >>> make_tableau(schedule, (10, 5, 0), "ddim", eta=0.5).calls
         2
     """
+    nodes = check_nodes(schedule, nodes)
     accepted = default_options(method)
     for name in options:
         check_option(method, name, accepted)

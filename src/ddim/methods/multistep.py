@@ -35,6 +35,14 @@ def gradient_estimation(schedule: Schedule, nodes: Nodes, *, gamma: float = 2.0)
     """B = (γ, 1-γ)·Δρ, the first step DDIM (Permenter and Yuan 2023, algorithm 2).
 
     https://arxiv.org/abs/2306.04848. Order 1, with a small constant.
+
+    Args:
+        schedule: the noise schedule.
+        nodes: falling, or rising to encode.
+        gamma: γ; 1 is DDIM.
+
+    Raises:
+        InputError: a γ that is not finite.
     """
     if not math.isfinite(gamma):
         raise InputError(f"gamma must be a number, not {gamma}")
@@ -52,6 +60,14 @@ def plms(schedule: Schedule, nodes: Nodes, *, order: int = 4) -> Tableau:
 
     https://arxiv.org/abs/2202.09778, where it is called PNDM; with this start, iPNDM (Zhang and
     Chen 2022). Its order is 2 for every ``order`` above 1, because ρ is not equally spaced.
+
+    Args:
+        schedule: the noise schedule.
+        nodes: falling, or rising to encode.
+        order: 1 to 4.
+
+    Raises:
+        InputError: an order out of range.
     """
     check_order("plms", order, 4)
     grid = Grid(schedule, nodes)
@@ -72,6 +88,9 @@ def deis(schedule: Schedule, nodes: Nodes, *, order: int = 3, variable: str = "r
         nodes: decreasing.
         order: 1 to 3.
         variable: ``rho`` or ``t``, in which the outputs are polynomial.
+
+    Raises:
+        InputError: an order out of range, an unknown variable.
     """
     check_order("deis", order, 3)
     if variable not in ("rho", "t"):
@@ -100,6 +119,9 @@ def dpmpp(schedule: Schedule, nodes: Nodes, *, order: int = 2, form: str = "exac
         form: of the order 3. ``exact`` integrates the polynomial through three outputs and
             measures order 3; ``published`` is the form that is widely copied, whose second
             difference lacks a factor 2, and measures order 2. Order 2 has one form.
+
+    Raises:
+        InputError: an order out of range, an unknown form.
     """
     check_order("dpmpp", order, 3)
     if form not in ("exact", "published"):
@@ -145,6 +167,9 @@ def sde_dpmpp(schedule: Schedule, nodes: Nodes) -> Tableau:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, algorithm 4, https://arxiv.org/abs/2211.01095).
 
     x₊ = (σ₊/σ)e^{-h}·x + α₊(1 - e^{-2h})·[(1 + 1/(2r))·D₀ - D₁/(2r)] + σ₊√(1 - e^{-2h})·z.
+
+    Raises:
+        InputError: rising nodes.
     """
     grid = Grid(schedule, nodes)
     grid.must_fall("sde-dpmpp")

@@ -55,6 +55,9 @@ def bdia(schedule: Schedule, nodes: Nodes, *, gamma: float = 1.0, pair: bool = F
         nodes: decreasing.
         gamma: γ in (0, 1].
         pair: as for :func:`obelm`; only with γ = 1.
+
+    Raises:
+        InputError: γ out of range, or not 1 with a pair; rising nodes.
     """
     if not 0 < gamma <= 1:
         raise InputError(f"gamma must be in (0, 1], not {gamma}")
@@ -106,6 +109,9 @@ def edict(schedule: Schedule, nodes: Nodes, *, p: float = 0.93, pair: bool = Fal
         nodes: decreasing.
         p: mixing weight in (0, 1].
         pair: start from both states, instead of two copies of one.
+
+    Raises:
+        InputError: p out of range, rising nodes.
     """
     if not 0 < p <= 1:
         raise InputError(f"p must be in (0, 1], not {p}")

@@ -19,6 +19,9 @@ def probability_flow(schedule: Schedule, nodes: Nodes) -> Tableau:
 
     x₊ = (α₊/α)x + α₊·½(ρ₊² - ρ²)/ρ·ε. At few steps much worse than DDIM, which takes the Euler
     step in ρ; it does not keep the marginal variance.
+
+    Raises:
+        InputError: a step that starts where α or σ is 0.
     """
     grid = Grid(schedule, nodes)
     rows = []
@@ -69,6 +72,9 @@ def dpm2(schedule: Schedule, nodes: Nodes, *, r: float = 0.5, inner: str = "real
         r: where the inner stage lies, in (0, 1].
         inner: ``real`` times, or ``node`` for networks that take whole times only: the nearest
             node strictly between, with r recomputed; where there is none, DDIM's step.
+
+    Raises:
+        InputError: r out of range, an unknown inner.
     """
     if not 0 < r <= 1:
         raise InputError(f"r must be in (0, 1], not {r}")
@@ -104,6 +110,9 @@ def dpm3(schedule: Schedule, nodes: Nodes, *, inner: str = "real") -> Tableau:
         schedule: the noise schedule.
         nodes: strictly monotone.
         inner: as for :func:`dpm2`; where there are not two nodes between, DDIM's step.
+
+    Raises:
+        InputError: an unknown inner.
     """
     grid = Grid(schedule, nodes)
     rows: list[Row] = []
@@ -172,6 +181,9 @@ def restart(
         low: where to go back, as a fraction of T; the nearest inner node is taken.
         high: where to, likewise.
         times: how often; 0 is DDIM.
+
+    Raises:
+        InputError: fractions or times out of range, rising nodes.
     """
     if not 0 < low < high <= 1:
         raise InputError(f"restart goes back from low to high, 0 < low < high ≤ 1: {low}, {high}")

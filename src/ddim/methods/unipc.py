@@ -26,6 +26,9 @@ def unipc(schedule: Schedule, nodes: Nodes, *, order: int = 2, variant: str = "b
         nodes: decreasing.
         order: p, 1 to 3.
         variant: ``bh1`` (B = -h) or ``bh2`` (B = e^{-h} - 1).
+
+    Raises:
+        InputError: an order out of range, an unknown variant, rising nodes.
     """
     check_order("unipc", order, 3)
     if variant not in ("bh1", "bh2"):

@@ -57,6 +57,10 @@ class TrainConfig:
     """First β of a linear schedule."""
     beta_end: float = 0.02
     """Last β of a linear schedule."""
+    scaled: bool = False
+    """Multiply both β of a linear schedule by 1000/T, which keeps the noise at T for any T."""
+    zero_snr: bool = False
+    """Rescale the schedule to no signal at T, which needs the target v or x0."""
     target: Literal["eps", "x0", "v"] = "eps"
     """What the network predicts."""
     weighting: Literal["uniform", "min-snr"] = "uniform"
@@ -82,7 +86,8 @@ class TrainConfig:
     warmup_images: int = 0
     """Images over which the learning rate rises from zero."""
     decay_images: int = 0
-    """Images at the end over which the learning rate falls to zero."""
+    """Images at the end over which the learning rate falls to zero. A run that is shorter than its
+    warm-up and this together shortens both alike."""
     clip: float | None = 1.0
     """Largest gradient norm."""
     ema: float = 0.9999
@@ -125,12 +130,20 @@ class TrainConfig:
                 raise InputError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if not 0 < self.lr < float("inf"):
             raise InputError(f"lr must be positive, not {self.lr}")
+        if not 0 < self.gamma < float("inf"):
+            raise InputError(f"gamma must be positive, not {self.gamma}")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"clip must be positive, or None, not {self.clip}")
         if not self.channels or min(self.channels) < 1:
             raise InputError(f"channels must name at least one resolution: {self.channels}")
         if not 0 < self.beta_start <= self.beta_end <= 1:
             raise InputError(f"β must rise within (0, 1]: {self.beta_start} to {self.beta_end}")
+        if self.scaled and self.schedule != "linear":
+            raise InputError(f"scaled is for the linear schedule, not for {self.schedule}")
+        if self.zero_snr and self.target == "eps":
+            raise InputError(
+                "at zero terminal SNR ε says nothing about the image: give the target v or x0"
+            )
         if self.focus and not (
             len(self.focus) == 2 and 1 <= self.focus[0] <= self.focus[1] <= self.T
         ):
@@ -146,7 +159,9 @@ class TrainConfig:
         spec: dict[str, Any] = {"kind": self.schedule, "T": self.T}
         if self.schedule in ("linear", "scaled-linear"):
             spec |= {"beta_start": self.beta_start, "beta_end": self.beta_end}
-        return spec
+        if self.schedule == "linear":
+            spec["scaled"] = self.scaled
+        return spec | ({"zero_terminal_snr": True} if self.zero_snr else {})
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, every field."""

@@ -126,11 +126,18 @@ def order(seed: int, length: int, start: int, count: int) -> Tensor:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of that step (from 0): a linear rise, a plateau, a linear fall to zero."""
-    seen = step * config.batch_size
-    rise = min(1.0, (seen + config.batch_size) / max(config.warmup_images, config.batch_size))
-    total = config.steps * config.batch_size
-    fall = min(1.0, (total - seen) / max(config.decay_images, config.batch_size))
+    """The rate of that step (from 0): a linear rise, a plateau, a linear fall to zero.
+
+    Both are shortened alike in a run that is too short for them, so that it reaches the rate.
+    """
+    seen, total = step * config.batch_size, config.steps * config.batch_size
+    shrink = min(1.0, total / max(1, config.warmup_images + config.decay_images))
+    rising, falling = (
+        max(shrink * images, config.batch_size)
+        for images in (config.warmup_images, config.decay_images)
+    )
+    rise = min(1.0, (seen + config.batch_size) / rising)
+    fall = min(1.0, (total - seen) / falling)
     return config.lr * min(rise, fall)
 
 

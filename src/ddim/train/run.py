@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from ddim import images
 from ddim.data import ImageData, load_data
-from ddim.errors import InputError
+from ddim.device import pick_device, set_threads
+from ddim.errors import InputError, RunError
 from ddim.files import write_bytes
 from ddim.generate import sample
 from ddim.nets import UNet, UNetConfig
@@ -28,7 +30,7 @@ from ddim.train.loop import TrainState, TrainStep, fit
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["CHECKPOINT", "Run", "pick_device", "set_threads", "unet_config"]
+__all__ = ["CHECKPOINT", "Run", "unet_config"]
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
@@ -90,37 +92,6 @@ def unet_config(
     )
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA where there is one, else MPS, else the CPU.
-
-    Raises:
-        InputError: no such device here.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def set_threads(count: int | None) -> None:
-    """How many CPU threads torch uses; None leaves it as it is.
-
-    Raises:
-        InputError: fewer than one.
-    """
-    if count is None:
-        return
-    if count < 1:
-        raise InputError(f"threads must be at least 1, not {count}")
-    torch.set_num_threads(count)
-
-
 class Run:
     """One training run and its folder.
 
@@ -160,9 +131,7 @@ class Run:
         self.state = self._fresh_state(None if resumed else config.init)
         self._interval = [0.0, 0.0]
         self.loss = float("nan")
-        if not resume:
-            checkpoint.unlink(missing_ok=True)
-        elif checkpoint.exists():
+        if resumed:
             saved = read_checkpoint(checkpoint)
             before, now = saved.facts["data"]["sha256"], self.data.checksums
             if sorted(before.values()) != sorted(now.values()):
@@ -170,9 +139,16 @@ class Run:
             load_checkpoint(saved, self.state)
             self.origin = saved.facts.get("init")
             self._interval = list(saved.facts["interval"])
+        board = _board_class() if config.tensorboard else None
+        # From here on nothing can be refused any more.
         self.output.mkdir(parents=True, exist_ok=True)
+        if not resumed:
+            checkpoint.unlink(missing_ok=True)
+            for name in ("samples", "tensorboard"):
+                shutil.rmtree(self.output / name, ignore_errors=True)
         self._truncate_metrics()
-        self._board = _board(self.output) if config.tensorboard else None
+        seen = self.state.step * config.batch_size
+        self._board = board and board(str(self.output / "tensorboard"), purge_step=seen + 1)
 
     def _fresh_state(self, init: str | None) -> TrainState:
         with torch.random.fork_rng([]):
@@ -235,17 +211,19 @@ class Run:
                     rate = (step.step - clock_step) * config.batch_size / (now - clock)
                     clock, clock_step = now, step.step
                     self._log(step, rate)
-                if last or self._crosses(step.step, config.sample_every):
-                    self._draw()
                 if last or self._crosses(step.step, config.save_every):
                     self.save()
                     saved = step.step
+                if last or self._crosses(step.step, config.sample_every):
+                    self._draw()
                 yield step
-        except KeyboardInterrupt:
-            # In the middle of a step, perhaps: only what was saved before is surely whole.
+        except (KeyboardInterrupt, RunError):
+            # In the middle of a step, perhaps, or diverged: only what was saved before is good.
             saved = self.state.step
             raise
         finally:
+            if self._board is not None:
+                self._board.flush()
             if self.state.step != saved:
                 self.save()
 
@@ -328,9 +306,9 @@ class Run:
         write_bytes(path, "".join(kept).encode())
 
 
-def _board(output: Path) -> SummaryWriter:
+def _board_class() -> type[SummaryWriter]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError("--tensorboard needs it: pip install 'ddim[tensorboard]'") from None
-    return SummaryWriter(str(output / "tensorboard"))
+    return SummaryWriter
