@@ -273,6 +273,14 @@ def test_guidance():
     assert torch.equal(Guided(given, free, 0.0)(x, LEVEL).eps, unconditional.eps)
 
 
+def test_guidance_takes_the_variance_that_was_learned_with_the_label():
+    x = randn(3, 1, 4, 4)
+    given, free = (
+        lambda x, level, v=v: Prediction(x, x, torch.full_like(x, v)) for v in (0.25, 0.75)
+    )
+    assert float(Guided(given, free, 3.0)(x, LEVEL).var.unique()) == 0.25
+
+
 def test_wrappers_stack():
     x = randn(3, 1, 4, 4)
     guided = Guided(Gaussian(0.8, 0.3), Gaussian(-0.2, 0.6), 7.5)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddim.data import DATASETS, load_data, named
 from ddim.errors import InputError, RunError
@@ -40,7 +41,7 @@ def no_fetch(*_: object, **__: object) -> None:
 
 
 def test_names():
-    assert DATASETS == ("mnist", "fashion-mnist", "cifar10", "digits")
+    assert DATASETS == ("mnist", "fashion-mnist", "cifar10", "celeba", "digits")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -199,3 +200,23 @@ def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(InputError, match=r"pip install 'ddim\[data\]'"):
         load_data("digits")
+
+
+def test_celeba_is_cut_as_in_the_papers_and_split_as_published(tmp_path: Path):
+    folder = tmp_path / "celeba" / "img_align_celeba"
+    folder.mkdir(parents=True)
+    for number in (1, 162_770, 162_771, 182_637, 182_638, 202_599):
+        pixels = np.zeros((218, 178, 3), np.uint8)
+        pixels[57:185, 25:153] = number % 251  # 128 x 128 around column 89, row 121
+        Image.fromarray(pixels).save(folder / f"{number:06d}.png")
+    Image.fromarray(pixels).save(folder / "cover.png")
+    train = load_data("celeba", root=tmp_path, size=16)
+    test = load_data("celeba", split="test", root=tmp_path)
+    assert [path.stem for path in train.files] == ["000001", "162770"]
+    assert [path.stem for path in test.files] == ["182638", "202599"]
+    assert (train.name, train.shape, test.shape) == ("celeba", (3, 16, 16), (3, 64, 64))
+    for data, first in ((train, 1), (test, 182_638)):
+        assert data.batch(torch.tensor([0])).unique().tolist() == [first % 251]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"CelebA must be fetched by hand: .* into .*empty/celeba"):
+        load_data("celeba", root=tmp_path / "empty")

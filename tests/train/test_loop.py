@@ -188,6 +188,16 @@ def test_the_steps_tell_what_happened():
     assert all(math.isfinite(step.loss) and step.grad_norm > 0 for step in steps)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_optimizers_have_the_settings_of_the_papers(optimizer):
+    """Kingma and Ba 2014, section 2, which DDPM and DDIM left as they are."""
+    config = dataclasses.replace(CONFIG, optimizer=optimizer, lr=0.5, weight_decay=0.1)
+    made = TrainState.start(torch.nn.Linear(1, 1), config).optimizer
+    assert made.defaults["betas"] == (0.9, 0.999) and made.defaults["eps"] == 1e-8
+    assert (made.defaults["lr"], made.defaults["weight_decay"]) == (0.5, 0.1)
+    assert made.defaults["decoupled_weight_decay"] == (optimizer == "adamw")
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
 def test_a_resumed_run_goes_on_to_the_same_bits(tmp_path, optimizer):
     """Six steps, against three, a file, and three: weights, average, moments and losses.

@@ -471,6 +471,9 @@ def test_the_network_of_a_configuration():
     assert unet.down_block_types == ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D")
     assert unet.up_block_types == ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
     assert unet.num_class_embeds == 11
+    # Those of the official DDPM and DDIM networks.
+    assert (unet.norm_eps, unet.downsample_padding) == (1e-6, 0)
+    assert (unet.flip_sin_to_cos, unet.freq_shift) == (False, 1)
     assert (unet.in_channels, unet.out_channels, unet.sample_size) == (3, 3, 28)
     assert unet_config(config, (3, 28, 28), None).num_class_embeds is None
 

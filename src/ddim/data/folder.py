@@ -46,6 +46,9 @@ class FolderData:
         root: The folder, or the image's file.
         size: Height and width of the images given out, in pixels.
         channels: 3 for RGB, 1 for greyscale.
+        box: Left, top, right and bottom in pixels of what is cut out of every image and resized,
+            instead of its central square.
+        chosen: Which of the files belong to the set; all if None.
 
     Raises:
         InputError: if the folder holds no image, or the header of one cannot be read, or one has
@@ -56,6 +59,8 @@ class FolderData:
     root: Path
     size: int = 64
     channels: int = 3
+    box: tuple[int, int, int, int] | None = None
+    chosen: Callable[[Path], bool] | None = dataclasses.field(default=None, repr=False)
     files: tuple[Path, ...] = dataclasses.field(init=False, repr=False)
     class_names: tuple[str, ...] | None = dataclasses.field(init=False)
     targets: Tensor | None = dataclasses.field(init=False, repr=False)
@@ -66,7 +71,7 @@ class FolderData:
             raise InputError(f"size must be at least 1 pixel, not {self.size}")
         if self.channels not in _MODES:
             raise InputError(f"channels must be 1 or 3, not {self.channels}")
-        files = _find_images(self.root)
+        files = tuple(filter(self.chosen or bool, _find_images(self.root)))
         if not files:
             raise InputError(
                 f"{self.root} holds no images ({', '.join(sorted(SUFFIXES))}, in any subfolder)"
@@ -107,7 +112,9 @@ class FolderData:
         return None if self.targets is None else self.targets[indices]
 
     def _decode(self, path: Path) -> Tensor:
-        pixels = _open_with(path, lambda image: _square(image, self.size, _MODES[self.channels]))
+        pixels = _open_with(
+            path, lambda image: _square(image, self.size, _MODES[self.channels], self.box)
+        )
         return torch.from_numpy(pixels.reshape(self.size, self.size, -1)).permute(2, 0, 1)
 
 
@@ -150,8 +157,10 @@ def _check_header(path: Path) -> None:
         raise InputError(f"{path} has more than 8 bits a pixel (mode {mode}): convert it to 8 bits")
 
 
-def _square(image: Image.Image, size: int, mode: str) -> np.ndarray:
-    """The central square as uint8 with shape (size, size) or (size, size, 3)."""
+def _square(
+    image: Image.Image, size: int, mode: str, box: tuple[int, int, int, int] | None
+) -> np.ndarray:
+    """The box or the central square as uint8 with shape (size, size) or (size, size, 3)."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
@@ -159,14 +168,12 @@ def _square(image: Image.Image, size: int, mode: str) -> np.ndarray:
         # Straight to RGB, Pillow warns about transparency kept beside the palette.
         image = image.convert("RGBA")
     image = image.convert(mode)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.resize(
-        (size, size),
-        Image.Resampling.BICUBIC,
-        box=(left, top, left + side, top + side),
-    )
-    return np.array(square)
+    if box is None:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        box = (left, top, left + side, top + side)
+    # Cut out first: resize(box=…) lets in what lies around the box.
+    return np.array(image.crop(box).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _open_with(path: Path, use: Callable[[Image.Image], _T]) -> _T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from ddim.data.base import ArrayData, ImageData
 from ddim.data.cifar import find_cifar, load_cifar
@@ -13,6 +14,8 @@ from ddim.data.npz import load_npz
 from ddim.errors import InputError, unknown
 
 __all__ = ["NoSuchSplitError", "load_data"]
+
+Images = TypeVar("Images", ArrayData, ArrayData | FolderData)
 
 _SPLITS = ("train", "test")
 _VALIDATION = frozenset({"val", "valid", "validation"})
@@ -34,10 +37,10 @@ def load_data(
     """Open a set of images.
 
     Arguments:
-        source: A name (``mnist``, ``fashion-mnist`` or ``fashion``, ``cifar10``, ``digits``; a
-            folder of the same name is ``./mnist``), or a path: a folder of MNIST's IDX files, of
-            CIFAR-10's binary files or of images, an ``.npz`` file, one image, or a file of IDX
-            images, whose labels are taken from the file beside it that is named alike.
+        source: A name (``mnist``, ``fashion-mnist`` or ``fashion``, ``cifar10``, ``celeba``,
+            ``digits``; a folder of the same name is ``./mnist``), or a path: a folder of MNIST's
+            IDX files, of CIFAR-10's binary files or of images, an ``.npz`` file, one image, or a
+            file of IDX images, whose labels are taken from the file beside it that is named alike.
         split: ``train`` or ``test``. A folder of images is split by its subfolders ``train`` and
             ``test``; without them, all of it is for training, as a single file is.
         size: Height and width in pixels. Image files are resized to it (64 if None);
@@ -56,7 +59,9 @@ def load_data(
         raise unknown("split", split, _SPLITS)
     name = ALIASES.get(source, source)
     if name in DATASETS:
-        data = load_named(name, split, root or data_root(), download=download)
+        data = load_named(
+            name, split, root or data_root(), download=download, size=size, channels=channels
+        )
         return _require(data, size, channels)
     path = Path(source).expanduser()
     if not source or not path.exists():
@@ -119,7 +124,7 @@ def _name(folder: Path) -> str:
     return folder.resolve().name
 
 
-def _require(data: ArrayData, size: int | None, channels: int | None) -> ArrayData:
+def _require(data: Images, size: int | None, channels: int | None) -> Images:
     found, height, width = data.shape
     if size is not None and (height, width) != (size, size):
         raise InputError(

@@ -13,6 +13,7 @@ from ddim.data.base import ArrayData
 from ddim.data.checksum import mismatch
 from ddim.data.cifar import ARCHIVE, find_cifar, load_cifar
 from ddim.data.download import fetch
+from ddim.data.folder import FolderData
 from ddim.data.idx import SPLIT_PREFIX, find_idx, load_idx, plain_name
 from ddim.errors import InputError
 
@@ -76,8 +77,12 @@ _CIFAR_URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 _CIFAR_CHECKSUM = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 _CIFAR_COUNT = {"train": 50_000, "test": 10_000}
 _DIGITS_TRAIN = 1500
+# What DDPM and DDIM cut out of the aligned images of 178 x 218 pixels (128 x 128 around (89, 121)),
+# and the numbers of the images in the authors' partition.
+_CELEBA_BOX = (25, 57, 153, 185)
+_CELEBA_SPLITS = {"train": range(1, 162_771), "test": range(182_638, 202_600)}
 
-DATASETS = (*_IDX_SETS, "cifar10", "digits")
+DATASETS = (*_IDX_SETS, "cifar10", "celeba", "digits")
 ALIASES = {"fashion": "fashion-mnist"}
 
 
@@ -86,17 +91,30 @@ def data_root() -> Path:
     return Path(os.environ.get("DDIM_DATA") or "~/.cache/ddim/data").expanduser()
 
 
-def load_named(name: str, split: str, root: Path, *, download: bool) -> ArrayData:
+def load_named(
+    name: str,
+    split: str,
+    root: Path,
+    *,
+    download: bool,
+    size: int | None = None,
+    channels: int | None = None,
+) -> ArrayData | FolderData:
     """One split of a named set.
 
-    ``digits`` comes with scikit-learn. The others are looked for in ``root/name`` and then in
-    `root`, file by file; what is missing is downloaded to ``root/name``.
+    ``digits`` comes with scikit-learn. The images of ``celeba`` (Liu et al. 2015, aligned and
+    cropped, 000001.jpg to 202599.jpg) no program may download; they are looked for in
+    ``root/celeba``, and of each the square that DDPM and DDIM took is resized. The others are
+    looked for in ``root/name`` and then in `root`, file by file; what is missing is downloaded to
+    ``root/name``.
 
     Arguments:
         name: One of `DATASETS`.
         split: ``train`` or ``test``.
         root: The folder of data sets.
         download: Whether missing files may be downloaded.
+        size: Of the images of ``celeba``; 64 if None.
+        channels: Likewise; 3 if None.
 
     Raises:
         InputError: if a file found is not the published one, one is missing and may not be
@@ -105,6 +123,8 @@ def load_named(name: str, split: str, root: Path, *, download: bool) -> ArrayDat
     """
     if name == "digits":
         return _load_digits(split)
+    if name == "celeba":
+        return _load_celeba(split, root, size or 64, channels or 3)
     if name == "cifar10":
         return _load_cifar10(split, root, download)
     return _load_mnist(name, split, root, download)
@@ -153,6 +173,20 @@ def _load_cifar10(split: str, root: Path, download: bool) -> ArrayData:
             f"{source} holds {len(data)} {split} images where CIFAR-10 has {_CIFAR_COUNT[split]}"
         )
     return data
+
+
+def _load_celeba(split: str, root: Path, size: int, channels: int) -> FolderData:
+    folder = root / "celeba"
+    if not folder.is_dir():
+        raise InputError(
+            f"CelebA must be fetched by hand: put its images, aligned and cropped, into {folder}"
+        )
+    numbers = _CELEBA_SPLITS[split]
+
+    def chosen(path: Path) -> bool:
+        return path.stem.isdigit() and int(path.stem) in numbers
+
+    return FolderData("celeba", folder, size, channels, _CELEBA_BOX, chosen)
 
 
 def _load_digits(split: str) -> ArrayData:

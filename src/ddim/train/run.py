@@ -112,11 +112,6 @@ class Run:
         self.output = Path(output)
         set_threads(config.threads)
         self.device = pick_device(config.device)
-        if config.data == "celeba" and not Path("celeba").exists():
-            raise InputError(
-                "CelebA cannot be downloaded by a program: give --data the folder of its images, "
-                "aligned and cropped to the face"
-            )
         root = Path(config.data_root) if config.data_root else None
         self.data = load_data(config.data, size=config.size, root=root)
         if config.classes and self.data.classes is None:
