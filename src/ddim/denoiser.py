@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Prediction(NamedTuple):
-    """What a denoiser makes of x = α·x0 + σ·eps; the two always satisfy that equation.
+    """What a denoiser makes of x = α·x0 + σ·eps; but for :class:`StaleEps` the two satisfy that.
 
     ``var`` is the interpolation of a learned variance, v in [0, 1] a pixel, or None.
     """

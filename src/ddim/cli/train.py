@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     run = Run(config, Path(options.output), resume=options.resume)
     resolved = dataclasses.replace(options, resume=False, force=False, json=False, quiet=False)
     record(Path(options.output), "train", resolved)
-    with _interruptible() as stopped:
+    with _interruptible(options.quiet) as stopped:
         steps = run.steps()
         for step in _bar(run, steps, options.quiet):
             if stopped and step.step < config.steps:
@@ -145,13 +145,14 @@ def _bar(run, steps: Iterator, quiet: bool) -> Iterator:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[list[int]]:
+def _interruptible(quiet: bool) -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM, so that the step in hand is finished; a second one kills."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        print("ddim train: finishing the step and saving", file=sys.stderr)
+        if not quiet:
+            print("\nddim train: finishing the step and saving", file=sys.stderr)
         signal.signal(
             number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         )

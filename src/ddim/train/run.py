@@ -193,7 +193,7 @@ class Run:
         data = _Scaled(self.data)
         saved = self.state.step
         clock = time.perf_counter()
-        clock_step = saved
+        clock_step, aside = saved, 0.0
         try:
             for step in fit(self.state, data, self.schedule, config, self.null_label):
                 self._interval[0] += step.loss
@@ -203,14 +203,16 @@ class Run:
                 last = step.step == config.steps
                 if step.step % config.log_every == 0 or last:
                     now = time.perf_counter()
-                    rate = (step.step - clock_step) * config.batch_size / (now - clock)
-                    clock, clock_step = now, step.step
+                    rate = (step.step - clock_step) * config.batch_size / (now - clock - aside)
+                    clock, clock_step, aside = now, step.step, 0.0
                     self._log(step, rate)
+                begun = time.perf_counter()
                 if last or self._crosses(step.step, config.save_every):
                     self.save()
                     saved = step.step
                 if last or self._crosses(step.step, config.sample_every):
                     self._draw()
+                aside += time.perf_counter() - begun  # which is no training
                 yield step
         except (KeyboardInterrupt, RunError):
             # In the middle of a step, perhaps, or diverged: only what was saved before is good.
