@@ -7,9 +7,10 @@ import torch
 
 import ddim
 from ddim.analytic import Mixture
-from ddim.checks import calibration, check_model
+from ddim.checks import check_model
 from ddim.denoiser import Clipping
 from ddim.errors import InputError
+from ddim.evaluate import check_predictions
 from ddim.schedule import Schedule
 from ddim.target import Target
 
@@ -53,13 +54,13 @@ def found(findings, text):
 
 @pytest.mark.parametrize("target", [Target.EPS, Target.X0, Target.V])
 def test_a_perfect_network_sums_to_one(images, target):
-    for entry in calibration(model(target), images):
+    for entry in check_predictions(model(target), images):
         assert entry.total == pytest.approx(1, abs=0.03)
         assert entry.missed < 0.7
 
 
 def test_a_perfect_model_has_no_problems(images):
-    findings = check_model(model(), calibrated=calibration(model(), images))
+    findings = check_model(model(), predictions=check_predictions(model(), images))
     assert levels(findings) == {"ok"}, findings
 
 
@@ -68,18 +69,20 @@ def test_a_perfect_model_has_no_problems(images):
     [(Target.EPS, Target.V), (Target.V, Target.EPS), (Target.X0, Target.EPS)],
 )
 def test_a_wrong_target_is_a_problem(images, true, taken):
-    findings = check_model(model(taken=taken), calibrated=calibration(model(true, taken), images))
+    findings = check_model(
+        model(taken=taken), predictions=check_predictions(model(true, taken), images)
+    )
     assert "problem" in levels(findings)
     assert any("fit_conventions" in finding.do for finding in findings)
 
 
 def test_a_wrong_schedule_is_a_problem(images):
     wrong = dataclasses.replace(model(), schedule=Schedule.linear(100, 1e-4, 0.02))
-    assert "problem" in levels(check_model(wrong, calibrated=calibration(wrong, images)))
+    assert "problem" in levels(check_model(wrong, predictions=check_predictions(wrong, images)))
 
 
-def test_calibration_does_not_depend_on_the_tile(images):
-    few = [calibration(model(), images[:10], tile=tile) for tile in (3, 10)]
+def test_predictions_do_not_depend_on_the_tile(images):
+    few = [check_predictions(model(), images[:10], tile=tile) for tile in (3, 10)]
     for a, b in zip(*few, strict=True):
         assert a.missed == pytest.approx(b.missed, rel=1e-5)
 
@@ -130,9 +133,9 @@ def test_without_images_it_says_that_it_did_not_look():
 
 def test_refusals(images):
     with pytest.raises(InputError, match="have shape"):
-        calibration(model(), images[:, :, :3])
+        check_predictions(model(), images[:, :, :3])
     with pytest.raises(InputError, match=r"1\.\.100"):
-        calibration(model(), images, nodes=[0])
+        check_predictions(model(), images, nodes=[0])
 
 
 def test_what_eta_means_is_said():

@@ -44,7 +44,8 @@ _WHERE = {
     "trajectory": ["Trajectory", "follow"],
     "calibrate": ["CalibratedSampler", "calibrate"],
     "generate": ["Drawn", "generate", "sample"],
-    "checks": ["Calibration", "Finding", "calibration", "check_model"],
+    "evaluate.predictions": ["PredictionCheck", "check_predictions"],
+    "checks": ["Finding", "check_model"],
     "interop": ["diffusers_scheduler"],
     "export": ["Export", "export_scheduler"],
     "codec": ["decode", "encode"],
@@ -63,9 +64,7 @@ if TYPE_CHECKING:
     from ddim.calibrate import CalibratedSampler as CalibratedSampler
     from ddim.calibrate import calibrate as calibrate
     from ddim.checkpoints import Hints as Hints
-    from ddim.checks import Calibration as Calibration
     from ddim.checks import Finding as Finding
-    from ddim.checks import calibration as calibration
     from ddim.checks import check_model as check_model
     from ddim.codec import decode as decode
     from ddim.codec import encode as encode
@@ -85,6 +84,8 @@ if TYPE_CHECKING:
     from ddim.encoded import interpolate as interpolate
     from ddim.errors import InputError as InputError
     from ddim.errors import RunError as RunError
+    from ddim.evaluate.predictions import PredictionCheck as PredictionCheck
+    from ddim.evaluate.predictions import check_predictions as check_predictions
     from ddim.export import Export as Export
     from ddim.export import export_scheduler as export_scheduler
     from ddim.fitting import fit_conventions as fit_conventions

@@ -7,15 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor
-
 from ddim.errors import InputError
-from ddim.generate import check_images, check_labels, default_tile, tiles
-from ddim.noise import Noise
+from ddim.evaluate.predictions import PredictionCheck
 from ddim.pipeline import Pipeline
 from ddim.target import Target
 
-__all__ = ["Calibration", "Finding", "calibration", "check_model"]
+__all__ = ["Finding", "check_model"]
 
 SIGNAL_LEFT = 0.02
 SIGNAL_FAR_TOO_MUCH = 0.22
@@ -41,88 +38,16 @@ class Finding:
     do: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """How a network's ε compares with the true one at a node.
-
-    The best prediction, E[ε | x], is orthogonal to what it misses, so that for a perfect network
-    ``predicted + missed`` is 1 at every node, whatever the data.
-
-    Attributes:
-        k: the node.
-        predicted: E‖ε_θ‖²/E‖ε‖².
-        missed: E‖ε - ε_θ‖²/E‖ε‖²; 1 for a network that knows nothing.
-    """
-
-    k: int
-    predicted: float
-    missed: float
-
-    @property
-    def total(self) -> float:
-        """``predicted + missed``: 1 for a perfect network."""
-        return self.predicted + self.missed
-
-
-def calibration(
-    pipeline: Pipeline,
-    images: Tensor,
-    *,
-    labels: Sequence[int] | None = None,
-    nodes: Sequence[int] | None = None,
-    seed: int = 0,
-    tile: int | None = None,
-) -> list[Calibration]:
-    """Compare the network's ε with the true one on noised images.
-
-    Args:
-        pipeline: the model; its clipping is left out.
-        images: clean ones, shape (N, C, H, W) in [-1, 1]; 64 tell much already.
-        labels: one for each, for a class-conditional model.
-        nodes: where to look; five between 0.1·T and T if None.
-        seed: of the noise.
-        tile: images in one network call.
-
-    Raises:
-        InputError: images or labels that do not fit, nodes outside 1..T.
-    """
-    check_images(pipeline, images, len(images))
-    label_tensor = check_labels(pipeline, labels, len(images))
-    schedule, T = pipeline.schedule, pipeline.schedule.T
-    if nodes is None:
-        nodes = sorted({max(1, round(share * T)) for share in (0.1, 0.3, 0.5, 0.7, 0.95)})
-    for k in nodes:
-        if not 1 <= k <= T:
-            raise InputError(f"a node to look at is in 1..{T}, not {k}")
-    size = default_tile(pipeline.shape, pipeline.device) if tile is None else tile
-    found = []
-    for k in nodes:
-        level = schedule.level(k)
-        predicted = missed = true = 0.0
-        for positions, count in tiles(len(images), size):
-            chosen = None if label_tensor is None else label_tensor[positions]
-            if chosen is not None:
-                chosen = chosen.to(pipeline.device)
-            eps = Noise(seed, positions, pipeline.shape, pipeline.device)(k)
-            x = level.alpha * images[positions].to(pipeline.device) + level.sigma * eps
-            seen = pipeline.denoiser(chosen, clip=False)(x, level).eps[:count].double()
-            eps = eps[:count].double()
-            predicted += seen.square().sum().item()
-            missed += (eps - seen).square().sum().item()
-            true += eps.square().sum().item()
-        found.append(Calibration(k, predicted / true, missed / true))
-    return found
-
-
 def check_model(
-    pipeline: Pipeline, *, steps: int = 50, calibrated: Sequence[Calibration] = ()
+    pipeline: Pipeline, *, steps: int = 50, predictions: Sequence[PredictionCheck] = ()
 ) -> list[Finding]:
     """Look at everything about a model that people trip over.
 
     Args:
         pipeline: the model.
         steps: S, of the sampler that is meant.
-        calibrated: as :func:`calibration` returns it; it is what tells broken conventions.
+        predictions: as :func:`~ddim.evaluate.check_predictions` returns them; they are what tells
+            broken conventions.
 
     Raises:
         InputError: steps outside 1..T.
@@ -133,7 +58,7 @@ def check_model(
     findings = [*_weights(pipeline), *_assumed(pipeline), *_ends(pipeline)]
     findings += [*_steps(pipeline, steps), *_eta(pipeline), *_clipping(pipeline)]
     findings += _conditioning(pipeline)
-    findings += _calibrated(calibrated)
+    findings += _predictions(predictions)
     return findings
 
 
@@ -312,8 +237,8 @@ def _conditioning(pipeline: Pipeline) -> list[Finding]:
     ]
 
 
-def _calibrated(calibrated: Sequence[Calibration]) -> list[Finding]:
-    if not calibrated:
+def _predictions(predictions: Sequence[PredictionCheck]) -> list[Finding]:
+    if not predictions:
         return [
             Finding(
                 "note",
@@ -322,10 +247,10 @@ def _calibrated(calibrated: Sequence[Calibration]) -> list[Finding]:
                 "give clean images of what it was trained on (--data)",
             )
         ]
-    worst = max(calibrated, key=lambda c: _distance(c.total))
+    worst = max(predictions, key=lambda c: _distance(c.total))
     text = f"E‖ε_θ‖² + E‖ε - ε_θ‖² is {worst.total:.3f} at node {worst.k}, the farthest from 1"
     why = "for a perfect network on its own data they sum to 1 at every node"
-    nothing = [c for c in calibrated if not c.missed < BETTER_THAN_NOTHING]
+    nothing = [c for c in predictions if not c.missed < BETTER_THAN_NOTHING]
     if nothing:
         return [
             Finding(

@@ -11,7 +11,7 @@ def test_an_untrained_model_is_found_out(ddim, tiny, noise_data):
     answer = ddim("checks", tiny, "--data", noise_data, "-n", 20, "--steps", 10, "--json")
     facts = json.loads(answer.out)
     assert facts["model"] == "tiny" and facts["target"] == "eps" and facts["shape"] == [1, 8, 8]
-    assert [row["node"] for row in facts["calibration"]] == [2, 6, 10, 14, 19]
+    assert [row["node"] for row in facts["predictions"]] == [2, 6, 10, 14, 19]
     problems = [f for f in facts["findings"] if f["level"] == "problem"]
     assert problems and all(f["what"] and f["why"] and f["do"] for f in problems)
     assert answer.status == 1
@@ -23,7 +23,7 @@ def test_a_good_model_has_no_problem(ddim, tmp_path):
     np.savez(tmp_path / "digits.npz", images=pixels[:, 0].numpy())
     answer = ddim("checks", "mnist", "--data", tmp_path / "digits.npz", "-n", 32, "--json")
     assert answer.status == 0, answer
-    rows = json.loads(answer.out)["calibration"]
+    rows = json.loads(answer.out)["predictions"]
     assert len(rows) == 5 and all(abs(row["sum"] - 1) < 0.1 for row in rows)
 
 

@@ -45,18 +45,19 @@ def main(argv: Sequence[str]) -> int:
     if options.n < 1:
         raise InputError(f"-n must be at least 1, not {options.n}")
 
-    from ddim.checks import calibration, check_model
+    from ddim.checks import check_model
+    from ddim.evaluate import check_predictions
 
     pipeline = open_model(options.model, options)
-    calibrated, used = [], 0
+    predictions, used = [], 0
     if options.data:
         images, labels = read_images(options, pipeline, options.n)
         used = len(images)
-        calibrated = calibration(
+        predictions = check_predictions(
             pipeline, images, labels=labels, seed=options.seed, tile=options.tile
         )
     steps = min(50, pipeline.schedule.T) if options.steps is None else options.steps
-    findings = check_model(pipeline, steps=steps, calibrated=calibrated)
+    findings = check_model(pipeline, steps=steps, predictions=predictions)
     model: dict[str, object] = {
         "model": pipeline.name,
         "shape": list(pipeline.shape),
@@ -74,14 +75,14 @@ def main(argv: Sequence[str]) -> int:
             "E|eps-eps_theta|^2": round(c.missed, 4),
             "sum": round(c.total, 4),
         }
-        for c in calibrated
+        for c in predictions
     ]
     if options.json:
         print_json(
             {
                 **model,
                 "images": used,
-                "calibration": rows,
+                "predictions": rows,
                 "findings": [dataclasses.asdict(f) for f in findings],
             }
         )

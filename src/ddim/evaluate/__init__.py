@@ -20,6 +20,7 @@ from ddim.evaluate.metrics import (
     kid,
     precision_recall,
 )
+from ddim.evaluate.predictions import PredictionCheck, check_predictions
 from ddim.evaluate.statistics import Statistics
 from ddim.evaluate.teacher import (
     ErrorSummary,
@@ -43,11 +44,13 @@ __all__ = [
     "Identity",
     "LeNet",
     "PrecisionRecall",
+    "PredictionCheck",
     "SolverErrors",
     "Spread",
     "Statistics",
     "Summary",
     "analytic_tableau",
+    "check_predictions",
     "class_chi2",
     "collect",
     "collect_data",
