@@ -142,6 +142,8 @@ def csv_text(results: Sequence[Result]) -> str:
 
 def plot(figure: Figure, results: Sequence[Result]) -> None:
     """Quality against network calls and against seconds, the Pareto front marked."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     distance = results[0].summary.distance
     floor = results[0].summary.floor
     left, right = figure.subplots(1, 2, sharey=True)
@@ -168,8 +170,9 @@ def plot(figure: Figure, results: Sequence[Result]) -> None:
             axes.axhline(floor.fd, color="grey", ls=":", label="real test images")
         axes.set(xscale="log", yscale="log", xlabel=label)
         for axis in (axes.xaxis, axes.yaxis):
-            for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):
-                set_formatter("{x:g}")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         axes.tick_params(which="both", labelsize=8)
         axes.grid(alpha=0.3, which="both")
     left.set_ylabel(distance)
