@@ -404,7 +404,7 @@ def test_data_that_does_not_fit(tmp_path, config, noise, refuses):
     np.savez(tmp_path / "bare.npz", images=np.zeros((4, 8, 8), np.uint8))
     with refuses("bare.npz has no labels, which a class-conditional model needs"):
         Run(dataclasses.replace(config, data=str(tmp_path / "bare.npz"), classes=True), tmp_path)
-    with refuses("block_out_channels 9 is not a multiple of norm_num_groups 4"):
+    with refuses("head_dim do not fit: block_out_channels 9 is not a multiple of norm_num_groups"):
         Run(dataclasses.replace(config, channels=(9, 16)), tmp_path)
 
 

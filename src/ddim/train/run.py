@@ -73,23 +73,26 @@ def unet_config(
     attends = [height // 2**i in config.attention for i in range(len(config.channels))]
     down = tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends)
     up = tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends))
-    return UNetConfig(
-        sample_size=height,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=config.channels,
-        layers_per_block=config.blocks,
-        down_block_types=down,
-        up_block_types=up,
-        attention_head_dim=config.head_dim,
-        norm_num_groups=config.groups,
-        norm_eps=1e-6,
-        dropout=config.dropout,
-        downsample_padding=0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-        num_class_embeds=classes + 1 if classes is not None else None,
-    )
+    try:
+        return UNetConfig(
+            sample_size=height,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=config.channels,
+            layers_per_block=config.blocks,
+            down_block_types=down,
+            up_block_types=up,
+            attention_head_dim=config.head_dim,
+            norm_num_groups=config.groups,
+            norm_eps=1e-6,
+            dropout=config.dropout,
+            downsample_padding=0,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            num_class_embeds=classes + 1 if classes is not None else None,
+        )
+    except InputError as error:
+        raise InputError(f"channels, groups or head_dim do not fit: {error}") from None
 
 
 class Run:
