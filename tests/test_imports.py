@@ -16,8 +16,8 @@ LEVELS = (
     "denoiser integrate adaptive convergence noise analytic latent loss discrete calibrate "
     "trajectory nets "
     "conventions candidates",
-    "data images train checkpoints evaluate backends generate encoded codec checks interop model "
-    "pipeline sampler export fitting",
+    "data images train checkpoints evaluate backends generate inputs encoded codec checks interop "
+    "model pipeline sampler export fitting",
     "cli web",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

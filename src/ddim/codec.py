@@ -13,7 +13,8 @@ from torch import Tensor
 from ddim.denoiser import NetworkDenoiser
 from ddim.encoded import DTYPES, Latents
 from ddim.errors import InputError
-from ddim.generate import check_images, check_labels, default_tile, generate, tiles
+from ddim.generate import default_tile, generate, tiles
+from ddim.inputs import check_images, check_labels
 from ddim.latent import decoder, encoder, solve_encoding, tensors_of
 from ddim.nodes import check_nodes, make_nodes
 from ddim.pipeline import Pipeline

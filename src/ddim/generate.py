@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddim.denoiser import Inpaint, NetworkDenoiser
 from ddim.errors import InputError
+from ddim.inputs import check_images, check_labels, check_mask
 from ddim.integrate import Step, integrate
 from ddim.noise import Noise
 from ddim.pipeline import Pipeline
@@ -22,8 +23,6 @@ from ddim.tableau import Tableau
 
 __all__ = [
     "Drawn",
-    "check_images",
-    "check_labels",
     "default_tile",
     "generate",
     "noised",
@@ -138,7 +137,7 @@ def generate(
         check_images(pipeline, states, n)
     if known is not None:
         check_images(pipeline, known[0], n)
-        _check_mask(known[1], known[0])
+        check_mask(known[1], known[0])
 
     def drawn() -> Iterator[Drawn]:
         device = pipeline.device
@@ -189,52 +188,6 @@ def noised(
     level = tableau.initial[0].level
     noise = Noise(seed, indices, pipeline.shape, pipeline.device, images.dtype)(0)
     return level.alpha * images + level.sigma * noise.to(images.device)
-
-
-def check_images(pipeline: Pipeline, images: Tensor, n: int) -> None:
-    """Refuse images that the model could not have made.
-
-    Raises:
-        InputError: another number or shape, or values that are not finite.
-    """
-    if tuple(images.shape) != (n, *pipeline.shape):
-        raise InputError(
-            f"{pipeline.name} has images of shape {tuple(pipeline.shape)}: {n} of them have shape "
-            f"{(n, *pipeline.shape)}, not {tuple(images.shape)}"
-        )
-    if not images.is_floating_point() or not bool(images.isfinite().all()):
-        raise InputError("images must be finite floating-point numbers in [-1, 1]")
-
-
-def _check_mask(mask: Tensor, images: Tensor) -> None:
-    if mask.dtype is not torch.bool:
-        raise InputError(f"a mask is a tensor of truth values, not of {mask.dtype}")
-    try:
-        mask.expand_as(images)
-    except RuntimeError:
-        raise InputError(
-            f"a mask of shape {tuple(mask.shape)} does not fit images of {tuple(images.shape)}"
-        ) from None
-
-
-def check_labels(pipeline: Pipeline, labels: Sequence[int] | None, n: int) -> Tensor | None:
-    """Labels as a tensor of shape (n,).
-
-    Raises:
-        InputError: a model without classes, another number of labels, or one out of range.
-    """
-    if labels is None:
-        return None
-    if pipeline.classes is None:
-        raise InputError(f"{pipeline.name} has no classes, so labels mean nothing to it")
-    if len(labels) != n:
-        raise InputError(f"{len(labels)} labels were given for {n} images")
-    allowed = range(pipeline.classes)
-    for label in labels:
-        if label not in allowed and label != pipeline.null_label:
-            none = "" if pipeline.null_label is None else f", or {pipeline.null_label} for 'none'"
-            raise InputError(f"labels are from 0 to {pipeline.classes - 1}{none}, not {label}")
-    return torch.tensor(list(labels))
 
 
 def sample(

@@ -174,6 +174,19 @@ def test_a_reference_without_spread_is_refused_before_the_work(pipeline, tmp_pat
     assert not (tmp_path / "s").exists()
 
 
+def test_what_is_left_is_known_without_reading_features(
+    pipeline, reference, tmp_path, monkeypatch, refuses
+):
+    cells = plan_cells(pipeline, [2])
+    finished(sweep(pipeline, tmp_path / "s", reference, cells))
+    monkeypatch.setattr("ddim.evaluate.kept.Statistics.load", None)
+    assert sweep(pipeline, tmp_path / "s", reference, cells, seeds=[0, 1, 2]).work() == 2 * N
+    path = tmp_path / "s" / "cells" / cells[0].key / "seed-1.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with refuses(f"{path} cannot be read as statistics of images"):
+        sweep(pipeline, tmp_path / "s", reference, cells).work()
+
+
 def test_figures_are_computed_once(pipeline, reference, tmp_path, monkeypatch):
     made = sweep(pipeline, tmp_path / "s", reference, plan_cells(pipeline, [2, 3]))
     first = finished(made)

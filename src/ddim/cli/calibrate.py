@@ -138,7 +138,8 @@ def main(argv: Sequence[str]) -> int:
 def _groups(pipeline: Pipeline, options: CalibrateOptions, indices: range) -> list[Group]:
     """Latents in tiles, each with its denoiser."""
     from ddim.denoiser import NetworkDenoiser
-    from ddim.generate import check_labels, default_tile
+    from ddim.generate import default_tile
+    from ddim.inputs import check_labels
     from ddim.noise import Noise
 
     size = options.tile or default_tile(pipeline.shape, pipeline.device)

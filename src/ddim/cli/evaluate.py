@@ -253,7 +253,7 @@ def _ahead(sweep: Sweep, density: BitsPerDimension | None, pipeline: Pipeline, t
     import torch
 
     from ddim.evaluate.bits import image_calls
-    from ddim.generate import check_labels
+    from ddim.inputs import check_labels
     from ddim.nets import UNet
     from ddim.nets.unet import count_flops
 

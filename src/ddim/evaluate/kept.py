@@ -79,13 +79,18 @@ class CellFiles:
             return Statistics(self.extractor.identity, f"{self.cell.key}, seed {seed}")
         return Statistics.load(path, self.extractor)
 
+    def count(self, seed: int) -> int:
+        """How many images the statistics are of."""
+        path = self._path(seed)
+        return Statistics.count_in(path) if path.exists() else 0
+
     def seconds(self, seed: int) -> float:
         """Of the images that are in the statistics; an estimate where a kill came between files."""
-        path = self._path(seed)
-        if not path.exists():
+        count = self.count(seed)
+        if count == 0:
             return 0.0
-        facts: dict[str, Any] = read_json(path.with_suffix(".json"))
-        return facts["seconds"] / facts["count"] * self.statistics(seed).count
+        facts: dict[str, Any] = read_json(self._path(seed).with_suffix(".json"))
+        return facts["seconds"] / facts["count"] * count
 
     def save(self, seed: int, statistics: Statistics, seconds: float) -> None:
         """Keep the statistics, and the seconds that it took to draw their images."""
@@ -97,7 +102,7 @@ class CellFiles:
         """Seeds of which all n images are measured."""
         names = [path.stem.removeprefix("seed-") for path in self.folder.glob("seed-*.safetensors")]
         numbers = sorted(int(name) for name in names if name.isdigit())
-        return [seed for seed in numbers if self.statistics(seed).count == n]
+        return [seed for seed in numbers if self.count(seed) == n]
 
     def first(self, seed: int) -> Tensor | None:
         """The first images of a seed; None if none were kept."""

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ddim.errors import InputError
-from ddim.generate import check_images, check_labels, default_tile, tiles
+from ddim.generate import default_tile, tiles
+from ddim.inputs import check_images, check_labels
 from ddim.noise import Noise
 from ddim.pipeline import Pipeline
 

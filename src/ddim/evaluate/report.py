@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ddim import images
 from ddim.evaluate.cells import SIGMA_HAT, Cell
 from ddim.evaluate.comparison import Spread
-from ddim.evaluate.sweep import Result
+from ddim.evaluate.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -204,6 +204,19 @@ class Statistics:
                 raise InputError(f"{path} is stale, {difference}: measure the images again")
         return statistics
 
+    @staticmethod
+    def count_in(path: Path | str) -> int:
+        """N of a file that :meth:`save` wrote, without reading the arrays.
+
+        Raises:
+            InputError: It holds something else, or is damaged.
+        """
+        try:
+            with safe_open(path, framework="np") as file:
+                return int(json.loads((file.metadata() or {})["statistics"])["count"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} cannot be read as statistics of images: {error}") from None
+
     @classmethod
     def _from_file(cls, facts: dict, tensors: dict[str, NDArray]) -> Statistics:
         names = [field.name for field in dataclasses.fields(Identity)]

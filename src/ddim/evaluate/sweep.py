@@ -20,9 +20,10 @@ from torch import Tensor
 
 from ddim.errors import InputError, RunError
 from ddim.evaluate.cells import Cell
-from ddim.evaluate.comparison import Comparison, Summary, check_reference, compare, summarise
+from ddim.evaluate.comparison import Comparison, check_reference, compare, summarise
 from ddim.evaluate.features import Extractor
 from ddim.evaluate.kept import CellFiles, load_images, save_images
+from ddim.evaluate.result import STRIP, Result
 from ddim.evaluate.statistics import Statistics
 from ddim.evaluate.teacher import ErrorSummary, image_errors, teacher_tableau
 from ddim.files import read_json, write_json
@@ -30,41 +31,9 @@ from ddim.generate import generate
 from ddim.pipeline import Pipeline
 from ddim.tableau import Tableau
 
-__all__ = ["Result", "Sweep"]
+__all__ = ["Sweep"]
 
 SAVE_SECONDS = 20.0
-STRIP = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a cell measured.
-
-    Attributes:
-        cell: which.
-        calls: network calls for one image.
-        summary: over the seeds.
-        seeds: each seed's own figures, those of every seed that is in the folder.
-        seconds: of generation for one image, metrics not included.
-        rms: RMS to the model's own full-length solution on [-1, 1]; None where the sampler draws
-            noise or no teacher was asked for.
-        psnr: the same in dB.
-        strip: the first images, (STRIP, C, H, W).
-    """
-
-    cell: Cell
-    calls: int
-    summary: Summary
-    seeds: tuple[Comparison, ...]
-    seconds: float
-    rms: float | None
-    psnr: float | None
-    strip: Tensor
-
-    @property
-    def fd(self) -> float:
-        """The Fréchet distance, a mean over the seeds."""
-        return self.summary.figures["fd"].mean
 
 
 class Sweep:
@@ -292,14 +261,12 @@ class Sweep:
 
     def _result(self, files: CellFiles, tableau: Tableau, seeds: list[int]) -> Result:
         figures = tuple(self._comparison(files, seed) for seed in seeds)
-        shown = next((s for s in (self.seeds[0], *seeds) if files.first(s) is not None), None)
-        first = torch.zeros(0, *self.pipeline.shape) if shown is None else files.first(shown)
-        assert first is not None
-        errors = ErrorSummary()
-        if shown is not None and self.teacher and not tableau.stochastic:
-            path = self._teacher_path(shown)
-            if path.exists() and len(first) >= self.teacher:
-                errors.update(image_errors(first[: self.teacher], load_images(path)))
+        kept = ((seed, files.first(seed)) for seed in (self.seeds[0], *seeds))
+        nothing = (self.seeds[0], torch.zeros(0, *self.pipeline.shape))
+        shown, first = next(((s, x) for s, x in kept if x is not None), nothing)
+        path, errors = self._teacher_path(shown), ErrorSummary()
+        if not tableau.stochastic and 0 < self.teacher <= len(first) and path.exists():
+            errors.update(image_errors(first[: self.teacher], load_images(path)))
         return Result(
             files.cell,
             tableau.calls,
@@ -332,7 +299,7 @@ class Sweep:
 
     def _count(self, cell: Cell, seed: int | None = None) -> int:
         seed = self.seeds[0] if seed is None else seed
-        return 0 if self._anew else self._files[cell].statistics(seed).count
+        return 0 if self._anew else self._files[cell].count(seed)
 
     def _first(self, cell: Cell) -> Tensor:
         kept = None if self._anew else self._files[cell].first(self.seeds[0])

@@ -1,0 +1,64 @@
+"""Whether images, masks and labels are ones that a model can take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ddim.errors import InputError
+from ddim.pipeline import Pipeline
+
+__all__ = ["check_images", "check_labels", "check_mask"]
+
+
+def check_images(pipeline: Pipeline, images: Tensor, n: int) -> None:
+    """Refuse images that the model could not have made.
+
+    Raises:
+        InputError: another number or shape, or values that are not finite.
+    """
+    if tuple(images.shape) != (n, *pipeline.shape):
+        raise InputError(
+            f"{pipeline.name} has images of shape {tuple(pipeline.shape)}: {n} of them have shape "
+            f"{(n, *pipeline.shape)}, not {tuple(images.shape)}"
+        )
+    if not images.is_floating_point() or not bool(images.isfinite().all()):
+        raise InputError("images must be finite floating-point numbers in [-1, 1]")
+
+
+def check_mask(mask: Tensor, images: Tensor) -> None:
+    """Refuse a mask that is not of truth values or does not fit the images.
+
+    Raises:
+        InputError: another type, or a shape that does not broadcast.
+    """
+    if mask.dtype is not torch.bool:
+        raise InputError(f"a mask is a tensor of truth values, not of {mask.dtype}")
+    try:
+        mask.expand_as(images)
+    except RuntimeError:
+        raise InputError(
+            f"a mask of shape {tuple(mask.shape)} does not fit images of {tuple(images.shape)}"
+        ) from None
+
+
+def check_labels(pipeline: Pipeline, labels: Sequence[int] | None, n: int) -> Tensor | None:
+    """Labels as a tensor of shape (n,).
+
+    Raises:
+        InputError: a model without classes, another number of labels, or one out of range.
+    """
+    if labels is None:
+        return None
+    if pipeline.classes is None:
+        raise InputError(f"{pipeline.name} has no classes, so labels mean nothing to it")
+    if len(labels) != n:
+        raise InputError(f"{len(labels)} labels were given for {n} images")
+    allowed = range(pipeline.classes)
+    for label in labels:
+        if label not in allowed and label != pipeline.null_label:
+            none = "" if pipeline.null_label is None else f", or {pipeline.null_label} for 'none'"
+            raise InputError(f"labels are from 0 to {pipeline.classes - 1}{none}, not {label}")
+    return torch.tensor(list(labels))
