@@ -9,6 +9,7 @@ from ddim.calibrate import (
     CalibratedSampler,
     calibrate,
     endpoint_errors,
+    most_work,
 )
 from ddim.denoiser import Prediction
 from ddim.integrate import final, integrate
@@ -54,6 +55,8 @@ def test_a_calibrated_sampler_is_nearer_to_the_solution(teachers, calls):
     best = min(found.errors[name][0] for name in ("quadratic", "log-snr", "dynamic programming"))
     assert found.errors["calibrated"][0] < best
     assert set(done) == {"families", "methods", "moves", "weights", "measuring"}
+    most = most_work(calls, found.counts, 8, moves=60)
+    assert 0.7 * most < sum(done.values()) <= most
     assert found.path == shortest_path(teachers[0], calls)
     assert len(found.moments) == len(found.teacher) - 1
 
@@ -65,7 +68,11 @@ def test_the_same_seed_finds_the_same(teachers):
 
 
 def test_moves_never_make_it_worse_on_what_they_look_at(teachers):
-    found = calibrate(5, *teachers, moves=0, weights=False)
+    done = []
+    found = calibrate(
+        5, *teachers, moves=0, weights=False, watch=lambda stage, count: done.append(count)
+    )
+    assert sum(done) <= most_work(5, found.counts, 8, moves=0, weights=False)
     moved = calibrate(5, teachers[0], teachers[0], teachers[0], moves=60, weights=False)
     assert np.isfinite(found.errors["calibrated"][0])
     scores = [

@@ -26,7 +26,7 @@ from ddim.schedule import Schedule
 from ddim.tableau import Tableau
 from ddim.trajectory import Trajectory, fit_weights, shortest_path
 
-__all__ = ["CalibratedSampler", "Calibration", "calibrate", "endpoint_errors"]
+__all__ = ["CalibratedSampler", "Calibration", "calibrate", "endpoint_errors", "most_work"]
 
 POWERS = (1.0, 1.5, 2.0, 3.0)
 RHO_POWERS = (3.0, 7.0, 10.0)
@@ -46,6 +46,7 @@ METHODS: tuple[tuple[str, dict[str, object]], ...] = (
 
 MOVES = 100
 QUICK = 8
+BEST = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +215,28 @@ def calibrate(
     )
 
 
+def most_work(
+    calls: int, counts: tuple[int, int, int], tile: int, *, weights: bool = True, moves: int = MOVES
+) -> int:
+    """The most images times network calls that :func:`calibrate` tells `watch` of.
+
+    Args:
+        calls: S.
+        counts: latents to fit to, to choose by and to report on.
+        tile: how many of those to fit to are in one group.
+        weights: as there.
+        moves: as there.
+    """
+    fit, choose, report = counts
+    starts = 1 + len(START_RHOS)
+    grids = starts * (len(POWERS) + 2 * len(RHO_POWERS))
+    quick = min(fit, -(-QUICK // tile) * tile)
+    stages = 3 if weights else 2
+    first = quick * (grids + BEST * len(METHODS)) + fit * 2 * BEST
+    fitted = fit * (2 + BEST) if weights else 0
+    return calls * (first + fitted + fit * moves + choose * stages + report * (4 + stages))
+
+
 def _score(errors: NDArray[np.float64]) -> float:
     """The geometric mean: an image that ends as another digit must not decide alone."""
     return float(np.exp(np.log(np.maximum(errors, 1e-12)).mean()))
@@ -258,14 +281,14 @@ class _Search:
         """The best of all families and starts by one method, then of all methods on the best."""
         grids = list(dict.fromkeys(self._grids()))
         scored = [CalibratedSampler(grid, "dpmpp", {"order": 2}) for grid in grids]
-        best = sorted(scored, key=lambda s: self.score(s, "families", QUICK))[:4]
+        best = sorted(scored, key=lambda s: self.score(s, "families", QUICK))[:BEST]
         self.promising = tuple(sampler.nodes for sampler in best)
         tried = [
             CalibratedSampler(sampler.nodes, name, options)
             for sampler in best
             for name, options in METHODS
         ]
-        best = sorted(tried, key=lambda s: self.score(s, "methods", QUICK))[:8]
+        best = sorted(tried, key=lambda s: self.score(s, "methods", QUICK))[: 2 * BEST]
         return min(best, key=lambda s: self.score(s, "methods"))
 
     def _grids(self):

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     if not options.calls:
         raise InputError("--calls needs a number at least")
 
-    from ddim.calibrate import calibrate
+    from ddim.calibrate import calibrate, most_work
     from ddim.checkpoints import read_calibration, write_calibration
     from ddim.generate import default_tile
     from ddim.trajectory import TEACHER_STEPS, follow
@@ -83,12 +83,19 @@ def main(argv: Sequence[str]) -> int:
                 "--force to replace it"
             )
     n = options.latents
+    tile = options.tile or default_tile(pipeline.shape, pipeline.device)
     parts = [
-        _groups(pipeline, options, part)
+        _groups(pipeline, options, part, tile)
         for part in (range(n), range(n, 2 * n), range(2 * n, 4 * n))
     ]
     start, work, found = time.perf_counter(), 0, {}
-    with meter(quiet=options.quiet, unit=" calls", unit_scale=True, desc="teacher") as progress:
+    steps = min(T, max(TEACHER_STEPS, 4 * max(options.calls)))
+    most = 4 * n * steps + sum(
+        most_work(calls, (n, n, 2 * n), tile, weights=options.weights, moves=options.moves)
+        for calls in options.calls
+    )
+    settings = {"total": most, "unit": " calls", "unit_scale": True, "desc": "teacher"}
+    with meter(quiet=options.quiet, **settings) as progress:
 
         def watch(stage: str, done: int) -> None:
             nonlocal work
@@ -96,7 +103,6 @@ def main(argv: Sequence[str]) -> int:
             progress.set_description_str(stage, refresh=False)
             progress.update(done)
 
-        steps = min(T, max(TEACHER_STEPS, 4 * max(options.calls)))
         teachers = [
             follow(pipeline.schedule, groups, steps, watch=lambda done: watch("teacher", done))
             for groups in parts
@@ -105,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
             "seed": options.seed,
             "moves": options.moves,
             "teacher": steps,
-            "tile": options.tile or default_tile(pipeline.shape, pipeline.device),
+            "tile": tile,
             **({"labels": list(options.labels)} if options.labels else {}),
         }
         for calls in options.calls:
@@ -135,14 +141,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _groups(pipeline: Pipeline, options: CalibrateOptions, indices: range) -> list[Group]:
+def _groups(
+    pipeline: Pipeline, options: CalibrateOptions, indices: range, tile: int
+) -> list[Group]:
     """Latents in tiles, each with its denoiser."""
     from ddim.denoiser import NetworkDenoiser
-    from ddim.generate import default_tile
     from ddim.inputs import check_labels
     from ddim.noise import Noise
 
-    size = options.tile or default_tile(pipeline.shape, pipeline.device)
     labels = None
     if pipeline.classes is not None:
         cycle = options.labels or tuple(range(pipeline.classes))
@@ -152,10 +158,10 @@ def _groups(pipeline: Pipeline, options: CalibrateOptions, indices: range) -> li
     chosen = check_labels(pipeline, labels, len(indices))
     network = NetworkDenoiser(pipeline.net, pipeline.target)
     groups = []
-    for at in range(0, len(indices), size):
-        part = indices[at : at + size]
+    for at in range(0, len(indices), tile):
+        part = indices[at : at + tile]
         noise = Noise(SEED + options.seed, part, pipeline.shape, pipeline.device)(0)
-        own = None if chosen is None else chosen[at : at + size].to(pipeline.device)
+        own = None if chosen is None else chosen[at : at + tile].to(pipeline.device)
         groups.append((pipeline.denoiser(own, network=network), noise))
     return groups
 
