@@ -3,16 +3,19 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import ddim
+from ddim.analytic import Gaussian
 from ddim.codec import codec_nodes, decode, encode
 from ddim.data import load_data
 from ddim.denoiser import Clipping
 from ddim.encoded import Latents, interpolate
 from ddim.errors import InputError
 from ddim.images import from_pixels
+from ddim.latent import slerp
 from ddim.nets import UNet, UNetConfig
 from ddim.schedule import Schedule
 from ddim.target import Target
@@ -186,7 +189,7 @@ def test_labels_may_be_a_tensor_and_an_image_be_taken_out(images, tmp_path):
 
 
 def test_bad_images(images):
-    with pytest.raises(InputError, match=r"in \[-1, 1\]; these reach"):
+    with pytest.raises(InputError, match=r"in \[-1, 1\]; these are from .* to 25"):
         encode(model(), (images + 1) * 127.5, steps=5)
     with pytest.raises(InputError, match="have shape"):
         encode(model(), images[:, :, :4], steps=5)
@@ -323,3 +326,125 @@ def test_real_digits_come_back_from_the_shipped_model(steps, count):
     double = pipeline.to(dtype=torch.float64)
     latents = encode(double, digits.double(), steps=steps, dtype=torch.float64)
     assert (decode(double, latents) - digits).abs().max() <= 1e-11
+
+
+def test_latents_of_another_autoencoder_are_not_taken_for_bytes(images):
+    """What is coded need not be within [-1, 1], as long as it is not bytes."""
+    wide = 4 * images
+    latents = encode(model(), wide, steps=10, dtype=torch.float64)
+    assert (decode(model(), latents) - wide).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_trap_any_half_precision_is_refused(images, dtype):
+    whole, part = model().to(dtype=dtype), model()
+    part.net.conv_out.to(dtype)  # the last of its layers
+    name = str(dtype).removeprefix("torch.")
+    for pipeline in (whole, part):
+        with pytest.raises(InputError, match=f"m0 is in {name}, where images do not come back"):
+            encode(pipeline, images, steps=4)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="autocast"):
+        encode(model(), images, steps=4)
+
+
+SCHEDULES = {
+    "linear": Schedule.linear(100, scaled=True),
+    "cosine": Schedule.cosine(100),
+    "flow": Schedule.flow(400),
+    "zero-snr": Schedule.scaled_linear(1000).rescaled_to_zero_snr(),
+}
+
+
+class Exactly(torch.nn.Module):
+    """ε of normal data."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.schedule = schedule
+
+    def forward(self, x, t):
+        return Gaussian(0.1, 0.5)(x, self.schedule.level(int(t[0]) + 1)).eps
+
+
+@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize("kind", list(SCHEDULES))
+@pytest.mark.parametrize("codec", ["obelm", "edict", "bdia", "implicit"])
+def test_trap_codecs_begin_where_something_is_left_of_the_image(codec, kind, steps):
+    """Undoing a step from σ/α of thousands, or without end, amplifies rounding as much."""
+    schedule = SCHEDULES[kind]
+    pipeline = ddim.Pipeline(Exactly(schedule), schedule, "eps", (2, 32))
+    nodes = codec_nodes(pipeline, codec, steps=steps)
+    assert len(nodes) == steps + 1 or codec == "implicit"
+    assert schedule.rho[nodes[0]] <= 200 < (schedule.rho[nodes[0] + 1 :][:1] or [201])[0]
+    x = 0.1 + 0.5 * torch.randn(4, 2, 32, generator=torch.Generator().manual_seed(0))
+    latents = encode(pipeline, x, steps=steps, codec=codec)
+    assert (decode(pipeline, latents) - x).abs().max() < (0.02 if codec == "edict" else 2e-4)
+    spread = schedule.level(nodes[0]).spread
+    for tensor in latents.tensors:
+        # O-BELM's first is an extrapolation, of coarse steps a coarse one.
+        assert 0.5 < float(tensor.std()) / spread < (10 if codec == "obelm" and steps == 10 else 3)
+
+
+def test_codecs_of_as_many_steps_as_there_are_nodes():
+    schedule = SCHEDULES["cosine"]
+    pipeline = ddim.Pipeline(Exactly(schedule), schedule, "eps", (2, 32))
+    most = int((schedule.rho <= 200).sum()) - 1
+    assert codec_nodes(pipeline, "obelm", steps=most) == tuple(range(most, -1, -1))
+    with pytest.raises(InputError, match=f"takes at most {most} steps here"):
+        codec_nodes(pipeline, "obelm", steps=100)
+    assert codec_nodes(pipeline, "ddim", steps=100)[0] == 100
+
+
+@pytest.mark.parametrize(
+    ("index", "chosen"),
+    [
+        (torch.tensor([2, 0]), [2, 0]),
+        ([True, False, True, False, False], [0, 2]),
+        (torch.tensor([True, False, False, True, False]), [0, 3]),
+        (np.int64(1), [1]),
+        (np.array([4, 1]), [4, 1]),
+        (torch.tensor(3), [3]),
+        (-1, [4]),
+        ((1, 2), [1, 2]),
+        (slice(None, None, 2), [0, 2, 4]),
+    ],
+)
+def test_latents_are_indexed_by_anything(images, index, chosen):
+    latents = encode(model(classes=3), images, steps=4, labels=[0, 1, 2, 0, 1])
+    part = latents[index]
+    assert part.labels == tuple([0, 1, 2, 0, 1][i] for i in chosen)
+    assert all(
+        torch.equal(a, b[chosen]) for a, b in zip(part.tensors, latents.tensors, strict=True)
+    )
+
+
+def test_one_label_serves_all(images):
+    pipeline = model(classes=3)
+    for one in (2, np.int64(2), torch.tensor(2)):
+        latents = encode(pipeline, images, steps=4, labels=one)
+        assert latents.labels == (2,) * 5
+    assert torch.equal(
+        decode(pipeline, latents, labels=1), decode(pipeline, latents, labels=[1] * 5)
+    )
+    with pytest.raises(InputError, match="labels are whole numbers"):
+        encode(pipeline, images, labels=1.5)
+
+
+def test_trap_a_pair_is_turned_by_the_tensor_that_is_a_latent():
+    """O-BELM's first tensor is far from a state where the first step is unlike the second."""
+
+    class Exact(torch.nn.Module):
+        def forward(self, x, t):
+            level = schedule.level(int(t[0]) + 1)
+            return Gaussian(0.0, 0.5)(x, level).eps
+
+    schedule = Schedule.flow(1000)
+    pipeline = ddim.Pipeline(Exact(), schedule, "eps", (64,))
+    x = 0.5 * torch.randn(2, 64, generator=torch.Generator().manual_seed(0)).double()
+    nodes = (999, *range(980, -1, -20))
+    latents = encode(pipeline, x, nodes=nodes, dtype=torch.float64)
+    assert latents.tensors[0].std() > 1.1 * latents.tensors[1].std()
+    middle = decode(pipeline, interpolate(latents, [0, 1], [0.5]))
+    # What leads through a linear flow is what spherical interpolation of its ends is.
+    (expected,) = slerp(x[:1], x[1:], 0.5)
+    assert (middle - expected).square().mean().sqrt() < 0.02

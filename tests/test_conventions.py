@@ -294,7 +294,7 @@ def test_habits_and_arguments_are_part_of_the_identity_and_move_along():
     assert len({made().identity, *(other.identity for other in others)}) == 4
     moved = made().to(dtype=torch.float64).net
     assert isinstance(moved, Adapted)
-    assert moved.argument_shift.dtype == torch.float64
+    assert moved.argument_0.dtype == torch.float64
     assert moved.habits.dtype == torch.uint8
 
 
@@ -553,3 +553,98 @@ def test_arguments_of_the_wrong_kind_are_named(refuses):
         given = {"schedule": schedule, "target": "eps", "shape": (1, 28, 28), **changes}
         with refuses(match):
             ddim.Model(net, **given)
+
+
+def test_trap_the_loop_by_hand_starts_where_sampling_does():
+    """States of a schedule that does not preserve the variance start at √(α²+σ²), not at 1."""
+    sigmas = torch.linspace(0, 8, 41).double().numpy() ** 2 / 2
+    wide = Schedule.from_alpha_sigma([1.0] * 41, sigmas)
+    for pipeline in (
+        model(Foreign(data_range=(0.0, 1.0)), data_range=(0, 1)),
+        model(Foreign(wide)),
+    ):
+        nodes = make_nodes(pipeline.schedule, "uniform", 10)
+        tableau = make_tableau(pipeline.schedule, nodes)
+        noise = Noise(3, range(4), SHAPE)
+        start = tableau.start(noise(0))
+        (by_hand,) = final(integrate(pipeline.denoiser(), tableau, start, noise))
+        assert torch.equal(by_hand, ddim.sample(pipeline, 4, steps=10, seed=3, tile=4))
+        assert float(by_hand.std()) == pytest.approx(float(means().std()), rel=0.4)
+
+
+def test_a_pair_is_not_started_by_noise(refuses):
+    tableau = make_tableau(LINEAR, make_nodes(LINEAR, "uniform", 5), "bdia", pair=True)
+    with refuses("bdia starts from 2 states, which must be given"):
+        tableau.start(torch.zeros(1, 2))
+
+
+class Nested(nn.Module):
+    """ε from arguments within a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x, t, *, added, scale=1.0):
+        first, (second, name) = added["first"], added["rest"]
+        assert name == "text"
+        return scale * self.weight * (0.1 * x + first + second)
+
+
+def test_tensors_within_arguments_move_and_tell_models_apart(refuses):
+    def made(first: float) -> ddim.Pipeline:
+        added = {"first": torch.full((1, 2, 1, 1), first), "rest": [torch.tensor(0.5), "text"]}
+        return ddim.Model(Nested(), LINEAR, "eps", SHAPE, arguments={"added": added})
+
+    one, other = made(0.25), made(0.5)
+    assert one.identity == made(0.25).identity != other.identity
+    x, level = torch.zeros(1, *SHAPE, dtype=torch.float64), LINEAR.level(30)
+    for pipeline, value in ((one, 0.75), (other, 1.0), (one.to(dtype=torch.float64), 0.75)):
+        assert torch.equal(pipeline.denoiser()(x, level).eps, torch.full_like(x, value))
+    assert one.denoiser()(x, level).eps.dtype == one.dtype == torch.float64
+    with refuses("arguments are numbers, text and tensors"):
+        ddim.Model(Nested(), LINEAR, "eps", SHAPE, arguments={"added": object()})
+
+
+def test_labels_come_under_the_name_that_the_network_has_for_them(refuses):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(4, 1)
+
+        def forward(self, x, t, return_dict=True, *, class_labels):
+            assert return_dict is True
+            return 0.1 * x + self.table(class_labels).view(-1, 1, 1, 1)
+
+    net = Named()
+    options = {"classes": 3, "null_label": 3}
+    named = ddim.Model(net, LINEAR, "eps", SHAPE, labels_as="class_labels", **options)
+
+    class Third(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, t, labels):
+            return self.net(x, t, class_labels=labels)
+
+    third = ddim.Model(Third(), LINEAR, "eps", SHAPE, **options)
+    drawn = [ddim.sample(m, 3, steps=4, guidance=2.0) for m in (named, third)]
+    assert torch.equal(*drawn)
+    with refuses("labels_as is for a class-conditional network"):
+        ddim.Model(net, LINEAR, "eps", SHAPE, labels_as="class_labels")
+    with refuses("class_labels is among the arguments"):
+        ddim.Model(
+            *(net, LINEAR, "eps", SHAPE),
+            labels_as="class_labels",
+            arguments={"class_labels": 1},
+            classes=3,
+        )
+
+
+@pytest.mark.parametrize("time", ["lambda", "log-snr", "rho"])
+def test_times_that_would_be_infinite_are_refused(time, refuses):
+    for schedule in (Schedule.flow(20), LINEAR.rescaled_to_zero_snr()):
+        with refuses("is infinite at the last level"):
+            ddim.Model(nn.Identity(), schedule, "v", SHAPE, time=time)
+    ddim.Model(nn.Identity(), Schedule.flow(20), "flow", SHAPE, time="sigma")

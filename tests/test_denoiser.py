@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ddim.analytic import Gaussian
 from ddim.denoiser import Clip, Clipping, Guided, NetworkDenoiser, Prediction, Threshold
+from ddim.integrate import final, integrate
+from ddim.methods import make_tableau
 from ddim.nets import UNet, UNetConfig
+from ddim.nodes import uniform
 from ddim.schedule import Level, Schedule
 from ddim.target import Target
 
@@ -95,6 +100,100 @@ def test_a_network_of_single_precision_serves_states_of_double():
     double = NetworkDenoiser(Timed())(x, LEVEL)
     assert double.x0.dtype == double.eps.dtype == torch.float64
     assert_makes_up_x(double, x)
+
+
+class Bent(nn.Module):
+    """A smooth network with one weight."""
+
+    def __init__(self, wrap=lambda out: out) -> None:
+        super().__init__()
+        self.weight, self.wrap = nn.Parameter(torch.tensor(0.7, dtype=torch.float64)), wrap
+
+    def forward(self, x: Tensor, t: Tensor) -> object:
+        return self.wrap((self.weight * x).sin())
+
+
+@pytest.mark.parametrize("method", ["ddim", "dpmpp", "unipc", "heun", "plms", "dpm-solver-2"])
+def test_trap_gradients_through_a_sampler_are_right_or_refused(method, refuses):
+    schedule, net = Schedule.linear(20, 0.01, 0.4), Bent()
+    tableau = make_tableau(schedule, uniform(schedule, 5), method)
+
+    def total(x: Tensor, grad: bool = True) -> Tensor:
+        return final(integrate(NetworkDenoiser(net, grad=grad), tableau, x))[0].sum()
+
+    x = randn(2, 1, 2, 2).requires_grad_()
+    by_state, by_weight = torch.autograd.grad(total(x), (x, net.weight))
+    assert torch.allclose(torch.func.grad(total)(x.detach()), by_state, rtol=1e-9)
+    step, free = 1e-6, x.detach()
+    for i in range(4):
+        change = torch.zeros(8, dtype=torch.float64)
+        change[i] = step
+        change = change.view_as(free)
+        with torch.no_grad():
+            slope = (total(free + change) - total(free - change)) / (2 * step)
+        assert float(slope) == pytest.approx(float(by_state.flatten()[i]), rel=1e-6)
+    with torch.no_grad():
+        net.weight.add_(step)
+        above = total(free)
+        net.weight.sub_(2 * step)
+        below = total(free)
+    assert float((above - below) / (2 * step)) == pytest.approx(float(by_weight), rel=1e-6)
+    for call in (lambda: total(x, grad=False), lambda: torch.func.grad(total)(free, grad=False)):
+        with refuses("lets no gradients through"):
+            call()
+    with torch.no_grad():
+        total(x, grad=False)
+
+
+def test_gradients_reach_the_times_of_a_unet_every_time():
+    net = tiny_unet()
+    denoiser = NetworkDenoiser(net, grad=True)
+    weight, found = net.time_embedding.linear_1.weight, []
+    with torch.no_grad():
+        denoiser(torch.ones(1, 1, 8, 8), LEVEL)  # what it keeps of the times has no graph
+    for _ in range(2):
+        loss = denoiser(torch.ones(1, 1, 8, 8), LEVEL).x0.square().sum()
+        found.append(torch.autograd.grad(loss, weight)[0])
+    assert torch.equal(*found) and found[0].abs().max() > 0
+
+
+def test_trap_a_denoiser_that_is_kept_sees_that_weights_changed():
+    net, x = tiny_unet(), torch.ones(1, 1, 8, 8)
+    denoiser = NetworkDenoiser(net)
+    denoiser(x, LEVEL)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.1)
+    assert torch.equal(denoiser(x, LEVEL).eps, NetworkDenoiser(net)(x, LEVEL).eps)
+    net.double()
+    assert torch.equal(denoiser(x.double(), LEVEL).eps, NetworkDenoiser(net)(x.double(), LEVEL).eps)
+
+
+def test_whole_numbers_among_the_parameters_are_not_the_networks_precision():
+    class Quantised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.codes = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
+            self.scale = nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.codes[0] * self.scale * x
+
+    x = randn(1, 1, 2, 2)
+    eps = NetworkDenoiser(Quantised())(x, LEVEL).eps
+    torch.testing.assert_close(eps, 0.5 * x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda out: (out, 1), lambda out: [out], lambda out: SimpleNamespace(sample=out)],
+    ids=["tuple", "list", "sample"],
+)
+def test_outputs_in_a_wrapping_are_found(wrap, refuses):
+    x = randn(1, 1, 2, 2)
+    assert torch.equal(NetworkDenoiser(Bent(wrap))(x, LEVEL).eps, (0.7 * x).sin())
+    with refuses("returned a dict, not a tensor"):
+        NetworkDenoiser(Bent(lambda out: {"x": out}))(x, LEVEL)
 
 
 def test_predicting_builds_no_graph():

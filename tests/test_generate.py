@@ -6,12 +6,15 @@ import random
 import weakref
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import ddim
 from ddim.denoiser import Clipping
+from ddim.errors import RunError
 from ddim.generate import default_tile, generate, sample
 from ddim.methods import METHODS, make_tableau
 from ddim.nets import UNet, UNetConfig
@@ -417,3 +420,19 @@ def test_default_tile():
     assert default_tile((3, 128, 128), cpu) == 1
     assert default_tile((3, 32, 32), cuda) == 512
     assert default_tile((3, 1024, 1024), cuda) == 1
+
+
+def test_what_is_not_finite_is_a_failure():
+    broken = pipeline()
+    broken.net.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(RunError, match="what tiny draws by dpmpp is not finite"):
+        sample(broken, 2, steps=3, method="dpmpp")
+    with pytest.raises(RunError, match="what tiny makes by obelm encoder is not finite"):
+        ddim.encode(broken, torch.zeros(1, *SHAPE), steps=3)
+
+
+def test_labels_and_nodes_may_be_written_in_any_way():
+    for label in (1, np.int64(1), torch.tensor(1), [1, 1], torch.tensor([1, 1])):
+        drawn = sample(CONDITIONAL, 2, steps=3, labels=label)
+        assert torch.equal(drawn, sample(CONDITIONAL, 2, steps=3, labels=(1, 1)))
+    assert torch.equal(sample(PLAIN, 1, nodes="20,5,0"), sample(PLAIN, 1, nodes=[20, 5, 0]))

@@ -173,6 +173,37 @@ def test_own_nodes_and_bad_names():
         diffusers_scheduler(source, "ddim", order=2)
 
 
+@pytest.mark.parametrize(
+    ("method", "calls"),
+    [
+        ("ddim", 1),
+        ("unipc", 1),
+        ("heun", 2),
+        ("dpm-solver-2", 2),
+        ("dpm-solver-3", 3),
+        ("edict", 2),
+        ("diffusers-pndm", 1),
+    ],
+)
+def test_trap_pipelines_that_begin_later_find_the_step(method, calls):
+    """Their first timestep is the one of index order·n, n being the step; diffusers' Heun has 2."""
+    scheduler = diffusers_scheduler(DDIMScheduler(**TRAILING), method)
+    assert scheduler.order == calls
+    scheduler.set_timesteps(10)
+    for n in range(0 if method == "diffusers-pndm" else 10):
+        assert round(float(scheduler.timesteps[n * scheduler.order])) == 99 - 10 * n
+    if calls > 1:
+        x = torch.ones(1, 1, 8, 8)
+        for t in scheduler.timesteps[4 * scheduler.order :]:
+            x = scheduler.step(0.1 * x, t, x).prev_sample
+        assert scheduler.finished
+        nodes = (60, 50, 40, 30, 20, 10, 0)
+        tableau = make_tableau(ddim.Schedule.linear(100, 1e-3, 0.2), nodes, method)
+        denoiser = Clipping("clip").wrap(NetworkDenoiser(lambda x, t: 0.1 * x))
+        (expected,) = final(integrate(denoiser, tableau, torch.ones(1, 1, 8, 8)))[:1]
+        assert torch.allclose(x, expected, atol=1e-6)
+
+
 @torch.no_grad()
 def test_beginning_later_as_image_to_image_does(unet):
     """From a noised image at a later timestep, as diffusers' own DDIM goes on from there."""
@@ -273,3 +304,44 @@ def test_a_conditional_unet_with_guidance():
             x = scheduler.step(none + 3.0 * (text - none), t, x).prev_sample
         found.append(x)
     assert (found[0] - found[1]).abs().max() < 2e-5 * found[0].abs().max()
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+        {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
+        {**THEIRS, "rescale_betas_zero_snr": True, "clip_sample": True, "clip_sample_range": 2.0},
+        {"trained_betas": np.linspace(0.01, 0.2, 30).tolist(), "num_train_timesteps": 30},
+    ],
+)
+def test_trap_the_noise_schedule_goes_on_to_the_next_scheduler(theirs):
+    source = DDIMScheduler(**{"clip_sample": False, **theirs})
+    ours = diffusers_scheduler(diffusers_scheduler(source, "unipc"), "dpmpp")
+    assert isinstance(repr(ours), str)
+    again = DDIMScheduler.from_config(ours.config)
+    assert torch.allclose(again.alphas_cumprod, source.alphas_cumprod, rtol=1e-5, atol=1e-9)
+    for key in ("prediction_type", "clip_sample", "clip_sample_range", "num_train_timesteps"):
+        assert again.config[key] == source.config[key]
+    if not theirs.get("rescale_betas_zero_snr"):
+        other = DPMSolverMultistepScheduler.from_config(ours.config)
+        assert torch.allclose(other.alphas_cumprod, source.alphas_cumprod, rtol=1e-5)
+    flow = diffusers_scheduler(ddim.Schedule.flow(50), target="flow")
+    assert flow.config.num_train_timesteps == 50
+
+
+def test_trap_an_eta_that_the_sampler_does_not_have_is_refused(unet):
+    pipe = DDIMPipeline(unet, DDIMScheduler(**TRAILING))
+    pipe.set_progress_bar_config(disable=True)
+
+    def drawn(scheduler, eta):
+        pipe.scheduler = scheduler
+        generator = torch.Generator().manual_seed(0)
+        return pipe(num_inference_steps=4, generator=generator, eta=eta, output_type="np").images
+
+    theirs = DDIMScheduler(**TRAILING, clip_sample=False)
+    ours = diffusers_scheduler(theirs, "ddim", eta=1.0)
+    assert np.array_equal(drawn(ours, 0.0), drawn(ours, 1.0))
+    for scheduler in (diffusers_scheduler(theirs), diffusers_scheduler(theirs, "unipc")):
+        with pytest.raises(InputError, match="made without η = 1"):
+            drawn(scheduler, 1.0)

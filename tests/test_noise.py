@@ -224,10 +224,11 @@ def test_the_caller_may_write_into_what_it_got():
 @pytest.mark.parametrize(
     ("seed", "images", "message"),
     [
-        (-1, [0], "the seed must be from 0 to 2⁶⁴ - 1, not -1"),
+        (-1, [0], "the seed must be from 0 to 2⁶⁴ - 1 and whole, not -1"),
         (2**64, [0], "the seed must be"),
-        (0, [3, -2], "the image index must be from 0 to 2⁶⁴ - 1, not -2"),
+        (0, [3, -2], "the image index must be from 0 to 2⁶⁴ - 1 and whole, not -2"),
         (0, [2**64], "the image index must be"),
+        (1.5, [0], "the seed must be from 0 to 2⁶⁴ - 1 and whole, not 1.5"),
     ],
 )
 def test_refusals(seed, images, message, refuses):

@@ -10,6 +10,7 @@ import torch
 
 import ddim
 from ddim.denoiser import Clipping
+from ddim.errors import InputError
 from ddim.generate import sample
 from ddim.nets import UNet, UNetConfig
 from ddim.pipeline import Pipeline, load, shipped
@@ -268,6 +269,59 @@ def test_in_bfloat16_a_model_keeps_its_identity_and_its_calibration():
     assert rounded.identity == rounded.to("cpu").identity == identity
     assert make_sampler(rounded, "calibrated", 5) == make_sampler(model, "calibrated", 5)
     assert rounded.to(dtype=torch.float32).identity != identity  # its weights stay rounded
+
+
+def test_trap_a_model_whose_weights_changed_is_another_one():
+    model = pipeline()
+    images = torch.zeros(1, 1, 8, 8)
+    latents, identity = ddim.encode(model, images, steps=4), model.identity
+    with torch.no_grad():
+        next(iter(model.net.parameters())).mul_(0.5)
+    assert model.identity != identity
+    with pytest.raises(InputError, match="these latents are of the model"):
+        ddim.decode(model, latents)
+    with torch.no_grad():
+        next(iter(model.net.parameters())).mul_(2)
+    assert model.identity == identity
+
+
+def test_a_compiled_network_is_the_same_model():
+    class Compiled(torch.nn.Module):  # as torch.compile wraps it
+        def __init__(self, net):
+            super().__init__()
+            self._orig_mod = net
+
+        def forward(self, *args):
+            return self._orig_mod(*args)
+
+    model = pipeline()
+    compiled = dataclasses.replace(model, net=Compiled(model.net))
+    assert compiled.identity == model.identity
+    again = ddim.Model(Compiled(model.net), model.schedule, "eps", model.shape)
+    assert again.identity == model.identity
+    assert torch.allclose(sample(again, 2, steps=3), sample(model, 2, steps=3), atol=1e-4)
+
+
+def test_any_module_makes_a_model_or_is_told_why_not(refuses):
+    class Half(torch.nn.Module):
+        def __init__(self, *layers):
+            super().__init__()
+            self.layers = torch.nn.Sequential(*layers)
+
+        def forward(self, x, t):
+            return self.layers(0.5 * x)
+
+    made = Pipeline(Half(), Schedule.linear(20), "v", (2, 3))  # without parameters, target by name
+    assert made.target is Target.V and made.device.type == "cpu" and made.dtype is torch.float32
+    latents = ddim.encode(made, torch.rand(2, 2, 3), steps=5)
+    assert ddim.decode(made, latents).shape == sample(made, 2, steps=5).shape == (2, 2, 3)
+    with refuses("did you mean 'eps'"):
+        Pipeline(Half(), Schedule.linear(20), "esp", (2, 3))
+    for layer in (torch.nn.Dropout(0.1), torch.nn.BatchNorm1d(3)):
+        with refuses("in training mode, where layers.0 makes every call another one"):
+            Pipeline(Half(layer), Schedule.linear(20), "eps", (2, 3))
+        Pipeline(Half(layer).eval(), Schedule.linear(20), "eps", (2, 3))
+    Pipeline(Half(torch.nn.Dropout(0.0)), Schedule.linear(20), "eps", (2, 3))
 
 
 def test_labels_and_guidance_that_do_not_fit_the_model(refuses):

@@ -122,13 +122,11 @@ def endpoint_errors(
     Returns:
         (N,); infinite where the sampler diverged.
     """
-    level = tableau.initial[0].level
-    scale = (level.alpha**2 + level.sigma**2) ** 0.5
     ends: list[Tensor] = []
     for net, latents in teacher.groups:
         if count is not None and sum(map(len, ends)) >= count:
             break
-        ends.append(final(integrate(net, tableau, latents * scale))[0])
+        ends.append(final(integrate(net, tableau, tableau.start(latents)))[0])
     images = torch.cat(ends)
     return _rms(images, teacher.end[: len(images)])
 

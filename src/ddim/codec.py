@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -14,14 +15,16 @@ from ddim.denoiser import NetworkDenoiser
 from ddim.encoded import DTYPES, Latents
 from ddim.errors import InputError
 from ddim.generate import default_tile, generate, tiles
-from ddim.inputs import check_images, check_labels
+from ddim.inputs import check_finite, check_images, check_labels, one_each
 from ddim.latent import decoder, encoder, solve_encoding, tensors_of
 from ddim.nodes import check_nodes, make_nodes
 from ddim.pipeline import Pipeline
+from ddim.schedule import Schedule
 
 __all__ = ["codec_nodes", "decode", "encode"]
 
-FARTHEST = 2.0  # samples and decoded images overshoot [-1, 1] by less
+NOISIEST = 200.0
+FARTHEST = 2.0  # samples and decoded images overshoot [-1, 1] by less; bytes by far
 
 
 def codec_nodes(
@@ -30,7 +33,13 @@ def codec_nodes(
     nodes: str | Sequence[int] = "uniform",
     steps: int | None = None,
 ) -> tuple[int, ...]:
-    """The nodes of a codec: as for sampling, but that ``implicit`` ends at node 1.
+    """The nodes of a codec: as for sampling, but for what cannot be inverted.
+
+    But for the paper's ``ddim``, families of nodes begin at the last node k where σ/α is at most
+    200, and are what they would be for T = k. Above it, as in cosine and flow schedules and those
+    of zero terminal SNR, so little of the image is left that undoing the step from there would
+    amplify rounding by hundreds. Linear schedules end at 157 and are not touched. Those of
+    ``implicit`` end at node 1.
 
     Args:
         pipeline: the model.
@@ -42,9 +51,18 @@ def codec_nodes(
         InputError: unknown names, or nodes that the codec cannot use.
     """
     explicit = not isinstance(nodes, str) or nodes[:1].isdigit()
+    schedule = pipeline.schedule
+    if not explicit and codec != "ddim":
+        last = bisect.bisect_right(schedule.rho.tolist(), NOISIEST) - 1
+        if last < max(steps or 1, 1):
+            raise InputError(
+                f"from node {last + 1} on σ/α is above {NOISIEST:g}, where too "
+                f"little of an image is left: the codec {codec} takes at most {last} steps here"
+            )
+        schedule = Schedule.from_alpha_sigma(schedule.alpha[: last + 1], schedule.sigma[: last + 1])
     if steps is None and not explicit:
-        steps = min(50, pipeline.schedule.T)
-    listed = make_nodes(pipeline.schedule, nodes, steps)
+        steps = min(50, schedule.T)
+    listed = make_nodes(schedule, nodes, steps)
     if codec == "implicit" and not explicit:
         # The jump to the data has no inverse. At S = T node 1 is there already.
         listed = listed[:-1] if listed[-2] == 1 else (*listed[:-1], 1)
@@ -61,7 +79,7 @@ def encode(
     steps: int | None = None,
     codec: str = "obelm",
     nodes: str | Sequence[int] = "uniform",
-    labels: Sequence[int] | None = None,
+    labels: int | Sequence[int] | None = None,
     guidance: float = 1.0,
     clip: bool | None = None,
     tile: int | None = None,
@@ -74,12 +92,12 @@ def encode(
 
     Args:
         pipeline: the model, in the precision of ``dtype``: ``pipeline.to(dtype=…)``.
-        images: shape (N, C, H, W) in [-1, 1].
+        images: shape (N, C, H, W), nominally in [-1, 1].
         steps: S, from 1 to T; if None 50, or as many as the listed nodes are.
         codec: ``obelm`` (exact, a pair of tensors), ``ddim`` (the paper's, approximate, one),
             ``implicit`` (DDIM solved backwards, one), ``edict`` or ``bdia`` (exact, pairs).
         nodes: a family's name or the nodes themselves, falling from the latent to the image.
-        labels: one for each image, for a class-conditional model.
+        labels: one class for all or one for each image, for a class-conditional model.
         guidance: classifier-free guidance scale; 1 is none.
         clip: must come out as off, since clipping cannot be undone; None for the model's habit.
         tile: images in one network call.
@@ -103,10 +121,10 @@ def encode(
     if dtype not in DTYPES.values():
         raise InputError(f"latents are float32 or float64, not {dtype}")
     check_images(pipeline, images, len(images))
-    if images.abs().max() > FARTHEST:
+    if images.max() > FARTHEST and images.min() >= 0:
         raise InputError(
-            f"images are in [-1, 1]; these reach {images.abs().max():.4g} (ddim.from_pixels makes "
-            "them of bytes)"
+            f"images are in [-1, 1]; these are from {images.min():.4g} to {images.max():.4g}: "
+            "ddim.from_pixels makes them of bytes"
         )
     listed = codec_nodes(pipeline, codec, nodes, steps)
     size = default_tile(pipeline.shape, pipeline.device) if tile is None else tile
@@ -117,7 +135,7 @@ def encode(
         pipeline.name,
         pipeline.identity,
         size,
-        None if labels is None else tuple(int(label) for label in labels),
+        one_each(labels, len(images)),
         guidance,
         schedule=pipeline.schedule.spec,
     )
@@ -132,7 +150,7 @@ def decode(
     pipeline: Pipeline,
     latents: Latents,
     *,
-    labels: Sequence[int] | None = None,
+    labels: int | Sequence[int] | None = None,
     guidance: float | None = None,
     tile: int | None = None,
     progress: bool = False,
@@ -145,7 +163,7 @@ def decode(
     Args:
         pipeline: the model that encoded, in the precision of ``latents.dtype``.
         latents: as :func:`encode` or :meth:`Latents.load` returns them.
-        labels: one for each image; those of the encoding if None.
+        labels: one class for all or one for each image; those of the encoding if None.
         guidance: likewise.
         tile: likewise; another one changes the last bits.
         progress: show a bar on stderr.
@@ -158,7 +176,8 @@ def decode(
     """
     latents.check(pipeline)
     nodes = check_nodes(pipeline.schedule, latents.nodes)
-    changes: dict[str, Any] = {"labels": labels, "guidance": guidance, "tile": tile}
+    classes = one_each(labels, len(latents))
+    changes: dict[str, Any] = {"labels": classes, "guidance": guidance, "tile": tile}
     changes = {key: value for key, value in changes.items() if value is not None}
     latents = dataclasses.replace(latents, **changes)
     _refuse_rounded(pipeline)
@@ -182,10 +201,14 @@ def _refuse_clipping(pipeline: Pipeline, clip: bool | None) -> None:
 
 
 def _refuse_rounded(pipeline: Pipeline) -> None:
-    if next(pipeline.net.parameters()).dtype is torch.bfloat16:
+    if torch.finfo(pipeline.dtype).bits == 16:
         raise InputError(
-            f"{pipeline.name} is in bfloat16, where images do not come back from their latents: "
-            "load it anew, in float32 or float64"
+            f"{pipeline.name} is in {str(pipeline.dtype).removeprefix('torch.')}, where images do "
+            "not come back from their latents: load it anew, in float32 or float64"
+        )
+    if torch.is_autocast_enabled(pipeline.device.type):
+        raise InputError(
+            "under autocast images do not come back from their latents: leave it for this call"
         )
 
 
@@ -213,7 +236,10 @@ def _run(
     )
     total = -(-n // latents.tile) * len(tableau.rows)
     ends = [e.outputs for e in _bar(drawn, total, label, progress) if e.outputs]
-    return tuple(torch.cat(parts).cpu() for parts in zip(*ends, strict=True))
+    outputs = tuple(torch.cat(parts).cpu() for parts in zip(*ends, strict=True))
+    for output in outputs:
+        check_finite(output, f"what {pipeline.name} makes by {tableau.method}")
+    return outputs
 
 
 def _bar(items: Any, total: int, label: str, progress: bool) -> Any:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from ddim.denoiser import tensor_of
 from ddim.errors import InputError, unknown
 from ddim.schedule import Schedule
 from ddim.target import Target
@@ -56,6 +59,7 @@ class Conventions:
     data_range: tuple[float, ...] = (-1.0, 1.0)
     keep_variance: bool = True
     time_dtype: torch.dtype | None = None
+    labels_as: str | None = None
 
     def __post_init__(self) -> None:
         if self.time not in TIMES and self.time not in LEVEL_TIMES:
@@ -118,7 +122,11 @@ class Adapted(nn.Module):
         schedule: as it was trained, before :meth:`Conventions.outside`.
         target: what it predicts.
         conventions: its habits.
-        arguments: given to it by name at every call; tensors move with it.
+        arguments: given to it by name at every call: numbers, text and tensors, also within
+            lists and dictionaries; tensors move with it.
+
+    Raises:
+        InputError: arguments that are other objects.
     """
 
     beyond_diffusers = ("conventions of its own for time, data range or arguments",)
@@ -137,14 +145,20 @@ class Adapted(nn.Module):
             self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)
         self.times = schedule.T
         self.schedule = conventions.outside(schedule)
-        self.arguments = dict(arguments or {})
-        for name, value in self.arguments.items():
-            if isinstance(value, Tensor):
-                self.register_buffer(f"argument_{name}", value)
-        # Among the weights, so that models that differ only here have different identities.
-        plain = {k: v for k, v in self.arguments.items() if not isinstance(v, Tensor)}
-        habits = repr((conventions, sorted(plain.items()), self.times)).encode()
-        self.register_buffer("habits", torch.tensor(list(habits), dtype=torch.uint8))
+        leaves, self.arguments = pytree.tree_flatten(dict(sorted((arguments or {}).items())))
+        # Tensors move with the network, and are among the weights, as the rest is too: models that
+        # differ only here have different identities.
+        self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                self.register_buffer(f"argument_{i}", leaf)
+        habits = repr((conventions, self.leaves, str(self.arguments), self.times))
+        if re.search(r" at 0x[0-9a-f]+", habits):
+            raise InputError(
+                "arguments are numbers, text and tensors, alone or in lists and dictionaries: give "
+                "other objects to a module of your own that calls the network with them"
+            )
+        self.register_buffer("habits", torch.tensor(list(habits.encode()), dtype=torch.uint8))
         self._tables: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -184,12 +198,14 @@ class Adapted(nn.Module):
         Returns:
             shape of ``seen``, or twice its channels with a variance.
         """
-        given = [seen, self.time(t, seen.dtype)] + ([] if labels is None else [labels])
-        arguments = {
-            name: getattr(self, f"argument_{name}") if isinstance(value, Tensor) else value
-            for name, value in self.arguments.items()
-        }
-        output = _tensor_of(self.net(*given, **arguments))
+        given = [seen, self.time(t, seen.dtype)]
+        leaves = [getattr(self, f"argument_{i}", leaf) for i, leaf in enumerate(self.leaves)]
+        arguments = pytree.tree_unflatten(leaves, self.arguments)
+        if labels is not None and self.conventions.labels_as is None:
+            given.append(labels)
+        elif labels is not None:
+            arguments[self.conventions.labels_as] = labels
+        output = tensor_of(self.net(*given, **arguments))
         n, channels, *rest = seen.shape
         if tuple(output.shape) not in ((n, channels, *rest), (n, 2 * channels, *rest)):
             raise InputError(
@@ -246,17 +262,3 @@ class Adapted(nn.Module):
                 torch.from_numpy(column[1:].copy()).to(device) for column in columns
             )
         return self._tables[device]
-
-
-def _tensor_of(output: object) -> Tensor:
-    """The tensor in what a network returned: itself, the first of a tuple, or ``.sample``."""
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        output = getattr(output, "sample", output)
-    if not isinstance(output, Tensor):
-        raise InputError(
-            f"the network returned a {type(output).__name__}, not a tensor, a tuple that begins "
-            "with one, or an object with one as .sample"
-        )
-    return output

@@ -24,6 +24,7 @@ __all__ = [
     "Prediction",
     "StaleEps",
     "Threshold",
+    "tensor_of",
 ]
 
 
@@ -56,35 +57,54 @@ class NetworkDenoiser:
         net: called as ``net(x, t)`` or ``net(x, t, labels)`` with t of shape (N,), int64 where
             the level's time is whole; returns the shape of x, or twice its channels, of which the
             second half interpolates a learned variance: v = (output + 1)/2 (Nichol and Dhariwal
-            2021, equation 15).
+            2021, equation 15). It must leave the state as it is and return a tensor of its own;
+            the first of a tuple and the ``.sample`` of an object are taken for it.
         target: what the output means.
         labels: class indices, shape (N,), for a class-conditional network.
+        grad: let gradients through, to the state and to the network's parameters. Without it
+            a state that asks for them is refused, because what came back would be wrong.
     """
 
     def __init__(
         self,
-        net: nn.Module | Callable[..., Tensor],
+        net: nn.Module | Callable[..., object],
         target: Target | str = Target.EPS,
         labels: Tensor | None = None,
+        *,
+        grad: bool = False,
     ) -> None:
         self.net = net
         self.target = Target.named(target)
         self.labels = labels
-        self._memo: dict[float, Tensor] = {}
-        parameter = next(net.parameters(), None) if isinstance(net, nn.Module) else None
-        self._dtype = None if parameter is None else parameter.dtype
+        self.grad = grad
+        self._memo = _Memo()
 
     def with_labels(self, labels: Tensor | None) -> NetworkDenoiser:
         """The same network for other labels, sharing what was computed for the times."""
-        other = NetworkDenoiser(self.net, self.target, labels)
+        other = NetworkDenoiser(self.net, self.target, labels, grad=self.grad)
         other._memo = self._memo
         return other
 
-    @torch.no_grad()
     def __call__(self, x: Tensor, level: Level) -> Prediction:
-        """Predict; see :class:`Denoiser`."""
-        output = self._output(x if self._dtype is None else x.to(self._dtype), level.t)
-        output = output.to(x.dtype)
+        """Predict; see :class:`Denoiser`.
+
+        Raises:
+            InputError: an output that does not fit the state, or a state that asks for a gradient
+                which this denoiser does not let through.
+        """
+        if self.grad:
+            return self._predict(x, level)
+        if x.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                "this denoiser lets no gradients through, and the state asks for them: make it "
+                "with grad=True, or detach the state"
+            )
+        with torch.no_grad():
+            return self._predict(x, level)
+
+    def _predict(self, x: Tensor, level: Level) -> Prediction:
+        dtype = _precision(self.net)
+        output = tensor_of(self._output(x if dtype is None else x.to(dtype), level.t)).to(x.dtype)
         var = None
         if output.shape != x.shape:
             if output.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
@@ -96,15 +116,17 @@ class NetworkDenoiser:
         x0, eps = self.target.split(output, x, level)
         return Prediction(x0, eps, var)
 
-    def _output(self, x: Tensor, t: float) -> Tensor:
+    def _output(self, x: Tensor, t: float) -> object:
         if isinstance(self.net, UNet):
-            embedding = self._memo.get(t)
+            kept = self._memo.of(self.net)
+            embedding = kept.get(t)
             if embedding is None:
                 time = torch.full((1,), t, device=x.device)  # no copy from the host
                 embedding = self.net.embed(time)
                 if not self.net.config.has_classes:
                     embedding = self.net.condition(embedding)
-                self._memo[t] = embedding
+                if not embedding.requires_grad:
+                    kept[t] = embedding
             if self.net.config.has_classes or self.labels is not None:
                 embedding = self.net.condition(embedding, self.labels)
             return self.net.conditioned(x, embedding)
@@ -112,6 +134,49 @@ class NetworkDenoiser:
         if t == int(t):
             time = time.long()
         return self.net(x, time) if self.labels is None else self.net(x, time, self.labels)
+
+
+class _Memo:
+    """What a network makes of the times, as long as its weights stay as they are."""
+
+    def __init__(self) -> None:
+        self.mark: object = None
+        self.kept: dict[float, Tensor] = {}
+
+    def of(self, net: UNet) -> dict[float, Tensor]:
+        weight = net.time_embedding.linear_1.weight
+        # An optimizer changes all weights at once, and in place.
+        version = None if weight.is_inference() else weight._version
+        mode = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        mark = (version, weight.dtype, weight.device, weight.requires_grad, mode)
+        if mark != self.mark:
+            self.mark, self.kept = mark, {}
+        return self.kept
+
+
+def _precision(net: object) -> torch.dtype | None:
+    """The type of the first of a network's parameters that are floating-point numbers."""
+    if not isinstance(net, nn.Module):
+        return None
+    return next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
+
+
+def tensor_of(output: object) -> Tensor:
+    """The tensor in what a network returned: itself, the first of a tuple, or ``.sample``.
+
+    Raises:
+        InputError: there is none.
+    """
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        output = getattr(output, "sample", output)
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"the network returned a {type(output).__name__}, not a tensor, a tuple that begins "
+            "with one, or an object with one as .sample"
+        )
+    return output
 
 
 class Clip:
@@ -234,7 +299,8 @@ class Inpaint:
     """Keep what is known of an image: x0 is replaced there, and eps recomputed.
 
     In a deterministic sampler the known part moves in a straight line from its noise to the image,
-    and the network fits the rest to it. The last step lands on the known values exactly.
+    and the network fits the rest to it. DDIM's last step lands on the known values exactly; methods
+    that mix several states in the end come near them, and :func:`ddim.sample` puts them back.
 
     Args:
         denoiser: what predicts the rest.

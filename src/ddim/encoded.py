@@ -17,13 +17,15 @@ from torch import Tensor
 
 from ddim.errors import InputError
 from ddim.files import replacing
-from ddim.latent import slerp, tensors_of
+from ddim.latent import decoder, slerp, tensors_of
 from ddim.pipeline import Pipeline
+from ddim.schedule import Schedule
 
 __all__ = ["DTYPES", "Latents", "interpolate"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 """What latents can be in."""
+LEAD = 0.1  # of the logarithms of sizes
 _FORMAT = "ddim-latents-2"
 
 
@@ -70,9 +72,10 @@ class Latents:
     def __len__(self) -> int:
         return len(self.tensors[0])
 
-    def __getitem__(self, images: Sequence[int] | slice | int) -> Latents:
-        images = [images] if isinstance(images, int) else images
-        chosen = list(range(len(self)))[images] if isinstance(images, slice) else list(images)
+    def __getitem__(self, images: Sequence[int] | Sequence[bool] | slice | int | Tensor) -> Latents:
+        if not isinstance(images, slice):
+            images = torch.as_tensor(images)
+        chosen = torch.arange(len(self))[images].flatten().tolist()
         return dataclasses.replace(
             self,
             tensors=tuple(x[chosen] for x in self.tensors),
@@ -169,6 +172,9 @@ def interpolate(latents: Latents, corners: Sequence[int], shares: Sequence[float
             bottom right.
         shares: where to look along each side, such as (0, 0.5, 1).
 
+    Of a pair the angle is that of the tensor whose size is nearest to the states' at its level:
+    O-BELM extrapolates its first one, far where the first step is unlike the second.
+
     Returns:
         the latents of the line, or of the square row by row. Labels are those of the nearest
         corner, the earlier one of two as near.
@@ -184,8 +190,10 @@ def interpolate(latents: Latents, corners: Sequence[int], shares: Sequence[float
         if not 0 <= i < len(latents):
             raise InputError(f"there is no image {i}: the latents are of {len(latents)} images")
 
+    lead = _lead(latents)
+
     def line(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        return [slerp(a, b, share) for share in shares]
+        return [slerp(a, b, share, lead=lead) for share in shares]
 
     def join(parts: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
@@ -206,6 +214,21 @@ def interpolate(latents: Latents, corners: Sequence[int], shares: Sequence[float
         labels=None if latents.labels is None else tuple(latents.labels[i] for i in owners),
         residual=None,
     )
+
+
+def _lead(latents: Latents) -> int:
+    """The tensor whose root mean square is nearest to what its level's states have."""
+    if len(latents.tensors) == 1 or not latents.schedule:
+        return 0
+    schedule = Schedule.from_spec(latents.schedule)
+    initial = decoder(schedule, latents.nodes, latents.codec).initial
+    sizes = [float(x.double().square().mean().sqrt()) for x in latents.tensors]
+    distances = [
+        abs(math.log(max(size, 1e-30) / state.level.spread))
+        for size, state in zip(sizes, initial, strict=True)
+    ]
+    # The second only where it is clearly the better one: it has less noise.
+    return int(distances[1] + LEAD < distances[0])
 
 
 def _checksum(text: str) -> str:

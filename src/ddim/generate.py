@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddim.denoiser import Inpaint, NetworkDenoiser
 from ddim.errors import InputError
-from ddim.inputs import check_images, check_labels, check_mask
+from ddim.inputs import check_finite, check_images, check_labels, check_mask, one_each
 from ddim.integrate import Step, integrate
 from ddim.noise import Noise
 from ddim.pipeline import Pipeline
@@ -142,7 +142,6 @@ def generate(
     def drawn() -> Iterator[Drawn]:
         device = pipeline.device
         network = NetworkDenoiser(pipeline.net, pipeline.target)
-        level = tableau.initial[0].level
         for positions, count in tiles(n, size):
             noise = Noise(seed, [indices[i] for i in positions], pipeline.shape, device, dtype)
             chosen = None if label_tensor is None else label_tensor[positions].to(device)
@@ -152,7 +151,7 @@ def generate(
                 images, mask = (part.expand_as(known[0])[positions].to(device) for part in known)
                 denoiser = Inpaint(denoiser, images.to(dtype), mask)
             if start is None:
-                x = [noise(0).mul_((level.alpha**2 + level.sigma**2) ** 0.5)]
+                x = [tableau.start(noise(0))]
             else:
                 x = [states[positions].to(device, dtype) for states in start]
             wanted = tuple(indices[i] for i in positions[:count])
@@ -199,7 +198,7 @@ def sample(
     nodes: str | Sequence[int] = "uniform",
     eta: float | None = None,
     seed: int = 0,
-    labels: int | Sequence[int] | None = None,
+    labels: int | Sequence[int] | Tensor | None = None,
     guidance: float = 1.0,
     clip: bool | None = None,
     tile: int | None = None,
@@ -238,16 +237,16 @@ def sample(
 
     Raises:
         InputError: anything out of range or unknown; the message says what would be right.
+        RunError: images that are not finite.
 
     Example:
         >>> import ddim
         >>> ddim.sample(ddim.load("mnist"), n=2, steps=2).shape
         torch.Size([2, 1, 28, 28])
     """
-    if isinstance(labels, int):
-        labels = [labels] * n
-    if labels is None and pipeline.classes is not None:
-        labels = [i % pipeline.classes for i in range(n)]
+    classes = one_each(labels, n)
+    if classes is None and pipeline.classes is not None:
+        classes = tuple(i % pipeline.classes for i in range(n))
     if images is None and not (strength is None and mask is None):
         raise InputError("strength and mask need images to work on")
     if images is not None and strength is None and mask is None:
@@ -258,7 +257,8 @@ def sample(
         raise InputError(f"a mask is a tensor of truth values, not of {mask.dtype}")
     method, *given = method.split(":")
     options = {**method_options(method, given), **({} if eta is None else {"eta": eta})}
-    count = steps if isinstance(nodes, str) else None
+    listed = not isinstance(nodes, str) or nodes[:1].isdigit()
+    count = None if listed else steps
     _, tableau = make_sampler(pipeline, nodes, count, method, strength=strength, **options)
     start = known = None
     if images is not None:
@@ -271,7 +271,7 @@ def sample(
         tableau,
         range(n),
         seed=seed,
-        labels=labels,
+        labels=classes,
         guidance=guidance,
         clip=clip,
         tile=tile,
@@ -284,4 +284,6 @@ def sample(
         size = default_tile(pipeline.shape, pipeline.device) if tile is None else tile
         drawn = tqdm(drawn, total=-(-n // size) * len(tableau.rows), unit="step")
     parts = [event.images.to("cpu", torch.float32) for event in drawn if event.images is not None]
-    return torch.cat(parts)
+    found = torch.cat(parts)
+    check_finite(found, f"what {pipeline.name} draws by {tableau.method}")
+    return found

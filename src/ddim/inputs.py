@@ -1,16 +1,18 @@
-"""Whether images, masks and labels are ones that a model can take."""
+"""Whether images, masks and labels are ones that a model can take, and what it makes is one."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ddim.errors import InputError
+from ddim.errors import InputError, RunError
 from ddim.pipeline import Pipeline
 
-__all__ = ["check_images", "check_labels", "check_mask"]
+__all__ = ["check_finite", "check_images", "check_labels", "check_mask", "one_each"]
 
 
 def check_images(pipeline: Pipeline, images: Tensor, n: int) -> None:
@@ -28,6 +30,19 @@ def check_images(pipeline: Pipeline, images: Tensor, n: int) -> None:
         raise InputError("images must be finite floating-point numbers in [-1, 1]")
 
 
+def check_finite(values: Tensor, what: str) -> None:
+    """Refuse results that are not numbers.
+
+    Raises:
+        RunError: beginning with ``what``.
+    """
+    if not bool(values.isfinite().all()):
+        raise RunError(
+            f"{what} is not finite: `ddim checks` and ddim.check_model look for what is wrong "
+            "with a model, and some methods need more steps than others"
+        )
+
+
 def check_mask(mask: Tensor, images: Tensor) -> None:
     """Refuse a mask that is not of truth values or does not fit the images.
 
@@ -42,6 +57,24 @@ def check_mask(mask: Tensor, images: Tensor) -> None:
         raise InputError(
             f"a mask of shape {tuple(mask.shape)} does not fit images of {tuple(images.shape)}"
         ) from None
+
+
+def one_each(labels: int | Sequence[int] | Tensor | None, n: int) -> tuple[int, ...] | None:
+    """Labels as plain numbers, one for each of n images where there is one for all.
+
+    Raises:
+        InputError: labels that are not whole numbers.
+    """
+    if labels is None:
+        return None
+    try:
+        if isinstance(labels, Tensor):
+            labels = labels.tolist()
+        if isinstance(labels, Sequence | np.ndarray) and np.ndim(labels):
+            return tuple(operator.index(label) for label in labels)
+        return (operator.index(labels),) * n  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise InputError(f"labels are whole numbers, not {labels!r}") from None
 
 
 def check_labels(pipeline: Pipeline, labels: Sequence[int] | None, n: int) -> Tensor | None:

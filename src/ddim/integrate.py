@@ -59,7 +59,8 @@ def integrate(
     Args:
         denoiser: called once for each state in ``tableau.evaluated``.
         tableau: the rows.
-        x: the initial state, shape (N, *), or as many as the tableau starts from.
+        x: the initial state, shape (N, *), or as many as the tableau starts from; pure noise is
+            ``tableau.start(noise(0))``.
         noise: the standard normal noise for the state of that index, of the states' shape;
             called only for rows that inject noise.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddim.checkpoints.scheduler import PREDICTION, parse_scheduler
+from ddim.checkpoints.scheduler import parse_scheduler, scheduler_config
 from ddim.denoiser import Clipping, Prediction
 from ddim.errors import InputError
 from ddim.integrate import Request, Step, run
@@ -62,30 +62,31 @@ def diffusers_scheduler(
     elif not hasattr(source, "config"):
         raise InputError(f"a scheduler of diffusers or a Schedule is needed, not {source!r}")
     else:
-        name = type(source).__name__
+        name = getattr(source, "noise_of", type(source).__name__)
         schedule, said, habit = parse_scheduler({**source.config, "_class_name": name})
     target = said if target is None else Target.named(target)
     clipping = clipping or habit
     # Unknown names are refused here and not in the middle of a pipeline.
-    make_tableau(schedule, make_nodes(schedule, "uniform", min(3, schedule.T)), method, **options)
-    prediction = {value: key for key, value in PREDICTION.items()}.get(target, target.value)
+    calls = _calls_a_step(schedule, method, options)
+    if schedule.variance_preserving and target is not Target.FLOW:
+        facts = scheduler_config(schedule, target, clipping)
+        facts = {key: value for key, value in facts.items() if not key.startswith("_")}
+    else:
+        facts = {"num_train_timesteps": schedule.T, "prediction_type": target.value}
 
     class TableauScheduler(SchedulerMixin, ConfigMixin):
         """A table of numbers that answers as a scheduler."""
 
         config_name = "scheduler_config.json"
-        order = 1
+        # Pipelines that begin later begin at the timestep of this many times the step.
+        order = calls
+        noise_of = "DDIMScheduler"
 
         def __init__(self) -> None:
-            self.register_to_config(
-                num_train_timesteps=schedule.T,
-                prediction_type=prediction,
-                method=method,
-                steps_offset=1,
-                clip_sample=False,
-            )
+            # What another scheduler, made from this one's configuration, must know of the noise.
+            self.register_to_config(**{**facts, "method": method, "steps_offset": 1})
             self.timesteps = torch.arange(schedule.T - 1, -1, -1)
-            self.init_noise_sigma = _spread(schedule.level(schedule.T))
+            self.init_noise_sigma = schedule.level(schedule.T).spread
 
         def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
             """Choose the nodes and build the table."""
@@ -97,7 +98,7 @@ def diffusers_scheduler(
             whole = bool((times == times.round()).all())
             self.timesteps = (times.long() if whole else times).to(device)
             self.num_inference_steps = num_inference_steps
-            self.init_noise_sigma = _spread(self.tableau.initial[0].level)
+            self.init_noise_sigma = self.tableau.initial[0].level.spread
             self._exchange = self._request = None
 
         def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
@@ -111,11 +112,21 @@ def diffusers_scheduler(
             sample: Tensor,
             generator: Any = None,
             return_dict: bool = True,
+            eta: float = 0.0,
             **_: Any,
         ) -> Any:
-            """Take the network's output at the state that was asked about; return the next one."""
+            """Take the network's output at the state that was asked about; return the next one.
+
+            Pipelines give their own η, which is 0 unless they are told; any other must be that of
+            the sampler.
+            """
             if not hasattr(self, "tableau"):
                 raise InputError("set_timesteps comes before the first step")
+            if eta and eta != self.tableau.options.get("eta"):
+                raise InputError(
+                    f"this sampler was made without η = {eta:g}: give it when it is made, as in "
+                    f'diffusers_scheduler(pipe.scheduler, "ddim", eta={eta:g})'
+                )
             if self._exchange is None:
                 self._start(float(timestep))
                 shape, device, dtype = sample.shape, sample.device, sample.dtype
@@ -190,6 +201,14 @@ def diffusers_scheduler(
     return TableauScheduler()
 
 
-def _spread(level: Level) -> float:
-    """Standard deviation of pure noise at a level."""
-    return (level.alpha**2 + level.sigma**2) ** 0.5
+def _calls_a_step(schedule: Schedule, method: str, options: Mapping[str, object]) -> int:
+    """Network calls of a step but the last; 1 where steps have not as many each."""
+    nodes = make_nodes(schedule, "uniform", min(6, schedule.T))
+    tableau = make_tableau(schedule, nodes, method, **options)
+    times = [level.t for level in map(tableau.at, tableau.evaluated) if level is not None]
+    calls = -(-len(times) // (len(nodes) - 1))
+    firsts = times[::calls]
+    regular = len(firsts) == len(nodes) - 1 and all(
+        abs(k - 1 - t) <= 0.5 for k, t in zip(nodes, firsts, strict=False)
+    )
+    return calls if regular else 1

@@ -101,20 +101,21 @@ def _known(codec: str) -> None:
 
 
 def slerp(
-    a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor], share: float
+    a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor], share: float, *, lead: int = 0
 ) -> tuple[Tensor, ...]:
     """Spherical interpolation of latents (Shoemake 1985), image by image.
 
     [sin((1 - s)θ)·a + sin(sθ)·b]/sin θ, θ being the angle between an image's two latents, taken as
-    vectors. Of a pair, both tensors are turned by the angle of the first, so that they stay
-    together. Parallel vectors are interpolated linearly; between opposite ones there is no one
-    way, and the one taken leads through a vector of a's length at a right angle to a: its
-    elements' neighbours swapped and every second sign turned. A single number has none such.
+    vectors. Of a pair, both tensors are turned by one angle, so that they stay together. Parallel
+    vectors are interpolated linearly; between opposite ones there is no one way, and the one taken
+    leads through a vector of a's length at a right angle to a: its elements' neighbours swapped and
+    every second sign turned. A single number has none such.
 
     Args:
         a: one latent or the tensors of a pair, each of shape (N, *).
         b: likewise.
         share: s; 0 gives a, 1 gives b, and others extrapolate.
+        lead: which tensor of a pair has the angle.
 
     Returns:
         as many tensors as were given. The angle is computed in float64, the rest in their dtype.
@@ -132,7 +133,7 @@ def slerp(
             f"{[tuple(y.shape) for y in second]} cannot be interpolated"
         )
     shape = (-1,) + (1,) * (first[0].ndim - 1)
-    x, y = (z.double().flatten(1) for z in (first[0], second[0]))
+    x, y = (z.double().flatten(1) for z in (first[lead], second[lead]))
     nothing = torch.finfo(torch.float64).tiny
     x = x / x.norm(dim=1, keepdim=True).clamp(min=nothing)
     y = y / y.norm(dim=1, keepdim=True).clamp(min=nothing)

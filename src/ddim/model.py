@@ -12,7 +12,7 @@ from ddim.conventions import Adapted, Conventions
 from ddim.denoiser import Clipping
 from ddim.errors import InputError
 from ddim.nets import UNet
-from ddim.pipeline import Pipeline
+from ddim.pipeline import Pipeline, bare
 from ddim.schedule import Schedule
 from ddim.target import Target
 
@@ -31,6 +31,7 @@ def Model(  # noqa: N802
     arguments: Mapping[str, Any] | None = None,
     keep_variance: bool = True,
     time_dtype: torch.dtype | None = None,
+    labels_as: str | None = None,
     classes: int | None = None,
     null_label: int | None = None,
     clipping: Clipping | None = None,
@@ -68,12 +69,15 @@ def Model(  # noqa: N802
             left out, so that the model has fewer steps than the schedule.
         data_range: what black and white were when it was trained, such as (0, 1) or (-0.5, 0.5).
             Images in and out are in [-1, 1] all the same.
-        arguments: given to the network by name at every call; tensors move with it and must fit
-            any batch.
+        arguments: given to the network by name at every call: numbers, text and tensors, also
+            within lists and dictionaries. Tensors move with it and must fit any batch; what
+            differs between images is a class, as docs/conventions.md shows.
         keep_variance: of a network that returns twice the channels: whether the second half
             interpolates a learned variance (Nichol and Dhariwal 2021, equation 15). False drops it.
         time_dtype: of the times; None for int64 where they are whole and floating point elsewhere.
             A whole type refuses times between nodes.
+        labels_as: the argument by which a class-conditional network takes its labels; None if
+            they are its third.
         classes: number of classes of a class-conditional network.
         null_label: its label for 'no class', which guidance needs.
         clipping: what is done to the predicted x0 by default; nothing if None.
@@ -110,10 +114,19 @@ def Model(  # noqa: N802
         raise InputError(f"classes must be at least 1, not {classes}")
     if null_label is not None and classes is None:
         raise InputError("null_label is for a class-conditional network: give classes too")
+    if labels_as is not None and classes is None:
+        raise InputError("labels_as is for a class-conditional network: give classes too")
+    if labels_as is not None and labels_as in (arguments or {}):
+        raise InputError(f"{labels_as} is among the arguments: labels cannot come under that name")
     target = Target.named(target)
-    habits = Conventions(time, offset, tuple(data_range), keep_variance, time_dtype)
+    habits = Conventions(time, offset, tuple(data_range), keep_variance, time_dtype, labels_as)
+    if time in ("lambda", "log-snr", "rho") and schedule.alpha[-1] == 0:
+        raise InputError(
+            f"the time {time!r} is infinite at the last level, where α = 0: make the schedule of "
+            "the levels below it"
+        )
     # A network of our own, used as we use it, stays what it is: fast, and fit to be saved.
-    plain = isinstance(net, UNet) and habits == Conventions() and not arguments
+    plain = isinstance(bare(net), UNet) and habits == Conventions() and not arguments
     return Pipeline(
         net.eval() if plain else Adapted(net, schedule, target, habits, arguments).eval(),
         habits.outside(schedule),

@@ -32,6 +32,8 @@ __all__ = ["Noise", "derive", "philox"]
 class Noise:
     """Standard normal noise for given images of a seed.
 
+    Sampling starts from it times √(α²+σ²): :meth:`ddim.Tableau.start`.
+
     Args:
         seed: from 0 to 2⁶⁴ - 1.
         images: the index of each image in the batch, each from 0 to 2⁶⁴ - 1.
@@ -55,8 +57,8 @@ class Noise:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         for name, value in (("seed", seed), *(("image index", i) for i in images)):
-            if not 0 <= value < 2**64:
-                raise InputError(f"the {name} must be from 0 to 2⁶⁴ - 1, not {value}")
+            if not (isinstance(value, int | np.integer) and 0 <= value < 2**64):
+                raise InputError(f"the {name} must be from 0 to 2⁶⁴ - 1 and whole, not {value}")
         self.seed, self.images, self.shape = seed, tuple(images), tuple(shape)
         self.device, self.dtype = torch.device(device), dtype
         # Copied to the device here, once: a copy at every step would wait for it.

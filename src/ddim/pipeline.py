@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -27,7 +26,7 @@ from ddim.schedule import Schedule
 from ddim.target import Target
 from ddim.train.checkpoint import is_checkpoint, read_checkpoint
 
-__all__ = ["Pipeline", "load", "shipped"]
+__all__ = ["Pipeline", "bare", "load", "shipped"]
 
 log = logging.getLogger("ddim")
 
@@ -37,9 +36,10 @@ class Pipeline:
     """A network and what is needed to sample it.
 
     Attributes:
-        net: called as ``net(x, t)``, or ``net(x, t, labels)`` where ``classes`` is set.
+        net: called as ``net(x, t)``, or ``net(x, t, labels)`` where ``classes`` is set; in
+            evaluation mode, where that makes a difference.
         schedule: the noise schedule that it was trained with.
-        target: what it predicts.
+        target: what it predicts, or its name.
         shape: of one image, (C, H, W) for a UNet.
         classes: number of classes, or None.
         null_label: the label for 'no class', which guidance needs; or None.
@@ -48,6 +48,10 @@ class Pipeline:
         facts: what is known of the training.
         calibration: the file where its calibration is or will be kept; None for a model that was
             not opened from a file.
+
+    Raises:
+        InputError: an unknown target, or a network in training mode whose dropout or batch
+            normalisation would make every call another one.
     """
 
     net: nn.Module
@@ -60,45 +64,79 @@ class Pipeline:
     name: str = "model"
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     calibration: Path | None = None
+    _known: dict[str, Any] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", Target.named(self.target))
+        restless = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm
+        for name, module in self.net.named_modules():
+            if module.training and isinstance(module, restless) and getattr(module, "p", 1):
+                raise InputError(
+                    f"the network is in training mode, where {name or type(module).__name__} makes "
+                    "every call another one: call net.eval() first"
+                )
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.net.parameters()).device
+        """Where the network is; the CPU for one without parameters."""
+        parameter = next(self.net.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
 
-    @functools.cached_property
+    @property
+    def dtype(self) -> torch.dtype:
+        """The coarsest of the network's floating-point types; float32 for one without any."""
+        found = {p.dtype for p in self.net.parameters() if p.is_floating_point()}
+        return max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+    @property
     def identity(self) -> str:
         """SHA-256 of what decides the images: weights, schedule and target, in hexadecimal.
 
-        The same on every device and in every precision that holds the weights whole. Latents and
-        other files that are only good for one model carry it.
+        The same on every device and in every precision that holds the weights whole, and of a
+        network before and after ``torch.compile``. Latents and other files that are only good for
+        one model carry it. It is computed again when weights were changed, as by an optimizer;
+        what is written through ``.data`` goes unseen.
         """
-        digest = hashlib.sha256(self.target.name.encode())
-        if isinstance(self.net, UNet):  # heads and time scale are not in the weights
-            digest.update(json.dumps(self.net.config.to_json(), sort_keys=True).encode())
-        for values in (self.schedule.alpha, self.schedule.sigma):
-            digest.update(np.ascontiguousarray(values).tobytes())
-        for name, value in sorted(self.net.state_dict().items()):
-            plain = value.detach().cpu()
-            plain = plain.float() if plain.is_floating_point() else plain
-            digest.update(f"{name} {tuple(plain.shape)}".encode())
-            digest.update(plain.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        versions = self._versions()
+        if self._known.get("versions") != versions:
+            digest = hashlib.sha256(self.target.name.encode())
+            net = bare(self.net)
+            if isinstance(net, UNet):  # heads and time scale are not in the weights
+                digest.update(json.dumps(net.config.to_json(), sort_keys=True).encode())
+            for values in (self.schedule.alpha, self.schedule.sigma):
+                digest.update(np.ascontiguousarray(values).tobytes())
+            weights = {_bare_name(n): v for n, v in self.net.state_dict().items()}
+            for name, value in sorted(weights.items()):
+                plain = value.detach().cpu()
+                plain = plain.float() if plain.is_floating_point() else plain
+                digest.update(f"{name} {tuple(plain.shape)}".encode())
+                digest.update(plain.contiguous().numpy().tobytes())
+            self._known.update(versions=versions, identity=digest.hexdigest())
+        return self._known["identity"]
+
+    def _versions(self) -> tuple[tuple[int, int], ...]:
+        """What is other after weights were replaced, or changed in place."""
+        return tuple(
+            (id(value), 0 if value.is_inference() else value._version)
+            for value in self.net.state_dict(keep_vars=True).values()
+        )
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Pipeline:
         """The same model elsewhere, or in another precision; the network itself is moved.
 
-        While it is in bfloat16 a model keeps its identity, and with it the calibration that was
+        While it is in 16 bits a model keeps its identity, and with it the calibration that was
         made for it. Brought back from there its weights are rounded ones, and it is another model.
         """
-        low = (dtype or next(self.net.parameters()).dtype) is torch.bfloat16
+        low = torch.finfo(dtype or self.dtype).bits == 16
         identity = self.identity if low else None
         moved = dataclasses.replace(self, net=self.net.to(device=device, dtype=dtype))
         if low:
-            moved.__dict__["identity"] = identity  # where cached_property looks for it
-        if low and moved.device.type == "cpu":
+            moved._known.update(versions=moved._versions(), identity=identity)
+        if moved.dtype is torch.bfloat16 and moved.device.type == "cpu":
             # There torch's bfloat16 group norm is 20 times slower in channels_last, which costs
             # more than the convolutions gain by it.
             moved.net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
@@ -111,6 +149,7 @@ class Pipeline:
         clip: bool | None = None,
         *,
         network: NetworkDenoiser | None = None,
+        grad: bool = False,
     ) -> Denoiser:
         """The denoiser for a batch.
 
@@ -119,6 +158,7 @@ class Pipeline:
             guidance: classifier-free guidance scale; 1 is none.
             clip: clip x0 to [-1, 1], or do not; None for the model's own habit.
             network: one that an earlier batch used, to share what it computed for the times.
+            grad: let gradients through, as for :class:`~ddim.denoiser.NetworkDenoiser`.
 
         Raises:
             InputError: labels for a model without classes or the reverse, guidance without a
@@ -130,7 +170,7 @@ class Pipeline:
                 if labels is None
                 else f"{self.name} has no classes, so labels mean nothing to it"
             )
-        network = network or NetworkDenoiser(self.net, self.target)
+        network = network or NetworkDenoiser(self.net, self.target, grad=grad)
         denoiser: Denoiser = network.with_labels(labels)
         if guidance != 1.0:
             if labels is None or self.null_label is None:
@@ -175,6 +215,20 @@ class Pipeline:
             {**self.facts, **facts},
             scheduler,
         )
+
+
+def bare(net: nn.Module) -> nn.Module:
+    """The network within what ``torch.compile`` or a parallel wrapper put around it."""
+    for attribute in ("_orig_mod", "module"):
+        inner = getattr(net, attribute, None)
+        if isinstance(inner, nn.Module) and len(list(net.children())) == 1:
+            return bare(inner)
+    return net
+
+
+def _bare_name(name: str) -> str:
+    """A weight's name without what such a wrapper put into it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
 def shipped() -> list[str]:

@@ -32,6 +32,14 @@ class Level(NamedTuple):
     sigma: float
     t: float
 
+    @property
+    def spread(self) -> float:
+        """√(α²+σ²), the standard deviation of the states that samplers start from.
+
+        It is 1 where the schedule preserves the variance.
+        """
+        return (self.alpha**2 + self.sigma**2) ** 0.5
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:

@@ -14,9 +14,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ddim.errors import InputError
 from ddim.schedule import Level
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Row", "State", "Tableau"]
 
@@ -157,6 +161,21 @@ class Tableau:
                 f"{self.method}: state {index} has noise {math.hypot(carried, row.noise):.12g}, "
                 f"not σ = {level.sigma:.12g}"
             )
+
+    def start(self, noise: Tensor) -> Tensor:
+        """The state that sampling starts from: standard normal noise times √(α²+σ²).
+
+        Args:
+            noise: shape (N, *), such as :class:`ddim.Noise` draws for state 0.
+
+        Raises:
+            InputError: a method that starts from several states, which noise alone does not give.
+        """
+        if len(self.initial) != 1:
+            raise InputError(
+                f"{self.method} starts from {len(self.initial)} states, which must be given"
+            )
+        return noise * self.initial[0].level.spread
 
     def level(self, index: int) -> Level:
         """The noise level of a state."""

@@ -112,12 +112,10 @@ def follow(
         raise InputError("there are no latents to follow: give at least one")
     nodes = quadratic(schedule, min(steps, schedule.T))
     tableau = make_tableau(schedule, nodes, "plms", order=4)
-    first = tableau.initial[0].level
-    spread = (first.alpha**2 + first.sigma**2) ** 0.5
     states: list[list[Tensor]] = [[] for _ in nodes]
     x0: list[list[Tensor]] = [[] for _ in nodes[1:]]
     for denoiser, latents in groups:
-        x = latents * spread
+        x = tableau.start(latents)
         states[0].append(x)
         for step in integrate(denoiser, tableau, x):
             assert step.prediction is not None
@@ -150,8 +148,7 @@ def fit_weights(teacher: Trajectory, nodes: Nodes) -> tuple[list[list[float]], T
     """
     schedule = teacher.schedule
     first = schedule.level(nodes[0])
-    scale = (first.alpha**2 + first.sigma**2) ** 0.5
-    x = torch.cat([latents for _, latents in teacher.groups]) * scale
+    x = torch.cat([latents for _, latents in teacher.groups]) * first.spread
     sizes = [len(latents) for _, latents in teacher.groups]
     outputs: list[Tensor] = []
     found: list[list[float]] = []

@@ -172,8 +172,7 @@ def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
     elif options.labels:
         raise InputError(f"{pipeline.name} has no classes: --labels means nothing to it")
     nodes = codec_nodes(pipeline, codec, options.nodes, options.steps)
-    level = pipeline.schedule.level(nodes[0])
-    spread = (level.alpha**2 + level.sigma**2) ** 0.5
+    spread = pipeline.schedule.level(nodes[0]).spread
     noise = Noise(options.seed, options.between, pipeline.shape, pipeline.device, dtype)(0)
     return Latents(
         ((spread * noise).cpu(),),

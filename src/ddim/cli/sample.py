@@ -15,7 +15,7 @@ from ddim.cli.files import DataOptions, image_name, read_images, read_mask, writ
 from ddim.cli.options import parse, read_toml
 from ddim.cli.report import bar, print_json, record, recorded
 from ddim.cli.sampler import SamplerOptions, make_sampler
-from ddim.errors import InputError, RunError
+from ddim.errors import InputError
 from ddim.files import refuse_existing
 
 if TYPE_CHECKING:
@@ -227,26 +227,20 @@ def _missing(
     return [i for i in wanted if not (output / image_name(i)).exists()]
 
 
-def _finite(drawn: Iterator[Drawn], model: str) -> Iterator[Drawn]:
-    """The same, as long as the images are numbers."""
-    for event in drawn:
-        if event.images is not None and not bool(event.images.isfinite().all()):
-            raise RunError(f"{model} draws images that are not finite: see ddim checks {model}")
-        yield event
-
-
 def _write(
     output: Path, drawn: Iterator[Drawn], options: SampleOptions, labels: list[int] | None
 ) -> None:
     import torch
 
     from ddim import images
+    from ddim.inputs import check_finite
 
     kind = output.suffix.lower()
-    drawn = _finite(drawn, options.model)
+    what = f"what {options.model} draws by {options.method}"
     if not kind:
         for event in drawn:
             if event.images is not None:
+                check_finite(event.images, what)
                 for index, image in zip(event.indices, event.images.cpu(), strict=True):
                     images.save_image(output / image_name(index), image)
         return
@@ -260,6 +254,7 @@ def _write(
                 images.to_pixels(event.step.x[: len(event.indices)].cpu())
             )
         if event.images is not None:
+            check_finite(event.images, what)
             pixels.append(images.to_pixels(event.images.cpu()))
     if kind in (".png", ".npz"):
         write_images(output, torch.cat(pixels), options.columns, labels)

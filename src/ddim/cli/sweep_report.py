@@ -31,7 +31,7 @@ def sweep_facts(options: RunOptions, sweep: Sweep) -> dict[str, object]:
     from ddim import __version__
 
     pipeline = sweep.pipeline
-    dtype = str(next(pipeline.net.parameters()).dtype).removeprefix("torch.")
+    dtype = str(pipeline.dtype).removeprefix("torch.")
     words = ["ddim", "evaluate"]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)

@@ -122,7 +122,7 @@ class Sweep:
             "tile": self.tile,
             "threads": torch.get_num_threads(),
             "device": self.pipeline.device.type,
-            "dtype": str(next(self.pipeline.net.parameters()).dtype).removeprefix("torch."),
+            "dtype": str(self.pipeline.dtype).removeprefix("torch."),
             "extractor": dataclasses.asdict(self.extractor.identity),
         }
 

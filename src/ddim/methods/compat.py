@@ -5,6 +5,7 @@ Where a program's steps are those of a method here, its grid in :mod:`ddim.compa
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -140,6 +141,10 @@ def _runge_kutta(grid: Grid) -> tuple[list[Row], list[int]]:
     schedule, nodes = grid.schedule, grid.nodes
     if grid.steps < 4:
         raise InputError(f"the Runge-Kutta start takes at least 4 steps, not {grid.steps}")
+    if {high - low for high, low in itertools.pairwise(nodes[:4])} != {schedule.T // grid.steps}:
+        raise InputError(
+            "the Runge-Kutta start is for nodes as equally spaced as diffusers-leading ones"
+        )
     half = schedule.T // grid.steps // 2
     rows: list[Row] = []
     history: list[int] = []

@@ -85,17 +85,18 @@ def deis(schedule: Schedule, nodes: Nodes, *, order: int = 3, variable: str = "r
 
     Args:
         schedule: the noise schedule.
-        nodes: decreasing.
+        nodes: falling: a polynomial in ρ, carried on over a rising step, diverges.
         order: 1 to 3.
         variable: ``rho`` or ``t``, in which the outputs are polynomial.
 
     Raises:
-        InputError: an order out of range, an unknown variable.
+        InputError: an order out of range, an unknown variable, rising nodes.
     """
     check_order("deis", order, 3)
     if variable not in ("rho", "t"):
         raise unknown("variable", variable, ("rho", "t"))
     grid = Grid(schedule, nodes)
+    grid.must_fall("deis")
     time = _time_of_rho(schedule) if variable == "t" else None
 
     def weights(history: Histories) -> Array:
@@ -114,7 +115,7 @@ def dpmpp(schedule: Schedule, nodes: Nodes, *, order: int = 2, form: str = "exac
 
     Args:
         schedule: the noise schedule.
-        nodes: decreasing.
+        nodes: falling, or rising to encode.
         order: 1 to 3.
         form: of the order 3. ``exact`` integrates the polynomial through three outputs and
             measures order 3; ``published`` is the form that is widely copied, whose second
