@@ -527,6 +527,8 @@ def test_pndm_with_its_runge_kutta_start(double, grid, steps, to_one):
 
 def test_pndm_starts_that_are_not_there(refuses):
     schedule = Schedule.linear(100)
+    with refuses("three steps of one length"):
+        make_tableau(schedule, (90, 50, 30, 10, 0), "diffusers-pndm", start="runge-kutta")
     with refuses("at least 4 steps, not 3"):
         make_tableau(schedule, (90, 60, 30, 0), "diffusers-pndm", start="runge-kutta")
     with refuses("unknown start 'rk'"):

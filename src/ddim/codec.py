@@ -54,7 +54,7 @@ def codec_nodes(
     schedule = pipeline.schedule
     if not explicit and codec != "ddim":
         last = bisect.bisect_right(schedule.rho.tolist(), NOISIEST) - 1
-        if last < max(steps or 1, 1):
+        if last < max(steps or 1, 1) <= schedule.T:
             raise InputError(
                 f"from node {last + 1} on σ/α is above {NOISIEST:g}, where too "
                 f"little of an image is left: the codec {codec} takes at most {last} steps here"

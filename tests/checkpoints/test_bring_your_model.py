@@ -57,7 +57,7 @@ def test_every_snippet_runs_in_order(files, monkeypatch, capsys):
     module = import_module("ddim.generate")  # ddim.generate is the function
     monkeypatch.setattr(module, "default_tile", lambda *_: 2)  # no padding up to eight
     blocks = re.findall(r"```(python|console)\n(.*?)```", PAGE, re.DOTALL)
-    assert [kind for kind, _ in blocks].count("python") == 9
+    assert [kind for kind, _ in blocks].count("python") == 11
     for kind, text in blocks:
         if kind == "python":
             exec(compile(text, "snippet", "exec"), {"__name__": "snippet"})

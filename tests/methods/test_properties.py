@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddim.analytic import Gaussian
 from ddim.denoiser import NetworkDenoiser
 from ddim.errors import InputError
 from ddim.integrate import final, integrate
@@ -131,3 +132,20 @@ def test_coefficients_beyond_single_precision_are_refused():
     schedule = Schedule.linear(50, scaled=True)
     with pytest.raises(InputError, match="beyond 1e"):
         make_tableau(schedule, (50, 25, 10, 0), "gradient-estimation", gamma=1e300)
+
+
+@pytest.mark.parametrize("method", ["deis", "unipc", "sde-dpmpp", "restart"])
+def test_trap_rising_nodes_are_refused_where_a_method_has_no_way_back(method, refuses):
+    """DEIS's polynomial in ρ diverges over a rising step, by thousands on a cosine schedule."""
+    with refuses(f"{method} runs from noise to data: its nodes must fall"):
+        make_tableau(Schedule.cosine(100), (0, 10, 50, 99), method)
+
+
+@pytest.mark.parametrize("method", ["ddim", "plms", "dpmpp"])
+def test_methods_that_encode_follow_the_flow_upwards(method):
+    schedule, data = Schedule.cosine(1000), Gaussian(0.3, 0.5)
+    nodes = tuple(range(20, 1000, 20))
+    x = torch.tensor([[-0.4], [0.2], [0.9]], dtype=torch.float64)
+    (end,) = final(integrate(data, make_tableau(schedule, nodes, method), x))
+    source, target = schedule.level(nodes[0]), schedule.level(nodes[-1])
+    assert (end - data.flow(x, source, target)).abs().max() < 0.05

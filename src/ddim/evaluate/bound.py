@@ -122,7 +122,10 @@ def _variances(schedule: Schedule, nodes: Nodes, variance: str | ArrayLike) -> N
     if not isinstance(variance, str):
         given = np.asarray(variance, dtype=np.float64)
         if given.shape != (count,) or not (given > 0).all():
-            raise InputError(f"variance must be {count} positive numbers, one for each step")
+            raise InputError(
+                f"variance must be {count} positive numbers, one for each step; an optimal one of "
+                "0 comes of moments of too few images"
+            )
         return given
     if variance not in VARIANCES:
         raise unknown("variance", variance, VARIANCES)

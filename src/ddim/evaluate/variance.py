@@ -19,8 +19,6 @@ from ddim.noise import Noise
 from ddim.schedule import Schedule
 from ddim.tableau import Tableau
 
-LEAST = 1e-6
-
 __all__ = ["analytic_tableau", "eps_moments", "optimal_variance"]
 
 
@@ -91,8 +89,8 @@ def optimal_variance(
 
     Returns:
         (S,). The last entry, of a step to node 0, is for a likelihood's decoder: samplers inject
-        nothing there. Moments above 1, as few images can have, leave the least variance there is,
-        1e-6 of what is unknown by ρ alone.
+        nothing there. An entry is 0 where nothing is unknown: moments of 1, or above, as those
+        of too few images can be.
 
     Raises:
         InputError: Rising nodes, another number of moments, moments below 0, or an η that the
@@ -114,7 +112,7 @@ def optimal_variance(
         own = eta * posterior_std(source, target)
         carried = math.sqrt((target.sigma - own) * (target.sigma + own))
         rho = source.sigma / source.alpha
-        unknown = min(rho**2 * max(1 - moments[n], LEAST), largest**2)
+        unknown = min(max(rho**2 * (1 - moments[n]), 0.0), largest**2)
         found.append(own**2 + (target.alpha - carried / rho) ** 2 * unknown)
     return np.array(found)
 
