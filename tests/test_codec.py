@@ -405,6 +405,7 @@ def test_codecs_of_as_many_steps_as_there_are_nodes():
         (np.array([4, 1]), [4, 1]),
         (torch.tensor(3), [3]),
         (-1, [4]),
+        ([], []),
         ((1, 2), [1, 2]),
         (slice(None, None, 2), [0, 2, 4]),
     ],

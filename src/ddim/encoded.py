@@ -75,6 +75,7 @@ class Latents:
     def __getitem__(self, images: Sequence[int] | Sequence[bool] | slice | int | Tensor) -> Latents:
         if not isinstance(images, slice):
             images = torch.as_tensor(images)
+            images = images if images.numel() else images.long()
         chosen = torch.arange(len(self))[images].flatten().tolist()
         return dataclasses.replace(
             self,
