@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -602,8 +603,9 @@ def test_tensors_within_arguments_move_and_tell_models_apart(refuses):
     for pipeline, value in ((one, 0.75), (other, 1.0), (one.to(dtype=torch.float64), 0.75)):
         assert torch.equal(pipeline.denoiser()(x, level).eps, torch.full_like(x, value))
     assert one.denoiser()(x, level).eps.dtype == one.dtype == torch.float64
-    with refuses("arguments are numbers, text and tensors"):
-        ddim.Model(Nested(), LINEAR, "eps", SHAPE, arguments={"added": object()})
+    for other in (object(), np.zeros(5000), [lambda: 1]):
+        with refuses("arguments are numbers, text and tensors"):
+            ddim.Model(Nested(), LINEAR, "eps", SHAPE, arguments={"added": other})
 
 
 def test_labels_come_under_the_name_that_the_network_has_for_them(refuses):

@@ -7,8 +7,8 @@ codecs and losses then know nothing of the habits.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,6 +41,9 @@ LEVEL_TIMES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rho": lambda alpha, sigma: sigma / alpha,
 }
 """The same for networks that are told the noise level itself."""
+
+PLAIN = (int, float, complex, str, bytes, np.generic, torch.dtype, torch.device, enum.Enum)
+"""What an argument may be beside a tensor: what is written out whole, and alike everywhere."""
 
 WHOLE_TIMES = ("index", "one-based")
 """Those that are whole numbers, as a table of embeddings needs."""
@@ -152,12 +155,13 @@ class Adapted(nn.Module):
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
                 self.register_buffer(f"argument_{i}", leaf)
+        for leaf in self.leaves:
+            if not (leaf is None or isinstance(leaf, PLAIN)):
+                raise InputError(
+                    "arguments are numbers, text and tensors, alone or in lists and dictionaries: "
+                    f"give a {type(leaf).__name__} to a module of your own that calls the network"
+                )
         habits = repr((conventions, self.leaves, str(self.arguments), self.times))
-        if re.search(r" at 0x[0-9a-f]+", habits):
-            raise InputError(
-                "arguments are numbers, text and tensors, alone or in lists and dictionaries: give "
-                "other objects to a module of your own that calls the network with them"
-            )
         self.register_buffer("habits", torch.tensor(list(habits.encode()), dtype=torch.uint8))
         self._tables: dict[torch.device, tuple[Tensor, ...]] = {}
 
