@@ -46,7 +46,7 @@ config = UNetConfig(
     attention_head_dim=None, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1,
     norm_eps=1e-6,
 )
-net = UNet(config).requires_grad_(False)
+net = UNet(config).requires_grad_(False).eval()
 own = net.state_dict()
 flat = {p.key: own[k].reshape(p.shape(own[k].shape)) for k, p in official_picks(net).items()}
 torch.save(flat, folder / "flat.ckpt")

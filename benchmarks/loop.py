@@ -225,7 +225,7 @@ def _opened(name: str, folder: Path) -> tuple[ddim.Pipeline, DDIMPipeline]:
     else:
         config = ddim.TrainConfig.preset("cifar10")
         torch.manual_seed(0)
-        net = UNet(unet_config(config, (3, 32, 32), None))
+        net = UNet(unet_config(config, (3, 32, 32), None)).eval()
         schedule = ddim.Schedule.from_spec(config.schedule_spec())
         ddim.Pipeline(net, schedule, ddim.Target.V, (3, 32, 32)).save(folder)
     theirs = DDIMPipeline.from_pretrained(folder)
