@@ -286,18 +286,21 @@ def test_trap_a_model_whose_weights_changed_is_another_one():
 
 
 def test_a_compiled_network_is_the_same_model():
-    class Compiled(torch.nn.Module):  # as torch.compile wraps it
+    class Halved(torch.nn.Module):  # a wrapper that does something
         def __init__(self, net):
             super().__init__()
-            self._orig_mod = net
+            self.module = net
 
         def forward(self, *args):
-            return self._orig_mod(*args)
+            return 0.5 * self.module(*args)
 
     model = pipeline()
-    compiled = dataclasses.replace(model, net=Compiled(model.net))
-    assert compiled.identity == model.identity
-    again = ddim.Model(Compiled(model.net), model.schedule, "eps", model.shape)
+    for wrap in (lambda net: torch.compile(net, backend="eager"), torch.nn.DataParallel):
+        assert dataclasses.replace(model, net=wrap(model.net)).identity == model.identity
+    assert dataclasses.replace(model, net=Halved(model.net)).identity != model.identity
+    again = ddim.Model(
+        torch.compile(model.net, backend="eager"), model.schedule, "eps", model.shape
+    )
     assert again.identity == model.identity
     assert torch.allclose(sample(again, 2, steps=3), sample(model, 2, steps=3), atol=1e-4)
 

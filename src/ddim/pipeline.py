@@ -107,7 +107,8 @@ class Pipeline:
                 digest.update(json.dumps(net.config.to_json(), sort_keys=True).encode())
             for values in (self.schedule.alpha, self.schedule.sigma):
                 digest.update(np.ascontiguousarray(values).tobytes())
-            weights = {_bare_name(n): v for n, v in self.net.state_dict().items()}
+            # Parts of it may be compiled, too.
+            weights = {n.replace("_orig_mod.", ""): v for n, v in net.state_dict().items()}
             for name, value in sorted(weights.items()):
                 plain = value.detach().cpu()
                 plain = plain.float() if plain.is_floating_point() else plain
@@ -218,17 +219,12 @@ class Pipeline:
 
 
 def bare(net: nn.Module) -> nn.Module:
-    """The network within what ``torch.compile`` or a parallel wrapper put around it."""
-    for attribute in ("_orig_mod", "module"):
-        inner = getattr(net, attribute, None)
-        if isinstance(inner, nn.Module) and len(list(net.children())) == 1:
-            return bare(inner)
-    return net
-
-
-def _bare_name(name: str) -> str:
-    """A weight's name without what such a wrapper put into it."""
-    return name.replace("_orig_mod.", "").removeprefix("module.")
+    """The network within what ``torch.compile`` or a parallel wrapper of torch put around it."""
+    if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return bare(net.module)
+    # By name, because the class is in a module that takes a second to import.
+    inner = getattr(net, "_orig_mod", None) if type(net).__name__ == "OptimizedModule" else None
+    return bare(inner) if isinstance(inner, nn.Module) else net
 
 
 def shipped() -> list[str]:
