@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import math
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddim.nets import UNet, UNetConfig
-from ddim.nets.unet import count_flops, timestep_embedding
+from ddim.nets.unet import _Attention, count_flops, timestep_embedding
 from ddim.train.config import TrainConfig
 from ddim.train.run import unet_config
 
@@ -316,3 +318,21 @@ def test_the_unet_of_a_training_configuration(refuses):
     for shape in ((1, 28, 30), (1, 30, 30)):
         with refuses("must be square and divisible by 4"):
             unet_config(TrainConfig.preset("mnist"), shape, None)
+
+
+@pytest.mark.parametrize("size", [7, 9], ids=["few pixels", "many pixels"])
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "bfloat16 network"])
+def test_attention_trains_in_bfloat16_as_in_float32(size, autocast):
+    """Few pixels are multiplied by hand there: the same values and gradients, to rounding."""
+    torch.manual_seed(0)
+    exact = _Attention(24, dataclasses.replace(MNIST, attention_head_dim=8), groups=4).double()
+    x, slope = randn(3, 24, size, size).double(), randn(3, 24, size, size).double()
+    rounded = copy.deepcopy(exact).to(torch.float32 if autocast else torch.bfloat16)
+    wanted = torch.autograd.grad((exact(x) * slope).sum(), exact.parameters())
+    given = x.to(next(rounded.parameters()).dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        out = rounded(given)
+    assert torch.allclose(out.double(), exact(x), atol=0.06)
+    got = torch.autograd.grad((out.double() * slope).sum(), rounded.parameters())
+    for a, b in zip(got, wanted, strict=True):
+        assert (a.double() - b).norm() < 0.05 * max(b.norm(), 0.1 * x.numel() ** 0.5)
