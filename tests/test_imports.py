@@ -17,7 +17,7 @@ LEVELS = (
     "trajectory nets "
     "conventions candidates",
     "data images train checkpoints evaluate backends generate inputs encoded codec checks interop "
-    "model pipeline sampler export fitting",
+    "model pipeline loading sampler export fitting",
     "cli web",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

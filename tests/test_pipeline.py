@@ -12,8 +12,9 @@ import ddim
 from ddim.denoiser import Clipping
 from ddim.errors import InputError
 from ddim.generate import sample
+from ddim.loading import load, shipped
 from ddim.nets import UNet, UNetConfig
-from ddim.pipeline import Pipeline, load, shipped
+from ddim.pipeline import Pipeline
 from ddim.sampler import make_sampler
 from ddim.schedule import Schedule
 from ddim.target import Target

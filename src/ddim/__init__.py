@@ -37,7 +37,8 @@ _WHERE = {
     "loss": ["diffusion_loss", "draw_nodes", "loss_weights"],
     "discrete": ["DiscreteStep", "discrete_loss", "sample_discrete"],
     "checkpoints": ["Hints"],
-    "pipeline": ["Pipeline", "load", "shipped"],
+    "pipeline": ["Pipeline"],
+    "loading": ["load", "shipped"],
     "model": ["Model"],
     "fitting": ["fit_conventions"],
     "sampler": ["make_sampler"],
@@ -102,6 +103,8 @@ if TYPE_CHECKING:
     from ddim.interop import diffusers_scheduler as diffusers_scheduler
     from ddim.latent import CODECS as CODECS
     from ddim.latent import slerp as slerp
+    from ddim.loading import load as load
+    from ddim.loading import shipped as shipped
     from ddim.loss import diffusion_loss as diffusion_loss
     from ddim.loss import draw_nodes as draw_nodes
     from ddim.loss import loss_weights as loss_weights
@@ -112,8 +115,6 @@ if TYPE_CHECKING:
     from ddim.nodes import make_nodes as make_nodes
     from ddim.noise import Noise as Noise
     from ddim.pipeline import Pipeline as Pipeline
-    from ddim.pipeline import load as load
-    from ddim.pipeline import shipped as shipped
     from ddim.sampler import make_sampler as make_sampler
     from ddim.schedule import Level as Level
     from ddim.schedule import Schedule as Schedule

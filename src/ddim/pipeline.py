@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim.checkpoints import CALIBRATED, Hints, read_folder, read_foreign, write_folder
-from ddim.checkpoints.weights import fill, unfilled
+from ddim.checkpoints import write_folder
 from ddim.denoiser import Clipping, Denoiser, Guided, NetworkDenoiser
-from ddim.device import pick_device
-from ddim.errors import InputError, unknown
-from ddim.nets import UNet, UNetConfig
+from ddim.errors import InputError
+from ddim.nets import UNet
 from ddim.schedule import Schedule
 from ddim.target import Target
-from ddim.train.checkpoint import is_checkpoint, read_checkpoint
 
-__all__ = ["Pipeline", "bare", "load", "shipped"]
-
-log = logging.getLogger("ddim")
+__all__ = ["Pipeline", "bare"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,130 +218,3 @@ def bare(net: nn.Module) -> nn.Module:
     # By name, because the class is in a module that takes a second to import.
     inner = getattr(net, "_orig_mod", None) if type(net).__name__ == "OptimizedModule" else None
     return bare(inner) if isinstance(inner, nn.Module) else net
-
-
-def shipped() -> list[str]:
-    """The names of the models that come with the package."""
-    root = resources.files("ddim") / "models"
-    return sorted(p.name for p in root.iterdir() if (p / "model_index.json").is_file())
-
-
-def load(
-    source: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    weights: str = "ema",
-    schedule: Schedule | None = None,
-    hints: Hints | None = None,
-) -> Pipeline:
-    """Open a model.
-
-    What a checkpoint of another program leaves open and nobody told is assumed, listed in
-    ``facts["assumed"]`` and logged as a warning.
-
-    Args:
-        source: the name of a shipped model, a model folder (diffusers' layout), a training run's
-            folder, a training checkpoint, or a checkpoint of another program (official DDIM and
-            DDPM, improved-diffusion, guided-diffusion, denoising-diffusion-pytorch, the MNIST
-            notebook), whose layout is told from its tensors.
-        device: where to put it; ``auto`` is CUDA where there is one, else MPS, else the CPU.
-        weights: of a checkpoint, ``ema`` or ``net`` (the raw ones).
-        schedule: the noise schedule of another program's checkpoint, which seldom holds one.
-        hints: what else such a checkpoint does not say.
-
-    Returns:
-        The model in evaluation mode.
-
-    Raises:
-        InputError: nothing of that name, no such device, not a model, a damaged one, code in a
-            pickle; a schedule or hints for a model that has its own.
-
-    Example:
-        >>> load("mnist").shape
-        (1, 28, 28)
-    """
-    if weights not in ("ema", "net"):
-        raise unknown("weights", weights, ("ema", "net"))
-    path = Path(source)
-    if str(source) not in shipped() and path.is_file() and not is_checkpoint(path):
-        pipeline = _from_foreign(path, weights, schedule, hints)
-    elif schedule is not None or hints is not None:
-        raise InputError(f"{source} records its own schedule and network: give no other")
-    elif str(source) in shipped():
-        with resources.as_file(resources.files("ddim") / "models" / str(source)) as folder:
-            pipeline = _from_folder(folder, weights)
-    elif not path.exists():
-        raise InputError(f"{unknown('model', str(source), shipped())} and there is no such path")
-    elif path.is_file():
-        pipeline = _from_checkpoint(path, weights)
-    elif (path / "checkpoint.safetensors").exists():
-        pipeline = _from_checkpoint(path / "checkpoint.safetensors", weights)
-    elif (path / "metrics.jsonl").exists() and not (path / "model_index.json").exists():
-        raise InputError(f"{path} is a training run that has saved no checkpoint yet")
-    else:
-        pipeline = _from_folder(path, weights)
-    pipeline.net.requires_grad_(False).eval()
-    pipeline.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return pipeline.to(pick_device(device))
-
-
-def _from_folder(folder: Path, weights: str) -> Pipeline:
-    parts = read_folder(folder, weights)
-    facts = parts.facts
-    config = parts.net.config
-    classes = facts.get("classes", config.num_class_embeds)
-    return Pipeline(
-        parts.net,
-        parts.schedule,
-        parts.target,
-        (config.in_channels, config.sample_size, config.sample_size),
-        classes=classes if config.has_classes else None,
-        null_label=facts.get("null_label"),
-        clipping=parts.clipping,
-        name=str(facts.get("name", folder.resolve().name)),
-        facts=facts,
-        calibration=folder / CALIBRATED,
-    )
-
-
-def _from_foreign(
-    path: Path, weights: str, schedule: Schedule | None, hints: Hints | None
-) -> Pipeline:
-    loaded = read_foreign(path, weights, schedule, hints)
-    if loaded.facts["assumed"]:
-        log.warning("%s: assumed %s", path, "; ".join(loaded.facts["assumed"]))
-    return Pipeline(
-        loaded.net,
-        loaded.schedule,
-        loaded.target,
-        loaded.shape,
-        classes=loaded.classes,
-        clipping=loaded.clipping,
-        name=path.stem,
-        facts=loaded.facts,
-        calibration=path.with_name(f"{path.name}.{CALIBRATED}"),
-    )
-
-
-def _from_checkpoint(path: Path, weights: str) -> Pipeline:
-    checkpoint = read_checkpoint(path)
-    facts = checkpoint.facts
-    try:
-        config = UNetConfig.from_json(facts["unet"])
-        schedule, target = Schedule.from_spec(facts["schedule"]), Target.named(facts["target"])
-        classes = facts["classes"]
-    except (InputError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: its header is damaged: {error}") from None
-    net = unfilled(lambda: UNet(config))
-    fill(net, checkpoint.weights(weights), path, f"its own record, as {weights} weights")
-    return Pipeline(
-        net,
-        schedule,
-        target,
-        (config.in_channels, config.sample_size, config.sample_size),
-        classes=classes,
-        null_label=classes if checkpoint.config.label_dropout else None,
-        name=path.resolve().parent.name,
-        facts=facts,
-        calibration=path.parent / CALIBRATED,
-    )

@@ -101,7 +101,7 @@ def make_sampler(
         InputError: unknown names, numbers out of range, a calibration that is not there.
 
     Example:
-        >>> from ddim.pipeline import load
+        >>> from ddim.loading import load
         >>> make_sampler(load("mnist"), "uniform", 4)[0]
         (500, 375, 250, 125, 0)
     """

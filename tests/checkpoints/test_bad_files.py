@@ -12,7 +12,7 @@ import torch
 from ddim.checkpoints import read_foreign
 from ddim.checkpoints.tensors import is_pickle, read_pickle
 from ddim.checkpoints.weights import Pick, fill
-from ddim.pipeline import load
+from ddim.loading import load
 
 T = torch.tensor([3])
 

@@ -16,11 +16,11 @@ from ddim.checkpoints import read_folder, write_folder
 from ddim.checkpoints.diffusers import read_scheduler
 from ddim.denoiser import Clipping
 from ddim.generate import generate
+from ddim.loading import load
 from ddim.methods import make_tableau
 from ddim.nets import UNet, UNetConfig
 from ddim.nodes import uniform
 from ddim.noise import Noise
-from ddim.pipeline import load
 from ddim.schedule import Schedule
 from ddim.target import Target
 

@@ -9,8 +9,9 @@ import safetensors.torch
 import torch
 
 from ddim.checkpoints import read_folder
+from ddim.loading import load
 from ddim.nets import UNet, UNetConfig
-from ddim.pipeline import Pipeline, load
+from ddim.pipeline import Pipeline
 from ddim.schedule import Schedule
 from ddim.target import Target
 

@@ -11,7 +11,7 @@ import torch
 from ddim.checkpoints import Hints, read_foreign
 from ddim.denoiser import Clipping, NetworkDenoiser
 from ddim.generate import sample
-from ddim.pipeline import load
+from ddim.loading import load
 from ddim.schedule import Schedule
 from ddim.target import Target
 

@@ -14,8 +14,8 @@ from ddim.checkpoints.official import official_config, official_picks
 from ddim.checkpoints.weights import Shapes, unfilled
 from ddim.denoiser import Clipping
 from ddim.generate import sample
+from ddim.loading import load
 from ddim.nets import UNet, UNetConfig
-from ddim.pipeline import load
 from ddim.schedule import Schedule
 from ddim.target import Target
 

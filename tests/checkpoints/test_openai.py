@@ -13,9 +13,9 @@ from ddim.checkpoints.openai import read_openai
 from ddim.checkpoints.openai_layout import NOTEBOOK, OPENAI, openai_picks
 from ddim.checkpoints.weights import unfilled
 from ddim.denoiser import Clipping, NetworkDenoiser
+from ddim.loading import load
 from ddim.nets import UNet, UNetConfig
 from ddim.nets.unet import count_flops
-from ddim.pipeline import load
 from ddim.schedule import Schedule
 
 T = torch.tensor([3, 700])

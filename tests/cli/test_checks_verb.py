@@ -4,7 +4,7 @@ import numpy as np
 
 from ddim.generate import sample
 from ddim.images import to_pixels
-from ddim.pipeline import load
+from ddim.loading import load
 
 
 def test_an_untrained_model_is_found_out(ddim, tiny, noise_data):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ddim.checkpoints.official import official_picks
+from ddim.loading import load
 from ddim.nets import UNet
-from ddim.pipeline import load
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_a_calibrated_sampler_is_shown_where_there_is_one(ddim, tiny, tmp_path):
 
     from ddim.calibrate import CalibratedSampler, Calibration
     from ddim.checkpoints import write_calibration
-    from ddim.pipeline import load
+    from ddim.loading import load
 
     copy = shutil.copytree(tiny, tmp_path / "copy")
     model = load(copy)

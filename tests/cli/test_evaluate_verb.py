@@ -13,8 +13,8 @@ from ddim.data import ArrayData, load_data
 from ddim.evaluate import BitsPerDimension, Extractor, Identity, elbo, ode_bits
 from ddim.evaluate.lenet import LENET_FOLDER
 from ddim.images import from_pixels
+from ddim.loading import load
 from ddim.nodes import make_nodes
-from ddim.pipeline import load
 
 FEATURES = "test_features_of_mine"
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddim import images
 from ddim.generate import sample
-from ddim.pipeline import load
+from ddim.loading import load
 
 FAST = ("--steps", 3, "--threads", 1, "--device", "cpu", "--quiet")
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ddim.cli.main import main
 from ddim.data import named
-from ddim.pipeline import load
+from ddim.loading import load
 from ddim.train.checkpoint import read_checkpoint
 from ddim.train.run import Run
 

@@ -18,7 +18,7 @@ from PIL import Image
 from ddim.device import pick_device, set_threads
 from ddim.errors import RunError
 from ddim.generate import sample
-from ddim.pipeline import load
+from ddim.loading import load
 from ddim.schedule import Schedule
 from ddim.train import loop
 from ddim.train.checkpoint import read_checkpoint

@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"{dest} is a file: the model is written as a folder")
     refuse_existing(dest, force=options.force, other="another DEST")
 
-    from ddim.pipeline import load
+    from ddim.loading import load
 
     pipeline = load(
         options.source, weights=options.weights, schedule=_schedule(options), hints=_hints(options)
@@ -149,7 +149,7 @@ def _export(options: ConvertOptions, pipeline: Pipeline) -> Export | None:
 
 def _is_folder(options: ConvertOptions) -> bool:
     """Whether the source is a model folder, which holds one set of weights."""
-    from ddim.pipeline import shipped
+    from ddim.loading import shipped
 
     folder = Path(options.source)
     if (folder / "unet_ema").exists():

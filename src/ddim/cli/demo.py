@@ -75,9 +75,9 @@ def main(argv: Sequence[str]) -> int:
     from ddim.device import pick_device, set_threads
     from ddim.files import write_bytes
     from ddim.generate import default_tile, generate
+    from ddim.loading import load
     from ddim.methods import make_tableau
     from ddim.nodes import uniform
-    from ddim.pipeline import load
     from ddim.sampler import calibration_of, make_sampler
 
     set_threads(options.threads)

@@ -90,7 +90,7 @@ def _source(options: InspectOptions) -> Pipeline | Schedule:
     from ddim.schedule import Schedule
 
     if options.model is not None:
-        from ddim.pipeline import load
+        from ddim.loading import load
 
         model = load(options.model)
         for field in dataclasses.fields(InspectOptions):

@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
 
     from ddim.device import pick_device, set_threads
     from ddim.generate import default_tile, generate, noised
-    from ddim.pipeline import load
+    from ddim.loading import load
 
     set_threads(options.threads)
     precision = getattr(torch, options.dtype)

@@ -43,7 +43,7 @@ def open_model(model: str, options: RunOptions, dtype: str = "float32") -> Pipel
     import torch
 
     from ddim.device import pick_device, set_threads
-    from ddim.pipeline import load
+    from ddim.loading import load
 
     set_threads(options.threads)
     if options.tile is not None and options.tile < 1:

@@ -19,8 +19,9 @@ from ddim.device import pick_device, set_threads
 from ddim.errors import InputError, RunError
 from ddim.files import write_bytes
 from ddim.generate import sample
+from ddim.loading import load
 from ddim.nets import UNet, UNetConfig
-from ddim.pipeline import Pipeline, load
+from ddim.pipeline import Pipeline
 from ddim.schedule import Schedule
 from ddim.target import Target
 from ddim.train.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
