@@ -353,6 +353,11 @@ def test_presets_round_trip(name):
     assert Schedule.from_spec(config.schedule_spec()).T == config.T
 
 
+def test_presets_mirror_only_what_looks_the_same_in_a_mirror():
+    """Digits do not, and the shoes of Fashion-MNIST all point to the left."""
+    assert {name for name, config in PRESETS.items() if config.flip} == {"cifar10", "celeba"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -238,7 +238,8 @@ PRESETS: dict[str, TrainConfig] = {
         lr=1.5e-3,
         decay_images=180_000,
     ),
-    "fashion": dataclasses.replace(_MNIST, data="fashion-mnist", flip=True),
+    # Not mirrored: its shoes all point to the left.
+    "fashion": dataclasses.replace(_MNIST, data="fashion-mnist"),
     "digits": dataclasses.replace(
         _MNIST, data="digits", channels=(32, 64), head_dim=32, images=300_000, save_every=20_000
     ),
