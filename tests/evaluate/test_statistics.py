@@ -17,6 +17,7 @@ from ddim.evaluate import (
     shipped_statistics,
     summarise,
 )
+from ddim.evaluate.comparison import Spread
 from ddim.evaluate.frechet import frechet_distance
 
 WIDTH = 3
@@ -257,3 +258,16 @@ class TestCollecting:
         data = ArrayData("grey", torch.zeros(1, 1, 2, 2, dtype=torch.uint8), None, None)
         with refuses("batch"):
             collect_data(lenet_extractor(), data, batch=0)
+
+
+@pytest.mark.parametrize(
+    ("spread", "text"),
+    [
+        (Spread(3847.2, 162.4), "3847 ± 160"),
+        (Spread(0.704249, 0.0231), "0.7042 ± 0.023"),
+        (Spread(0.5, None), "0.5"),
+        (Spread(123456.0, None), "123500"),
+    ],
+)
+def test_spreads_are_written_without_exponents(spread, text):
+    assert str(spread) == text

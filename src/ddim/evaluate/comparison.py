@@ -58,7 +58,13 @@ class Spread(NamedTuple):
     sd: float | None
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g}" if self.sd is None else f"{self.mean:.4g} ± {self.sd:.2g}"
+        """Four digits of the mean and two of the deviation, 3847 ± 160."""
+        mean = _rounded(self.mean, 4)
+        return mean if self.sd is None else f"{mean} ± {_rounded(self.sd, 2)}"
+
+
+def _rounded(value: float, digits: int) -> str:
+    return f"{float(f'{value:.{digits}g}'):g}"
 
 
 @dataclasses.dataclass(frozen=True)

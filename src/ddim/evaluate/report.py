@@ -94,9 +94,9 @@ def shown(row: Mapping[str, object]) -> dict[str, str]:
     for key, value in row.items():
         if key.endswith(" sd"):
             continue
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
         sd = row.get(f"{key} sd")
-        texts[key] = f"{text} ± {sd:.2g}" if isinstance(sd, float) else text
+        spread = isinstance(value, float) and Spread(value, sd if isinstance(sd, float) else None)
+        texts[key] = str(spread or value)
     return texts
 
 
