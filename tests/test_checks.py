@@ -8,7 +8,7 @@ import torch
 import ddim
 from ddim.analytic import Mixture
 from ddim.checks import check_model
-from ddim.denoiser import Clipping
+from ddim.clipping import Clipping
 from ddim.errors import InputError
 from ddim.evaluate import check_predictions
 from ddim.schedule import Schedule

@@ -9,9 +9,9 @@ import torch
 
 import ddim
 from ddim.analytic import Gaussian
+from ddim.clipping import Clipping
 from ddim.codec import codec_nodes, decode, encode
 from ddim.data import load_data
-from ddim.denoiser import Clipping
 from ddim.encoded import Latents, interpolate
 from ddim.errors import InputError
 from ddim.images import from_pixels

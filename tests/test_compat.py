@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ddim.clipping import Clip, Clipping, StaleEps
 from ddim.compat import COMPAT_NODES, improved_ddim, leading, nngen, official, sections
-from ddim.denoiser import Clip, Clipping, NetworkDenoiser, StaleEps
+from ddim.denoiser import NetworkDenoiser
 from ddim.errors import InputError
 from ddim.integrate import final, integrate
 from ddim.methods import make_tableau

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddim.denoiser import Clipping, NetworkDenoiser
+from ddim.clipping import Clipping
+from ddim.denoiser import NetworkDenoiser
 from ddim.integrate import final, integrate
 from ddim.methods import make_tableau
 from ddim.nodes import make_nodes

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ddim.analytic import Gaussian
-from ddim.denoiser import Clip, Clipping, Guided, NetworkDenoiser, Prediction, Threshold
+from ddim.clipping import Clip, Clipping, Threshold
+from ddim.denoiser import Guided, NetworkDenoiser, Prediction
 from ddim.integrate import final, integrate
 from ddim.methods import make_tableau
 from ddim.nets import UNet, UNetConfig

@@ -8,7 +8,7 @@ import torch
 
 import ddim
 from ddim.calibrate import CalibratedSampler
-from ddim.denoiser import Clipping
+from ddim.clipping import Clipping
 from ddim.export import export_scheduler
 from ddim.integrate import final, integrate
 from ddim.methods.learned import learned

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddim
-from ddim.denoiser import Clipping
+from ddim.clipping import Clipping
 from ddim.errors import RunError
 from ddim.generate import default_tile, generate, sample
 from ddim.methods import METHODS, make_tableau

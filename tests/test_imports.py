@@ -13,9 +13,8 @@ import ddim
 
 LEVELS = (
     "errors files device schedule compat nodes tableau target methods",
-    "denoiser integrate adaptive convergence noise analytic latent loss discrete calibrate "
-    "trajectory nets "
-    "conventions candidates",
+    "denoiser clipping integrate adaptive convergence noise analytic latent loss discrete "
+    "calibrate trajectory nets conventions candidates",
     "data images train checkpoints evaluate backends generate inputs encoded codec checks interop "
     "model pipeline loading sampler export fitting",
     "cli web",

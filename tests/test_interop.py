@@ -15,7 +15,8 @@ from diffusers import (
 )
 
 import ddim
-from ddim.denoiser import Clipping, NetworkDenoiser
+from ddim.clipping import Clipping
+from ddim.denoiser import NetworkDenoiser
 from ddim.errors import InputError
 from ddim.integrate import final, integrate
 from ddim.interop import diffusers_scheduler

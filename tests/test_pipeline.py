@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 import ddim
-from ddim.denoiser import Clipping
+from ddim.clipping import Clipping
 from ddim.errors import InputError
 from ddim.generate import sample
 from ddim.loading import load, shipped

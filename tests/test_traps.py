@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ddim.analytic import Gaussian
-from ddim.denoiser import Clip, NetworkDenoiser, Prediction
+from ddim.clipping import Clip
+from ddim.denoiser import NetworkDenoiser, Prediction
 from ddim.integrate import final, integrate
 from ddim.methods.ddim import ddim, ddpm
 from ddim.nodes import quadratic, uniform

@@ -19,16 +19,8 @@ _WHERE = {
     "tableau": ["Row", "State", "Tableau"],
     "methods": ["METHODS", "make_tableau"],
     "target": ["Target"],
-    "denoiser": [
-        "Clip",
-        "Clipping",
-        "Denoiser",
-        "Guided",
-        "Inpaint",
-        "NetworkDenoiser",
-        "Prediction",
-        "Threshold",
-    ],
+    "denoiser": ["Denoiser", "Guided", "Inpaint", "NetworkDenoiser", "Prediction"],
+    "clipping": ["Clip", "Clipping", "Threshold"],
     "latent": ["CODECS", "slerp"],
     "convergence": ["measured_order"],
     "adaptive": ["Adaptive", "solve_adaptively"],
@@ -67,17 +59,17 @@ if TYPE_CHECKING:
     from ddim.checkpoints import Hints as Hints
     from ddim.checks import Finding as Finding
     from ddim.checks import check_model as check_model
+    from ddim.clipping import Clip as Clip
+    from ddim.clipping import Clipping as Clipping
+    from ddim.clipping import Threshold as Threshold
     from ddim.codec import decode as decode
     from ddim.codec import encode as encode
     from ddim.convergence import measured_order as measured_order
-    from ddim.denoiser import Clip as Clip
-    from ddim.denoiser import Clipping as Clipping
     from ddim.denoiser import Denoiser as Denoiser
     from ddim.denoiser import Guided as Guided
     from ddim.denoiser import Inpaint as Inpaint
     from ddim.denoiser import NetworkDenoiser as NetworkDenoiser
     from ddim.denoiser import Prediction as Prediction
-    from ddim.denoiser import Threshold as Threshold
     from ddim.discrete import DiscreteStep as DiscreteStep
     from ddim.discrete import discrete_loss as discrete_loss
     from ddim.discrete import sample_discrete as sample_discrete

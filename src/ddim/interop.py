@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ddim.checkpoints.scheduler import parse_scheduler, scheduler_config
-from ddim.denoiser import Clipping, Prediction
+from ddim.clipping import Clipping
+from ddim.denoiser import Prediction
 from ddim.errors import InputError
 from ddim.integrate import Request, Step, run
 from ddim.methods import make_tableau

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddim.clipping import Clipping
 from ddim.conventions import Adapted, Conventions
-from ddim.denoiser import Clipping
 from ddim.errors import InputError
 from ddim.nets import UNet
 from ddim.pipeline import Pipeline, bare

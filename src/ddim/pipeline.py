@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ddim.checkpoints import write_folder
-from ddim.denoiser import Clipping, Denoiser, Guided, NetworkDenoiser
+from ddim.clipping import Clipping
+from ddim.denoiser import Denoiser, Guided, NetworkDenoiser
 from ddim.errors import InputError
 from ddim.nets import UNet
 from ddim.schedule import Schedule

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddim.checkpoints import read_folder, write_folder
 from ddim.checkpoints.diffusers import read_scheduler
-from ddim.denoiser import Clipping
+from ddim.clipping import Clipping
 from ddim.generate import generate
 from ddim.loading import load
 from ddim.methods import make_tableau

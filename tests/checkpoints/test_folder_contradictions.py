@@ -188,7 +188,7 @@ def test_a_schedule_of_the_wrong_type_in_our_own_record(tmp_path, refuses):
 
 
 def test_the_old_eps_is_remembered(tmp_path):
-    from ddim.denoiser import Clipping
+    from ddim.clipping import Clipping
 
     config = UNetConfig(**SMALL)
     clipping = Clipping("clip", stale_eps=True)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ddim.checkpoints import Hints, read_foreign
-from ddim.denoiser import Clipping, NetworkDenoiser
+from ddim.clipping import Clipping
+from ddim.denoiser import NetworkDenoiser
 from ddim.generate import sample
 from ddim.loading import load
 from ddim.schedule import Schedule

@@ -12,7 +12,7 @@ import torch
 from ddim.checkpoints import Hints, read_foreign
 from ddim.checkpoints.official import official_config, official_picks
 from ddim.checkpoints.weights import Shapes, unfilled
-from ddim.denoiser import Clipping
+from ddim.clipping import Clipping
 from ddim.generate import sample
 from ddim.loading import load
 from ddim.nets import UNet, UNetConfig

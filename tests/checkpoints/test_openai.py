@@ -12,7 +12,8 @@ from ddim.checkpoints import Hints, read_foreign
 from ddim.checkpoints.openai import read_openai
 from ddim.checkpoints.openai_layout import NOTEBOOK, OPENAI, openai_picks
 from ddim.checkpoints.weights import unfilled
-from ddim.denoiser import Clipping, NetworkDenoiser
+from ddim.clipping import Clipping
+from ddim.denoiser import NetworkDenoiser
 from ddim.loading import load
 from ddim.nets import UNet, UNetConfig
 from ddim.nets.unet import count_flops

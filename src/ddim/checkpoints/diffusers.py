@@ -18,7 +18,7 @@ from torch import Tensor
 from ddim.checkpoints.scheduler import read_scheduler, scheduler_config
 from ddim.checkpoints.tensors import read_pickle, read_safetensors, tensors_of
 from ddim.checkpoints.weights import fill, unfilled
-from ddim.denoiser import Clipping
+from ddim.clipping import Clipping
 from ddim.errors import InputError
 from ddim.files import read_json, replacing, write_json
 from ddim.nets import UNet, UNetConfig

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddim.checkpoints.record import Hints, Loaded
 from ddim.checkpoints.weights import Shapes, fill, unfilled
-from ddim.denoiser import Clipping
+from ddim.clipping import Clipping
 from ddim.errors import InputError
 from ddim.nets.lucid import LucidConfig, LucidUnet
 from ddim.schedule import Schedule

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddim.checkpoints.record import Hints, Loaded
 from ddim.checkpoints.weights import Pick, Shapes, fill, unfilled
-from ddim.denoiser import Clipping
+from ddim.clipping import Clipping
 from ddim.errors import InputError
 from ddim.nets import UNet, UNetConfig
 from ddim.schedule import Schedule

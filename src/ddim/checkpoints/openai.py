@@ -24,7 +24,7 @@ from torch import Tensor
 from ddim.checkpoints.openai_layout import NOTEBOOK, OPENAI, Names, openai_config, openai_picks
 from ddim.checkpoints.record import Hints, Loaded
 from ddim.checkpoints.weights import Shapes, fill, unfilled
-from ddim.denoiser import Clipping
+from ddim.clipping import Clipping
 from ddim.errors import InputError
 from ddim.nets import UNet, UNetConfig
 from ddim.schedule import Schedule

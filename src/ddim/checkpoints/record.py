@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ddim.denoiser import Clipping
+from ddim.clipping import Clipping
 from ddim.errors import InputError
 from ddim.schedule import Schedule
 from ddim.target import Target

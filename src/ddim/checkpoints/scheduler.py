@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ddim.denoiser import Clipping
+from ddim.clipping import Clipping
 from ddim.errors import InputError
 from ddim.files import read_json
 from ddim.schedule import Schedule

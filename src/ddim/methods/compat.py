@@ -52,7 +52,7 @@ def diffusers_ddim(
 
     On nodes that chain, as ``diffusers-leading`` does, it is DDIM. On rising nodes it is
     DDIMInverseScheduler: what lies at k - ⌊T/S⌋ is shown to the network at the time of k. (Its
-    clipping keeps the old eps: :class:`ddim.denoiser.StaleEps`.)
+    clipping keeps the old eps: :class:`ddim.clipping.StaleEps`.)
 
     Args:
         schedule: the noise schedule.
