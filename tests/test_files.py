@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -17,6 +18,15 @@ def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("told", [None, "data.bin"])
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, told):
+    """The system names none; a file that an error does name is another one, read for this."""
+    path = tmp_path / "weights.bin"
+    with pytest.raises(OSError, match="No space") as raised, replacing(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), told)
+    assert raised.value.filename == (told or str(path))
 
 
 def test_until_the_end_readers_see_the_old_file(tmp_path):

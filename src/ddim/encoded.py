@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddim.errors import InputError
-from ddim.files import replacing
+from ddim.files import write_bytes
 from ddim.latent import decoder, slerp, tensors_of
 from ddim.pipeline import Pipeline
 from ddim.schedule import Schedule
@@ -125,8 +125,7 @@ class Latents:
         facts |= {"schedule": dict(self.schedule), "dtype": str(self.dtype).removeprefix("torch.")}
         text = json.dumps(facts)
         metadata = {"format": _FORMAT, "ddim": text, "sha256": _checksum(text)}
-        with replacing(Path(path)) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+        write_bytes(Path(path), safetensors.torch.save(tensors, metadata))
 
     @classmethod
     def load(cls, path: Path | str) -> Latents:

@@ -27,6 +27,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed onto it at the end; removed if anything fails.
 
     The folder is made if need be. The suffix stays, for writers that go by it.
+
+    Raises:
+        OSError: whatever failed; it names ``path`` where the system named no file, as for a full
+            disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +45,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

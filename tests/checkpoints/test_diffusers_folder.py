@@ -112,7 +112,7 @@ def test_a_failure_leaves_the_old_weights_and_no_temporary(folder, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="No space left"):
         write(folder)
     assert (folder / "unet" / WEIGHTS).read_bytes() == before

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 
@@ -69,6 +70,37 @@ def test_help_of_a_verb(ddim, verb):
     assert {"convert": "DEST", "checks": "MODEL", "calibrate": "MODEL"}.get(
         verb, "--output"
     ) in answer.out
+
+
+@pytest.mark.parametrize(
+    ("verb", "written"),
+    [
+        ("convert", "out/unet/diffusion_pytorch_model.safetensors"),
+        ("encode", "out.safetensors"),
+        ("train", "out/checkpoint.safetensors"),
+    ],
+)
+def test_a_write_that_the_system_refuses_names_the_file(
+    fails, tiny, noise_data, tmp_path, verb, written
+):
+    """Not a simulated error: a limit on the size of files, which tensors are the first to pass."""
+    arguments = {
+        "convert": (tiny, "out"),
+        "encode": ("--model", tiny, "--data", noise_data, "-n", 40, "--steps", 2, "--quiet"),
+        "train": ("--data", noise_data, "--channels", 8, 16, "--groups", 4, "--images", 64),
+    }[verb]
+    if verb == "encode":
+        arguments += ("--output", written)
+    if verb == "train":
+        arguments += ("--output", "out", "--quiet")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        line = fails(1, "", verb, *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert line == f"ddim {verb}: cannot write or read {written}: {os.strerror(errno.EFBIG)}"
+    assert not [path for path in tmp_path.rglob("*.safetensors*") if path.is_file()]
 
 
 def test_unknown_verb(fails):

@@ -20,7 +20,7 @@ from ddim.checkpoints.tensors import read_pickle, read_safetensors, tensors_of
 from ddim.checkpoints.weights import fill, unfilled
 from ddim.clipping import Clipping
 from ddim.errors import InputError
-from ddim.files import read_json, replacing, write_json
+from ddim.files import read_json, write_bytes, write_json
 from ddim.nets import UNet, UNetConfig
 from ddim.schedule import Schedule
 from ddim.target import Target
@@ -210,13 +210,13 @@ def write_folder(
         "unet": ["diffusers", "UNet2DModel"],
     }
     unet = {"_class_name": "UNet2DModel", "_diffusers_version": "0.33.0", **config.to_json()}
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    write_json(folder / "unet" / "config.json", unet)
-    write_json(folder / "model_index.json", index)
     own: dict[str, Any] = {**facts, "schedule": dict(schedule.spec)}
     if clipping.stale_eps:
         own["stale_eps"] = True
-    write_json(folder / FACTS, own)
+    # What may not fit on the disk comes first, what makes the folder a model comes last.
     tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
-    with replacing(folder / "unet" / WEIGHTS) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+    write_bytes(folder / "unet" / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
+    write_json(folder / "unet" / "config.json", unet)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / FACTS, own)
+    write_json(folder / "model_index.json", index)

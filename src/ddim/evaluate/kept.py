@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ddim.errors import InputError
 from ddim.evaluate.cells import Cell
 from ddim.evaluate.features import Extractor
 from ddim.evaluate.statistics import Statistics
-from ddim.files import read_json, replacing, write_json
+from ddim.files import read_json, write_bytes, write_json
 
 __all__ = ["CellFiles", "load_images", "save_images"]
 
@@ -35,8 +35,7 @@ def load_images(path: Path) -> Tensor:
 
 def save_images(path: Path, images: Tensor) -> None:
     """Write a tensor of images, whole or not at all."""
-    with replacing(path) as temporary:
-        save_file({"images": images}, temporary)
+    write_bytes(path, save({"images": images}))
 
 
 @dataclasses.dataclass(frozen=True)

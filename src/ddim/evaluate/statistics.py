@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ddim.errors import InputError
 from ddim.evaluate.features import Extractor, Identity
 from ddim.evaluate.frechet import FeatureStatistics
-from ddim.files import replacing
+from ddim.files import write_bytes
 
 __all__ = ["KEEP", "Statistics"]
 
@@ -170,8 +170,7 @@ class Statistics:
             "features": self._features,
         }
         metadata = {"format": _FORMAT, "statistics": json.dumps(facts)}
-        with replacing(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata)
+        write_bytes(Path(path), save(tensors, metadata))
 
     @classmethod
     def load(cls, path: Path | str, like: Extractor | None = None) -> Statistics:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim.errors import InputError
-from ddim.files import replacing
+from ddim.files import write_bytes
 from ddim.train.config import TrainConfig
 from ddim.train.loop import TrainState
 
@@ -53,8 +53,7 @@ def save_checkpoint(
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     header = {"config": config.to_json(), "step": state.step, "facts": dict(facts)}
     metadata = {"format": _FORMAT, "ddim": json.dumps(header)}
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+    write_bytes(path, safetensors.torch.save(tensors, metadata))
 
 
 def is_checkpoint(path: Path) -> bool:
