@@ -210,3 +210,12 @@ def test_refusals(refuses):
         Mixture(torch.zeros(2, 2), 0.1, torch.tensor([1.0, 0.0]))
     with refuses("weights must be 2 positive numbers"):
         Mixture(torch.zeros(2, 2), 0.1, torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_states_of_another_precision_keep_it(dtype):
+    data = Empirical(randn(3, 2, 4).float())
+    x = randn(5, 2, 4, seed=1).to(dtype)
+    found = data(x, LEVELS[0])
+    assert found.x0.dtype == found.eps.dtype == dtype
+    torch.testing.assert_close(found.x0, data(x.float(), LEVELS[0]).x0.to(dtype))

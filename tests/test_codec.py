@@ -197,15 +197,24 @@ def test_bad_images(images):
         encode(model(), images / 0, steps=5)
 
 
+@pytest.mark.parametrize("family", ["uniform", "quadratic", "trailing", "log-snr"])
 @pytest.mark.parametrize("steps", range(1, 51))
-def test_implicit_ends_at_node_one_for_every_number_of_steps(steps):
-    if steps == 50:
-        nodes = codec_nodes(model(), "implicit", steps=steps)
-        assert nodes == tuple(range(50, 0, -1))
-        return
-    nodes = codec_nodes(model(), "implicit", steps=steps)
+def test_implicit_ends_at_node_one_for_every_number_of_steps(steps, family):
+    """Of T steps the last has no inverse, and there is no node to put in its place."""
+    nodes = codec_nodes(model(), "implicit", family, steps)
     assert nodes[0] == 50 and nodes[-1] == 1
-    assert len(nodes) in (steps, steps + 1)
+    assert all(a > b for a, b in zip(nodes, nodes[1:], strict=False))
+    assert len(nodes) - 1 == min(steps, 49)
+
+
+def test_what_cannot_be_encoded(images, refuses):
+    with refuses("there are no images"):
+        encode(model(), images[:0], steps=3)
+    for codec in ("obelm", "implicit"):
+        with refuses("tile must be at least 1, not 0"):
+            encode(model(), images, steps=3, codec=codec, tile=0)
+    with refuses("iterations must be at least 1, not 0"):
+        encode(model(), images, steps=3, codec="implicit", iterations=0)
 
 
 def test_not_latents(tmp_path):
@@ -374,7 +383,7 @@ def test_trap_codecs_begin_where_something_is_left_of_the_image(codec, kind, ste
     schedule = SCHEDULES[kind]
     pipeline = ddim.Pipeline(Exactly(schedule), schedule, "eps", (2, 32))
     nodes = codec_nodes(pipeline, codec, steps=steps)
-    assert len(nodes) == steps + 1 or codec == "implicit"
+    assert len(nodes) == steps + 1 or (codec == "implicit" and nodes[0] == steps)
     assert schedule.rho[nodes[0]] <= 200 < (schedule.rho[nodes[0] + 1 :][:1] or [201])[0]
     x = 0.1 + 0.5 * torch.randn(4, 2, 32, generator=torch.Generator().manual_seed(0))
     latents = encode(pipeline, x, steps=steps, codec=codec)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ddim.analytic import Gaussian
 from ddim.clipping import Clip, Clipping, Threshold
-from ddim.denoiser import Guided, NetworkDenoiser, Prediction
+from ddim.denoiser import Guided, Inpaint, NetworkDenoiser, Prediction
 from ddim.integrate import final, integrate
 from ddim.methods import make_tableau
 from ddim.nets import UNet, UNetConfig
@@ -399,3 +399,36 @@ def test_refusals(refuses):
             Threshold(base, ratio, largest)
     with refuses("unknown target"):
         NetworkDenoiser(wide, "noise")
+
+
+@pytest.mark.parametrize("changed", ["linear_2", "time_emb_proj", "assigned", "assigned twice"])
+def test_the_times_are_embedded_anew_when_any_weight_behind_them_changes(changed):
+    net = tiny_unet().requires_grad_(False)
+    x, denoiser = torch.ones(1, 1, 8, 8), NetworkDenoiser(net)
+    before = denoiser(x, LEVEL).eps
+    with torch.no_grad():
+        if changed == "linear_2":
+            net.time_embedding.linear_2.bias.add_(1)
+        elif changed == "time_emb_proj":
+            net.mid_block.resnets[0].time_emb_proj.weight.mul_(2)
+        for _ in range(
+            ("assigned", "assigned twice").index(changed) + 1 if "ass" in changed else 0
+        ):
+            assigned = {k: v * 0.9 for k, v in net.state_dict().items()}
+            net.load_state_dict(assigned, assign=True)
+            net.requires_grad_(False)
+    after = denoiser(x, LEVEL).eps
+    assert not torch.equal(after, before)
+    assert torch.equal(after, NetworkDenoiser(net)(x, LEVEL).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("method", ["ddim", "plms"])
+def test_known_pixels_leave_the_states_in_their_precision(dtype, method):
+    schedule = Schedule.linear(500)
+    keep = torch.arange(16).view(1, 1, 4, 4) < 8
+    denoiser = Inpaint(Gaussian(0.0, 1.0), torch.full((1, 1, 4, 4), 0.25), keep)
+    tableau = make_tableau(schedule, (500, 250, 100, 0), method)
+    steps = list(integrate(denoiser, tableau, torch.ones(1, 1, 4, 4, dtype=dtype)))
+    assert {step.x.dtype for step in steps} == {dtype}
+    assert (steps[-1].x[keep] == 0.25).all()

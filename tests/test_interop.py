@@ -346,3 +346,17 @@ def test_trap_an_eta_that_the_sampler_does_not_have_is_refused(unet):
     for scheduler in (diffusers_scheduler(theirs), diffusers_scheduler(theirs, "unipc")):
         with pytest.raises(InputError, match="made without η = 1"):
             drawn(scheduler, 1.0)
+
+
+def test_a_state_that_was_handed_out_stays_what_it_is():
+    """What a pipeline makes of it before the next step goes into the sampler, not back into it."""
+    scheduler = diffusers_scheduler(ddim.Schedule.linear(1000), "dpmpp")
+    scheduler.set_timesteps(4)
+    x = torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    handed, copies = [], []
+    for t in scheduler.timesteps:
+        state = scheduler.step(0.1 * x + 0.2, t, x).prev_sample
+        handed.append(state)
+        copies.append(state.clone())
+        x = 0.5 * state + 0.1
+    assert all(map(torch.equal, handed, copies))

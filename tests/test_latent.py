@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ddim.analytic import Mixture
+from ddim.analytic import Empirical, Mixture
 from ddim.errors import InputError
 from ddim.integrate import final, integrate
 from ddim.latent import CODECS, decoder, encoder, solve_encoding, tensors_of
@@ -112,3 +112,27 @@ def test_refusals():
         decoder(SCHEDULE, (500, 0), "obelm")
     with pytest.raises(InputError, match="α = 0"):
         decoder(SCHEDULE.rescaled_to_zero_snr(), (500, 250, 0), "obelm")
+
+
+def test_an_image_that_is_solved_does_not_stop_the_others_of_its_batch():
+    """It stands still, to the bit, while they go on: its least squares are all zeros."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(5, 1, 8, 8, generator=generator) * 2 - 1
+    other = torch.rand(1, 1, 8, 8, generator=generator) * 2 - 1
+    schedule = Schedule.linear(1000)
+    nodes = (*uniform(schedule, 10)[:-1], 1)
+    solved = list(
+        solve_encoding(Empirical(images), schedule, nodes, torch.cat([images[:1], other]))
+    )
+    residuals = torch.stack([step.residual for step in solved])
+    assert residuals[0, 1] > 0.1  # a step that has no solution, which it says
+    assert residuals[:, 0].max() < 5e-5 and residuals[-1, 1] < 5e-5
+
+
+def test_a_step_without_a_network_call_is_refused(refuses):
+    with refuses("iterations must be at least 1, not 0"):
+        next(
+            solve_encoding(
+                Mixture(torch.zeros(1, 4)), SCHEDULE, (2, 1), torch.zeros(1, 4), iterations=0
+            )
+        )

@@ -246,6 +246,24 @@ def test_derived_seeds_differ_and_fit_a_generator():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
+def test_torchs_default_precision_changes_nothing():
+    expected = Noise(1, [2], (3,))(0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert same_bytes(Noise(1, [2], (3,))(0), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint64])
+def test_numpys_indices_are_numbers_like_others(kind):
+    """On every device: the words of an index are taken of Python's integers."""
+    noise = Noise(kind(5), np.arange(3, dtype=kind), (4,))
+    assert {type(i) for i in (noise.seed, *noise.images)} == {int}
+    assert same_bytes(noise(1), Noise(5, range(3), (4,))(1))
+    assert torch.equal(_words(noise.images, CPU), _words(range(3), CPU))
+
+
 @pytest.mark.gpu
 def test_on_cuda():
     cuda = torch.device("cuda")

@@ -15,7 +15,7 @@ from ddim.generate import sample
 from ddim.loading import load, shipped
 from ddim.nets import UNet, UNetConfig
 from ddim.pipeline import Pipeline
-from ddim.sampler import make_sampler
+from ddim.sampler import calibration_of, make_sampler
 from ddim.schedule import Schedule
 from ddim.target import Target
 from ddim.train.config import TrainConfig
@@ -258,6 +258,30 @@ def test_moving_and_precision(tmp_path):
     double = loaded.to(dtype=torch.float64)
     assert next(double.net.parameters()).dtype == torch.float64
     assert double.schedule is loaded.schedule
+
+
+def test_the_identity_does_not_depend_on_the_processor():
+    """NumPy's exp and log differ between processors in the last bits, and schedules with them."""
+    model = pipeline()
+    alpha, sigma = model.schedule.alpha, model.schedule.sigma
+
+    def other(alpha: np.ndarray, sigma: np.ndarray) -> str:
+        return dataclasses.replace(model, schedule=Schedule.from_alpha_sigma(alpha, sigma)).identity
+
+    for towards in (0.0, 1.0):
+        moved = np.where((alpha > 0) & (alpha < 1), np.nextafter(alpha, towards), alpha)
+        assert (moved != alpha).any()
+        assert other(moved, sigma) == model.identity
+    noisier = np.append(sigma[:-1], sigma[-1] * (1 + 1e-6))
+    assert other(alpha, noisier) != model.identity
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_calibration_is_of_the_shipped_weights(name):
+    model = load(name)
+    assert name != "mnist" or model.calibration is not None
+    if model.calibration is not None and model.calibration.exists():
+        assert calibration_of(model).identity == model.identity
 
 
 def test_in_bfloat16_a_model_keeps_its_identity_and_its_calibration():

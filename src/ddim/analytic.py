@@ -93,14 +93,15 @@ class Mixture:
         return logits.softmax(dim=1)
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:
-        """Predict; see :class:`~ddim.Denoiser`."""
-        weight = self.responsibilities(x, level)
+        """Predict, in the precision of the means; see :class:`~ddim.Denoiser`."""
+        state = x.to(self.means.dtype)
+        weight = self.responsibilities(state, level)
         total = level.alpha**2 * self.variance + level.sigma**2
         gain = level.alpha * self.variance / total
         # Each component's posterior mean is (1 - αg)·m + g·x.
         kept = (weight * (1 - level.alpha * gain)) @ self.means.flatten(1)
-        x0 = kept + (weight * gain).sum(1, keepdim=True) * x.flatten(1)
-        return _predict(x0.view_as(x), x, level)
+        x0 = kept + (weight * gain).sum(1, keepdim=True) * state.flatten(1)
+        return _predict(x0.view_as(x).to(x.dtype), x, level)
 
 
 class Empirical(Mixture):

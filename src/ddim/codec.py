@@ -14,7 +14,7 @@ from torch import Tensor
 from ddim.denoiser import NetworkDenoiser
 from ddim.encoded import DTYPES, Latents
 from ddim.errors import InputError
-from ddim.generate import default_tile, generate, tiles
+from ddim.generate import generate, tile_size, tiles
 from ddim.inputs import check_finite, check_images, check_labels, one_each
 from ddim.latent import decoder, encoder, solve_encoding, tensors_of
 from ddim.nodes import check_nodes, make_nodes
@@ -64,7 +64,10 @@ def codec_nodes(
         steps = min(50, schedule.T)
     listed = make_nodes(schedule, nodes, steps)
     if codec == "implicit" and not explicit:
-        # The jump to the data has no inverse. At S = T node 1 is there already.
+        # The jump to the data has no inverse. Where node 1 is there already the steps are those of
+        # one more without that jump; at S = T there is no more, and S - 1 are left.
+        if listed[-2] == 1:
+            listed = make_nodes(schedule, nodes, min(len(listed), schedule.T))
         listed = listed[:-1] if listed[-2] == 1 else (*listed[:-1], 1)
         if len(listed) < 2:
             raise InputError("the implicit codec needs at least two nodes above the data")
@@ -121,13 +124,15 @@ def encode(
     if dtype not in DTYPES.values():
         raise InputError(f"latents are float32 or float64, not {dtype}")
     check_images(pipeline, images, len(images))
+    if len(images) == 0:
+        raise InputError("there are no images to encode")
     if images.max() > FARTHEST and images.min() >= 0:
         raise InputError(
             f"images are in [-1, 1]; these are from {images.min():.4g} to {images.max():.4g}: "
             "ddim.from_pixels makes them of bytes"
         )
     listed = codec_nodes(pipeline, codec, nodes, steps)
-    size = default_tile(pipeline.shape, pipeline.device) if tile is None else tile
+    size = tile_size(pipeline, tile)
     latents = Latents(
         (images,) * tensors_of(codec),
         codec,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -150,17 +151,26 @@ class _Memo:
     """What a network makes of the times, as long as its weights stay as they are."""
 
     def __init__(self) -> None:
+        self.net: UNet | None = None
+        self.layers: list[nn.Linear] = []
+        self.weights: list[Tensor] = []
         self.mark: object = None
         self.kept: dict[float, Tensor] = {}
 
     def of(self, net: UNet) -> dict[float, Tensor]:
-        weight = net.time_embedding.linear_1.weight
-        # An optimizer changes all weights at once, and in place.
-        version = None if weight.is_inference() else weight._version
-        mode = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        mark = (version, weight.dtype, weight.device, weight.requires_grad, mode)
-        if mark != self.mark:
-            self.mark, self.kept = mark, {}
+        if net is not self.net:
+            self.net, self.layers = net, net.time_layers()
+        weights = [p for layer in self.layers for p in (layer.weight, layer.bias)]
+        # Changed in place, moved, or others; held, so that no other takes the place of one.
+        same = len(weights) == len(self.weights) and all(map(operator.is_, weights, self.weights))
+        mark = (
+            [None if w.is_inference() else w._version for w in weights],
+            [(w.data_ptr(), w.dtype, w.device, w.requires_grad) for w in weights],
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+        )
+        if not same or mark != self.mark:
+            self.weights, self.mark, self.kept = weights, mark, {}
         return self.kept
 
 
@@ -230,4 +240,5 @@ class Inpaint:
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         """Predict; see :class:`Denoiser`."""
         prediction = self.denoiser(x, level)
-        return prediction.with_x0(torch.where(self.keep, self.images, prediction.x0), x, level)
+        known = self.images.to(prediction.x0)
+        return prediction.with_x0(torch.where(self.keep, known, prediction.x0), x, level)

@@ -27,6 +27,7 @@ __all__ = [
     "generate",
     "noised",
     "sample",
+    "tile_size",
     "tiles",
 ]
 
@@ -62,6 +63,19 @@ def default_tile(shape: Sequence[int], device: torch.device) -> int:
     if device.type == "cpu":
         return 8 if pixels <= 64 * 64 else 1
     return max(1, min(512, 512 * 32 * 32 // pixels))
+
+
+def tile_size(pipeline: Pipeline, tile: int | None) -> int:
+    """How many images in one network call: ``tile``, or :func:`default_tile` for None.
+
+    Raises:
+        InputError: below 1.
+    """
+    if tile is None:
+        return default_tile(pipeline.shape, pipeline.device)
+    if tile < 1:
+        raise InputError(f"tile must be at least 1, not {tile}")
+    return tile
 
 
 def tiles(n: int, size: int) -> Iterator[tuple[list[int], int]]:
@@ -118,9 +132,7 @@ def generate(
     n = len(indices)
     if n < 1:
         raise InputError(f"the number of images must be at least 1, not {n}")
-    size = default_tile(pipeline.shape, pipeline.device) if tile is None else tile
-    if size < 1:
-        raise InputError(f"tile must be at least 1, not {size}")
+    size = tile_size(pipeline, tile)
     label_tensor = check_labels(pipeline, labels, n)
     pipeline.denoiser(label_tensor, guidance, clip)
     Noise(seed, indices, pipeline.shape)
@@ -281,7 +293,7 @@ def sample(
     if progress:
         from tqdm import tqdm
 
-        size = default_tile(pipeline.shape, pipeline.device) if tile is None else tile
+        size = tile_size(pipeline, tile)
         drawn = tqdm(drawn, total=-(-n // size) * len(tableau.rows), unit="step")
     parts = [event.images.to("cpu", torch.float32) for event in drawn if event.images is not None]
     found = torch.cat(parts)

@@ -145,8 +145,7 @@ def diffusers_scheduler(
                     "all timesteps in their order, each once"
                 )
             # What the pipeline did to the state in between, such as inpainting, is kept.
-            if sample is not self._request.x:
-                self._request.x.copy_(sample)
+            self._request.x.copy_(sample)
             event = self._exchange.send(self._predict(model_output, sample, level))
             self._request, state = self._until_asked(event)
             if self._request is None:
@@ -176,7 +175,8 @@ def diffusers_scheduler(
                 event = next(self._exchange, None)
                 if event is None:
                     return None, result.outputs[0]
-            return event, event.x
+            # A copy: the state itself takes what the pipeline makes of it, this stays what it is.
+            return event, event.x.clone()
 
         def _predict(self, output: Tensor, sample: Tensor, level: Level) -> Prediction:
             var = None

@@ -217,11 +217,13 @@ def solve_encoding(
         nodes: falling, the last at least 1.
         x: the images, taken for states at the last node; shape (N, *).
         tolerance: RMS of the residual at which a step is done; 100 units of rounding if None.
-        iterations: network calls a step, at most.
+        iterations: network calls a step, at most; at least 1.
 
     Raises:
-        InputError: nodes that end at 0 or start where α = 0.
+        InputError: nodes that end at 0 or start where α = 0, or no iterations.
     """
+    if iterations < 1:
+        raise InputError(f"iterations must be at least 1, not {iterations}")
     if nodes[-1] == 0 or nodes[-1] > nodes[0]:
         raise InputError("the implicit codec needs falling nodes that end at node 1 or above")
     if schedule.alpha[nodes[0]] == 0:
@@ -287,7 +289,9 @@ def _anderson(
         dx = torch.stack([(p - q).flatten(1) for p, q in zip(xs[1:], xs, strict=False)], 1)
         gram = df @ df.transpose(1, 2)
         ridge = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None] * 10 * torch.finfo(x.dtype).eps
-        gram = gram + torch.diag_embed((ridge + 1e-300).expand(-1, gram.shape[1]))
+        # An image that is solved stands still: without the last term its matrix is all zeros.
+        ridge = ridge + torch.finfo(x.dtype).tiny
+        gram = gram + torch.diag_embed(ridge.expand(-1, gram.shape[1]))
         weights = torch.linalg.solve(gram, (df @ f[:, :, None]))
         step = f - (weights * (df + dx)).sum(1)
         x = x + step.view_as(x)

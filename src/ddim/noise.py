@@ -59,7 +59,7 @@ class Noise:
         for name, value in (("seed", seed), *(("image index", i) for i in images)):
             if not (isinstance(value, int | np.integer) and 0 <= value < 2**64):
                 raise InputError(f"the {name} must be from 0 to 2⁶⁴ - 1 and whole, not {value}")
-        self.seed, self.images, self.shape = seed, tuple(images), tuple(shape)
+        self.seed, self.images, self.shape = int(seed), tuple(map(int, images)), tuple(shape)
         self.device, self.dtype = torch.device(device), dtype
         # Copied to the device here, once: a copy at every step would wait for it.
         self._words = _words(self.images, self.device) if self.device.type == "cuda" else None
@@ -70,7 +70,7 @@ class Noise:
         if self._words is not None:
             flat = _normal_on_device(self.seed, self._words, state, size)
         else:
-            flat = torch.empty(len(self.images), size)
+            flat = torch.empty(len(self.images), size, dtype=torch.float32, device="cpu")
             for row, image in zip(flat.numpy(), self.images, strict=True):
                 # As uint64, because NumPy would take a list with numbers above 2⁶³ through float64.
                 key = np.array([self.seed, image], dtype=np.uint64)

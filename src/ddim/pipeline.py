@@ -88,9 +88,9 @@ class Pipeline:
     def identity(self) -> str:
         """SHA-256 of what decides the images: weights, schedule and target, in hexadecimal.
 
-        The same on every device and in every precision that holds the weights whole, and of a
-        network before and after ``torch.compile``. Latents and other files that are only good for
-        one model carry it. It is computed again when weights were changed, as by an optimizer;
+        The same on every machine and device, in every precision that holds the weights whole, and
+        of a network before and after ``torch.compile``. Latents and other files that are only good
+        for one model carry it. It is computed again when weights were changed, as by an optimizer;
         what is written through ``.data`` goes unseen.
         """
         versions = self._versions()
@@ -99,8 +99,9 @@ class Pipeline:
             net = bare(self.net)
             if isinstance(net, UNet):  # heads and time scale are not in the weights
                 digest.update(json.dumps(net.config.to_json(), sort_keys=True).encode())
+            # The last bits of float64 are the processor's own: exp and log differ there.
             for values in (self.schedule.alpha, self.schedule.sigma):
-                digest.update(np.ascontiguousarray(values).tobytes())
+                digest.update(values.astype(np.float32).tobytes())
             # Parts of it may be compiled, too.
             weights = {n.replace("_orig_mod.", ""): v for n, v in net.state_dict().items()}
             for name, value in sorted(weights.items()):

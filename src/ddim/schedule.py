@@ -102,7 +102,9 @@ class Schedule:
             T: number of noising steps, ≥ 1.
             beta_start: β of the first step.
             beta_end: β of the last step.
-            scaled: multiply both by 1000/T, which keeps ᾱ_T about the same for every T.
+            scaled: multiply both by 1000/T, which keeps ᾱ_T about the same for T of 100 and more
+                (4e-5, at T = 100 half of it); for fewer it falls, and at T = 1000·beta_end the
+                last β is 1: zero terminal SNR.
 
         Example:
             >>> Schedule.linear(500, scaled=True).betas[[0, -1]].round(6).tolist()

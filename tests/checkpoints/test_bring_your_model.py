@@ -55,7 +55,7 @@ def files(plain, tmp_path_factory):
 def test_every_snippet_runs_in_order(files, monkeypatch, capsys):
     monkeypatch.chdir(files)
     module = import_module("ddim.generate")  # ddim.generate is the function
-    monkeypatch.setattr(module, "default_tile", lambda *_: 2)  # no padding up to eight
+    monkeypatch.setattr(module, "tile_size", lambda *_: 2)  # no padding up to eight
     blocks = re.findall(r"```(python|console)\n(.*?)```", PAGE, re.DOTALL)
     assert [kind for kind, _ in blocks].count("python") == 11
     for kind, text in blocks:

@@ -250,6 +250,29 @@ def test_bits_of_a_class_conditional_model_use_the_labels(conditional, tmp_path)
     assert right != pytest.approx(wrong, rel=1e-6)
 
 
+@pytest.mark.parametrize("other", ["pixels", "labels", "number", "precision"])
+def test_bits_of_other_data_in_memory_are_refused(conditional, tmp_path, refuses, other):
+    """No file stands for it, so that the images and labels themselves do."""
+    model, labels = load(str(conditional)), torch.arange(9) % 3
+    pixels = torch.zeros(9, 1, 8, 8, dtype=torch.uint8)
+    path = tmp_path / "bits.json"
+    made = BitsPerDimension(model, ArrayData("grey", pixels, labels, 3), 2, path, tile=2)
+    assert list(made.run()) == [2]
+    assert BitsPerDimension(model, ArrayData("same", pixels, labels, 3), 2, path, tile=2).left == 0
+    if other == "pixels":
+        pixels = pixels.index_fill(0, torch.tensor([7]), 1)
+    if other == "labels":
+        labels = (labels + 1) % 3
+    if other == "number":
+        pixels, labels = pixels[:8], labels[:8]
+    if other == "precision":
+        model = model.to(dtype=torch.bfloat16)
+    with refuses(
+        "is of another " + {"number": "data|images", "precision": "dtype"}.get(other, "data")
+    ):
+        BitsPerDimension(model, ArrayData("other", pixels, labels, 3), 2, path, tile=2)
+
+
 def test_an_existing_folder_is_left_alone(fails, arguments):
     Path("out").mkdir()
     Path("out/mine.txt").write_text("mine")

@@ -10,6 +10,7 @@ import torch
 import ddim
 from ddim.calibrate import CalibratedSampler, Calibration
 from ddim.checkpoints import write_calibration
+from ddim.clipping import Clipping
 from ddim.errors import RunError
 from ddim.evaluate import Extractor, Identity, collect, compare, teacher_tableau
 from ddim.evaluate import report as reports
@@ -334,3 +335,13 @@ def test_the_page_needs_nothing_but_itself(results):
     assert "http" not in page.replace("http-equiv", "") and "<script" not in page
     assert page.count("data:image/png;base64,") == len(results) + 1
     assert page.count("<tr>") >= 1 + 3 + len(results)
+
+
+def test_other_clipping_is_another_sweep(pipeline, reference, tmp_path, refuses):
+    """It changes every image, and no weight."""
+    cells = plan_cells(pipeline, [3])
+    finished(sweep(pipeline, tmp_path / "out", reference, cells))
+    clipped = dataclasses.replace(pipeline, clipping=Clipping("clip", 1.0))
+    assert clipped.identity == pipeline.identity
+    with refuses("sweep.json was begun with clipping"):
+        sweep(clipped, tmp_path / "out", reference, cells)

@@ -99,3 +99,10 @@ def test_refuses(pipeline, refuses):
         image_errors(torch.zeros(2, 3), torch.zeros(3, 3))
     with refuses("diverged"):
         ErrorSummary().update([math.nan])
+
+
+def test_no_images_add_nothing():
+    summary = ErrorSummary()
+    summary.update([0.1])
+    summary.update([])
+    assert (summary.count, summary.largest) == (1, 0.1)

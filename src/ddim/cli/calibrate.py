@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
     from ddim.calibrate import calibrate, most_work
     from ddim.checkpoints import read_calibration, write_calibration
-    from ddim.generate import default_tile
+    from ddim.generate import tile_size
     from ddim.trajectory import TEACHER_STEPS, follow
 
     pipeline = open_model(options.model, options)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
                 "--force to replace it"
             )
     n = options.latents
-    tile = options.tile or default_tile(pipeline.shape, pipeline.device)
+    tile = tile_size(pipeline, options.tile)
     parts = [
         _groups(pipeline, options, part, tile)
         for part in (range(n), range(n, 2 * n), range(2 * n, 4 * n))

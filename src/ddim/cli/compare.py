@@ -68,10 +68,10 @@ def main(argv: Sequence[str]) -> int:
 
     import torch
 
-    from ddim.generate import default_tile, generate
+    from ddim.generate import generate, tile_size
 
     pipeline = open_model(options.model, options)
-    tile = options.tile or default_tile(pipeline.shape, pipeline.device)
+    tile = tile_size(pipeline, options.tile)
     T = pipeline.schedule.T
     labels = None
     if pipeline.classes is not None:

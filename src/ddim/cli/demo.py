@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     from ddim import images
     from ddim.device import pick_device, set_threads
     from ddim.files import write_bytes
-    from ddim.generate import default_tile, generate
+    from ddim.generate import generate, tile_size
     from ddim.loading import load
     from ddim.methods import make_tableau
     from ddim.nodes import uniform
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
 
     set_threads(options.threads)
     pipeline = load(options.model, device=pick_device(options.device))
-    tile = default_tile(pipeline.shape, pipeline.device) if options.tile is None else options.tile
+    tile = tile_size(pipeline, options.tile)
     labels = None
     if pipeline.classes is not None:
         labels = [i % pipeline.classes for i in range(options.n)]

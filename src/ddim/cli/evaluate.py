@@ -103,10 +103,10 @@ def main(argv: Sequence[str]) -> int:
     from ddim.evaluate.bits import BitsPerDimension
     from ddim.evaluate.cells import plan_cells
     from ddim.evaluate.sweep import Sweep
-    from ddim.generate import default_tile
+    from ddim.generate import tile_size
 
     pipeline = open_model(options.model, options, options.dtype)
-    tile = options.tile or default_tile(pipeline.shape, pipeline.device)
+    tile = tile_size(pipeline, options.tile)
     cells = plan_cells(pipeline, steps, etas, listed(options.methods), listed(options.nodes))
     extractor = _extractor(options, pipeline)
     density = None

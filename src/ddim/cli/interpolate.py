@@ -138,12 +138,12 @@ def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
 
     from ddim.codec import codec_nodes, encode
     from ddim.encoded import Latents
-    from ddim.generate import default_tile
+    from ddim.generate import tile_size
     from ddim.latent import CODECS
     from ddim.noise import Noise
 
     codec = options.codec or "ddim"
-    tile = options.tile or default_tile(pipeline.shape, pipeline.device)
+    tile = tile_size(pipeline, options.tile)
     dtype = getattr(torch, options.dtype)
     if options.data:
         images, labels = read_images(options, pipeline, list(options.between))

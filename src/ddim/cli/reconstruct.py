@@ -85,9 +85,9 @@ def main(argv: Sequence[str]) -> int:
     cells = [(c, d, s) for c in options.codecs for d in options.dtypes for s in options.steps]
     for codec, _, steps in cells:
         codec_nodes(pipeline, codec, options.nodes, steps)
-    from ddim.generate import default_tile
+    from ddim.generate import tile_size
 
-    tile = options.tile or default_tile(pipeline.shape, pipeline.device)
+    tile = tile_size(pipeline, options.tile)
     resolved = options.resolved(tile=tile, n=len(images), resume=False)
     subject = _subject(pipeline, images)
     done = _earlier(output, resolved, subject) if options.resume else {}

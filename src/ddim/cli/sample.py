@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from ddim.device import pick_device, set_threads
-    from ddim.generate import default_tile, generate, noised
+    from ddim.generate import generate, noised, tile_size
     from ddim.loading import load
 
     set_threads(options.threads)
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
     pipeline = load(options.model, device=pick_device(options.device)).to(dtype=precision)
     nodes, tableau = make_sampler(options, pipeline, 50, options.strength)
     given, mask = _edited(options, pipeline)
-    tile = default_tile(pipeline.shape, pipeline.device) if options.tile is None else options.tile
+    tile = tile_size(pipeline, options.tile)
     labels = _labels(options, pipeline)
 
     # What decides the images, and not how they are asked for.

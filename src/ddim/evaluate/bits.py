@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -81,7 +82,9 @@ class BitsPerDimension:
         self.path = Path(path)
         self._about = {
             "model": pipeline.identity,
-            "data": sorted(data.checksums.values()),
+            "data": sorted(data.checksums.values()) or _digest(data),
+            "images": [len(data), *data.shape],
+            "dtype": str(pipeline.dtype).removeprefix("torch."),
             "tile": tile,
         }
         self._values: dict[str, list[float]] = {"elbo": [], "ode": []}
@@ -132,6 +135,16 @@ class BitsPerDimension:
             f"{found['elbo']} by the variational bound, {found['ode']} by the density of the "
             f"deterministic path (± standard error of {self.count:,} test images)"
         )
+
+
+def _digest(data: ImageData) -> str:
+    """SHA-256 of all images and labels, for data that no file stands for."""
+    digest = hashlib.sha256()
+    for part in torch.arange(len(data)).split(1000):
+        labels = data.labels(part)
+        digest.update(data.batch(part).numpy().tobytes())
+        digest.update(b"" if labels is None else labels.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _estimate(values: Sequence[float]) -> Estimate:

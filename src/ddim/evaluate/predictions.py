@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ddim.errors import InputError
-from ddim.generate import default_tile, tiles
+from ddim.generate import tile_size, tiles
 from ddim.inputs import check_images, check_labels
 from ddim.noise import Noise
 from ddim.pipeline import Pipeline
@@ -69,7 +69,7 @@ def check_predictions(
     for k in nodes:
         if not 1 <= k <= T:
             raise InputError(f"a node to look at is in 1..{T}, not {k}")
-    size = default_tile(pipeline.shape, pipeline.device) if tile is None else tile
+    size = tile_size(pipeline, tile)
     found = []
     for k in nodes:
         level = schedule.level(k)

@@ -118,6 +118,7 @@ class Sweep:
     def _facts(self) -> dict[str, Any]:
         return {
             "identity": self.pipeline.identity,
+            "clipping": dataclasses.asdict(self.pipeline.clipping),
             "n": self.n,
             "tile": self.tile,
             "threads": torch.get_num_threads(),

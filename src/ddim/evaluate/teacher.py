@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddim.errors import InputError
-from ddim.generate import default_tile, generate
+from ddim.generate import generate, tile_size
 from ddim.methods import make_tableau
 from ddim.pipeline import Pipeline
 from ddim.schedule import Schedule
@@ -72,7 +72,7 @@ class ErrorSummary:
         self.count += len(values)
         self._squares += float((values**2).sum())
         self._decibels += math.fsum(psnr(float(value)) for value in values)
-        self.largest = max(self.largest, *map(float, values))
+        self.largest = max([self.largest, *values.tolist()])
 
     @property
     def rms(self) -> float:
@@ -178,7 +178,7 @@ def teacher_errors(
             )
     if not samplers:
         raise InputError("there is no sampler to measure: give at least one")
-    size = default_tile(pipeline.shape, pipeline.device) if tile is None else tile
+    size = tile_size(pipeline, tile)
     wanted = list(indices)
 
     def run(tableau: Tableau, part: slice) -> Tensor:

@@ -528,6 +528,11 @@ class UNet(nn.Module):
     def _resnets(self) -> list[_Resnet]:
         return [module for module in self.modules() if isinstance(module, _Resnet)]
 
+    def time_layers(self) -> list[nn.Linear]:
+        """All layers whose weights :meth:`embed` and :meth:`condition` read, but for classes'."""
+        time = self.time_embedding
+        return [time.linear_1, time.linear_2, *(b.time_emb_proj for b in self._resnets())]
+
     def embed(self, t: Tensor) -> Tensor:
         """The embedding of the time, which is all that a sampler's step has of it.
 
