@@ -10,8 +10,10 @@ float64, and check themselves when the table is made.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -113,6 +115,15 @@ class Tableau:
         for index in self.returns:
             if not 0 <= index < len(places):
                 raise InputError(f"{self.method}: there is no state {index} to return")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the rows, in hexadecimal.
+
+        Of their numbers in float32: the last bits of float64 are the processor's own.
+        """
+        rows = [dataclasses.astuple(row) for row in self.rows]
+        return hashlib.sha256(repr(_rounded(rows)).encode()).hexdigest()
 
     def _check(self, index: int, row: Row, places: list[tuple[Level, Level | None]]) -> None:
         # Sums of the coefficients and of their sizes; there are thousands of rows to a table.
@@ -291,3 +302,10 @@ def _columns(index: int, k: int | None, level: Level, at: Level | None) -> str:
     t = "" if at is None else f"{at.t:g}"
     node = "" if k is None else str(k)
     return f"{index:>5} {node:>5} {level.alpha:>9.6f} {level.sigma:>9.6f} {t:>7}"
+
+
+def _rounded(value: object) -> object:
+    """The same within sequences of any depth, floats as text of nine digits of their float32."""
+    if isinstance(value, (tuple, list)):
+        return [_rounded(part) for part in value]
+    return f"{ctypes.c_float(value).value:.9g}" if isinstance(value, float) else value

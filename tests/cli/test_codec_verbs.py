@@ -1,6 +1,7 @@
 """encode, decode, reconstruct, interpolate, compare, and editing with sample."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -287,3 +288,38 @@ def test_what_editing_refuses(fails, ddim, tiny, noise_data):
     fails(2, "8 x 4 pixels", *images, "--mask", "small.png")
     Path("text.png").write_text("not an image")
     fails(2, "not an image", *images, "--mask", "text.png")
+
+
+def test_force_leaves_no_images_of_the_files_before(encoded, ddim, tiny):
+    encoded()
+    decode = ("decode", "--model", tiny, "-l", "l.safetensors", "--output", "out", "--quiet")
+    assert ddim(*decode).status == 0
+    encoded("-n", 2, "--force")
+    assert ddim(*decode, "--force").status == 0
+    assert sorted(p.name for p in Path("out").glob("*.png")) == ["000000.png", "000001.png"]
+
+
+def test_images_of_some_classes_only(ddim, conditional, fails):
+    """Numbers are labels of a model with more; names must be the model's."""
+    drawn = ("sample", "--model", conditional, "--labels", 1, "-n", 2, "--steps", 2, "--quiet")
+    assert ddim(*drawn, "--output", "ones.npz").status == 0
+    common = ("encode", "--model", conditional, "-n", 2, "--steps", 2, "--quiet")
+    answer = ddim(*common, "--data", "ones.npz")
+    assert answer.status == 0, answer.err
+    assert Latents.load(Path("latents.safetensors")).labels == (1, 1)
+    for name in ("cat", "dog"):
+        Path("folder", name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(Path("folder", name, "0.png"))
+    fails(2, "has 3 classes, and folder has 2 classes", *common, "--data", "folder", "--force")
+
+
+def test_reconstruct_without_matplotlib(ddim, tiny, noise_data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    answer = ddim(
+        "reconstruct", "--model", tiny, "--data", noise_data, "-n", 2, "--codecs", "obelm",
+        "--steps", 2, "--output", "out", "--quiet",
+    )  # fmt: skip
+    assert answer.status == 0
+    assert answer.err.startswith("ddim reconstruct: no errors.png: plots need matplotlib")
+    assert "obelm" in answer.out
+    assert Path("out/images.png").exists() and not Path("out/errors.png").exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -98,3 +99,19 @@ def test_sources_that_are_nothing(fails, tmp_path):
     (tmp_path / "x.pt").write_bytes(b"PK\x03\x04")
     fails(2, "x.pt is neither a torch checkpoint nor", "convert", "x.pt", "folder")
     fails(2, "DEST The folder to write", "convert", "x.pt")
+
+
+def test_the_record_of_a_conversion_is_a_configuration(ddim, tiny, tmp_path):
+    assert ddim("convert", tiny, "one").status == 0
+    record = tmp_path / "one" / "run.toml"
+    (tmp_path / "two.toml").write_text(record.read_text().replace('"one"', '"two"'))
+    assert ddim("convert", "--config", "two.toml").status == 0
+    assert load(tmp_path / "one").identity == load(tmp_path / "two").identity
+
+
+def test_force_leaves_no_averaged_weights_of_the_model_before(ddim, tiny, conditional, tmp_path):
+    """Loading takes ``unet_ema/`` where there is one."""
+    assert ddim("convert", conditional, "model").status == 0
+    shutil.copytree(tmp_path / "model" / "unet", tmp_path / "model" / "unet_ema")
+    assert ddim("convert", tiny, "model", "--force").status == 0
+    assert load(tmp_path / "model").identity == load(tiny).identity

@@ -360,6 +360,18 @@ def test_a_saved_reference(ddim, fails, arguments, noise_data):
     fails(2, "need --data or --reference", *without, "--output", "c")
 
 
+def test_the_real_images_of_a_sweep_stay(ddim, fails, arguments, noise_data, splits):
+    """Its figures are distances to them."""
+    assert ddim(*arguments, "--output", "a", "--reference", "noise.safetensors").status == 0
+    before = Path("a/results.json").read_bytes()
+    without = [a for a in arguments if a not in ("--data", noise_data)]
+    other = (*without, "--data", splits, "--output", "b", "--reference", "other.safetensors")
+    assert ddim(*other).status == 0
+    changed = (*without, "--output", "a", "--reference", "other.safetensors")
+    fails(2, "sweep.json was begun with reference = noise train, not splits train", *changed)
+    assert Path("a/results.json").read_bytes() == before
+
+
 def test_the_shipped_model_and_features(ddim):
     answer = ddim(
         "evaluate", "--steps", 1, "-n", 4, "--teacher", 0, "--tile", 4, "--quiet", "--json",

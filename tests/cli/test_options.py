@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+import tyro
 
 from ddim.cli.options import parse, read_toml, to_toml
 
@@ -67,6 +68,26 @@ def test_what_is_written_as_toml_is_read_again(tmp_path, options):
         assert read_toml(path, [f.name for f in dataclasses.fields(Options)])["limit"] == (
             options.limit
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """Options of which two stand without flags, one of them always given."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    dest: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")] = "there"
+    count: int = 1
+
+
+def test_what_stands_without_a_flag_comes_from_the_file_too(tmp_path, refuses):
+    path = tmp_path / "run.toml"
+    path.write_text(to_toml(dataclasses.asdict(Placed("a b", "c", 2))))
+    config = ("--config", str(path))
+    assert parse(Placed, "try", config) == Placed("a b", "c", 2)
+    assert parse(Placed, "try", [*config, "--count", "3"]) == Placed("a b", "c", 3)
+    assert parse(Placed, "try", ["x", "y", *config]) == Placed("x", "y", 2)
+    with refuses("--conut"):
+        parse(Placed, "try", [*config, "--conut", "3"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from ddim import images
+from ddim.calibrate import CalibratedSampler, Calibration
+from ddim.checkpoints import write_calibration
 from ddim.generate import sample
 from ddim.loading import load
 
@@ -276,6 +278,24 @@ def test_resuming_with_other_weights_is_refused(ddim, fails, tiny, tmp_path):
     safetensors.torch.save_file({**weights, "conv_in.bias": weights["conv_in.bias"] + 1}, path)
     fails(2, "begun with other weights than tiny has now", *arguments, "--resume")
     assert not (tmp_path / "out" / "000001.png").exists()
+
+
+def test_resuming_with_another_calibration_is_refused(ddim, fails, tiny, tmp_path):
+    """Its name is the same, and the images are others."""
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    model = load(copy)
+    for method in ("ddim", "dpmpp"):
+        sampler = CalibratedSampler((20, 9, 0), method)
+        found = Calibration(sampler, {}, (20, 0), np.array([0.5]), (20, 0), (1, 1, 1))
+        write_calibration(copy / "calibrated.json", model.identity, model.schedule, found, {})
+        if method == "ddim":
+            arguments = ("sample", "--model", copy, "-n", 2, "--output", "out", "--quiet")
+            arguments += ("--nodes", "calibrated", "--steps", 2)
+            assert ddim(*arguments).status == 0
+            (tmp_path / "out" / "000001.png").unlink()
+            assert ddim(*arguments, "--resume").status == 0
+            (tmp_path / "out" / "000001.png").unlink()
+    fails(2, "begun with another calibrated", *arguments, "--resume")
 
 
 def test_half_an_image_that_a_kill_left_goes(ddim, tiny, tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,35 @@ def test_trap_a_process_that_was_killed_resumes_to_the_same_bits(
     assert main(["train", "--resume", "--quiet", "--output", str(folder)]) == 0
     assert capsys.readouterr().err == ""
     assert_same(whole, folder)
+
+
+def test_trap_a_run_killed_after_its_last_checkpoint_gets_its_model_and_its_grid(
+    ddim, whole, tmp_path
+):
+    """What a kill between the checkpoint and the rest leaves: an older model, or none."""
+    assert ddim(*DIGITS, "--sample-every", 48).status == 0
+    for path in ("model/ddim.json", "samples/000000096.png"):
+        broken = shutil.copytree(tmp_path / "run", tmp_path / Path(path).stem / "run")
+        shutil.rmtree((broken / path).parent)
+        answer = ddim("train", "--resume", "--output", broken, "--quiet")
+        assert (answer.status, answer.err) == (0, "")
+        assert (broken / path).read_bytes() == (tmp_path / "run" / path).read_bytes()
+        assert_same(whole, broken)
+    older = tmp_path / "run" / "model"
+    facts = json.loads((older / "ddim.json").read_text())
+    (older / "ddim.json").write_text(json.dumps({**facts, "images_seen": 80}))
+    (older / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert ddim("train", "--resume", "--quiet").status == 0
+    assert_same(whole, tmp_path / "run")
+
+
+def test_trap_a_longer_run_that_is_killed_at_once_is_still_longer(ddim, tmp_path):
+    assert ddim(*DIGITS).status == 0
+    kill = LAUNCH.format(how="killed").replace("step.step == 8", "step.step == 14")
+    longer = ["train", "--resume", "--images", "160", "--quiet", "--output", "run"]
+    done = subprocess.run([sys.executable, "-c", kill, *longer], cwd=tmp_path, timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    assert ddim("train", "--resume", "--quiet").out == "run: trained on 160 images\n"
 
 
 def test_control_c_finishes_the_step_saves_and_returns_130(ddim, whole, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ diffusers has no field for, facts about the data and the training, is in ``ddim.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -213,10 +214,12 @@ def write_folder(
     own: dict[str, Any] = {**facts, "schedule": dict(schedule.spec)}
     if clipping.stale_eps:
         own["stale_eps"] = True
-    # What may not fit on the disk comes first, what makes the folder a model comes last.
+    # Loading would take the averaged weights of a model that was here before.
+    shutil.rmtree(folder / "unet_ema", ignore_errors=True)
+    # What may not fit on the disk comes first, what tells that it is all there comes last.
     tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     write_bytes(folder / "unet" / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
     write_json(folder / "unet" / "config.json", unet)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    write_json(folder / FACTS, own)
     write_json(folder / "model_index.json", index)
+    write_json(folder / FACTS, own)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataOptions",
+    "clear_images",
     "image_name",
     "make_figure",
     "read_images",
@@ -61,7 +62,7 @@ def read_images(
     """
     import torch
 
-    from ddim.data import NoSuchSplitError, load_data
+    from ddim.data import NoSuchSplitError, labels_fit, load_data
     from ddim.images import from_pixels
 
     root = Path(options.data_root) if options.data_root else None
@@ -88,7 +89,7 @@ def read_images(
     labels = None
     if labelled and pipeline.classes is not None:
         given = data.labels(chosen)
-        if given is None or data.classes != pipeline.classes:
+        if given is None or not labels_fit(data, pipeline.classes):
             raise InputError(
                 f"{pipeline.name} has {pipeline.classes} classes, and {data.name} has "
                 f"{'no labels' if data.classes is None else f'{data.classes} classes'}"
@@ -128,6 +129,13 @@ def image_name(index: int) -> str:
     return f"{index:06d}.png"
 
 
+def clear_images(folder: Path) -> None:
+    """Remove the images of an earlier run, of which the folder has a record."""
+    if (folder / "run.toml").exists():
+        for path in folder.glob("[0-9]" * 6 + ".png"):
+            path.unlink()
+
+
 def write_images(
     output: Path,
     pixels: Tensor,
@@ -150,6 +158,7 @@ def write_images(
     elif kind == ".npz":
         save_npz(output, pixels, labels)
     else:
+        clear_images(output)
         for index, image in enumerate(pixels):
             images.save_image(output / image_name(index), image)
 

@@ -38,18 +38,29 @@ def parse(
         InputError: an unknown flag or key, or a value of the wrong type, in one line.
         SystemExit: with status 0, after printing the help.
     """
-    import tyro
-
     flags, config = _take_config(list(argv))
-    values = (
-        read_toml(config, [f.name for f in dataclasses.fields(typing.cast(Any, kind))])
-        if config
-        else {}
-    )
-    switches = {f.name for f in dataclasses.fields(typing.cast(Any, kind)) if f.type == "bool"}
+    fields = dataclasses.fields(typing.cast(Any, kind))
+    values = read_toml(config, [f.name for f in fields]) if config else {}
+    names = [f.name for f in fields if "Positional" in str(f.type)]
+    bare = [str(values.pop(name)) for name in names if name in values]
+    switches = {f.name for f in fields if f.type == "bool"}
     arguments = [
         part for key, value in values.items() for part in _flag(key, value, key in switches)
     ] + flags
+    try:
+        return _parsed(kind, verb, bare + arguments, default)
+    except InputError as error:
+        if bare:  # this call, perhaps, has its own of what stands without a flag
+            with contextlib.suppress(InputError):
+                return _parsed(kind, verb, arguments, default)
+        raise error
+
+
+def _parsed(
+    kind: type[Options], verb: str, arguments: list[str], default: Options | None
+) -> Options:
+    import tyro
+
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

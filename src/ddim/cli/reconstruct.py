@@ -102,7 +102,10 @@ def main(argv: Sequence[str]) -> int:
         write_json(output / "errors.json", {"of": subject, "rows": {**done, **rows}})
     shown = [_line(row) for row in rows.values()]
     write_bytes(output / "errors.md", _markdown(shown).encode())
-    save_figure(output / "errors.png", _plot(list(rows.values())))
+    try:
+        save_figure(output / "errors.png", _plot(list(rows.values())))
+    except InputError as error:  # no matplotlib
+        print(f"ddim reconstruct: no errors.png: {error}", file=sys.stderr)
     _picture(output / "images.png", pipeline, images[:SHOWN], labels, options, tile)
     if options.json:
         print_json({"output": str(output), "images": len(images), "rows": list(rows.values())})

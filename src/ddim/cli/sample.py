@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ddim.cli.files import DataOptions, image_name, read_images, read_mask, write_images
+from ddim.cli.files import (
+    DataOptions,
+    clear_images,
+    image_name,
+    read_images,
+    read_mask,
+    write_images,
+)
 from ddim.cli.options import parse, read_toml
 from ddim.cli.report import bar, print_json, record, recorded
 from ddim.cli.sampler import SamplerOptions, make_sampler
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
 
     from ddim.generate import Drawn
     from ddim.pipeline import Pipeline
+    from ddim.tableau import Tableau
 
 __all__ = ["SampleOptions", "main"]
 
@@ -121,7 +129,7 @@ def main(argv: Sequence[str]) -> int:
     )
     wanted = list(range(options.n))
     if options.resume:
-        wanted = _missing(output, wanted, resolved, pipeline)
+        wanted = _missing(output, wanted, resolved, pipeline, tableau)
     drawn: Iterator[Drawn] = iter(())
     if wanted:
         noisy = None
@@ -145,9 +153,10 @@ def main(argv: Sequence[str]) -> int:
         ours = (output / "run.toml").exists()
         for path in output.glob(".[0-9]*.png.*.png") if ours else ():
             path.unlink()  # half an image, which a kill left
-        for path in output.glob("[0-9]" * 6 + ".png") if ours and not options.resume else ():
-            path.unlink()  # another run's, which --force gave up
-        record(output, "sample", resolved, model=pipeline.name, identity=pipeline.identity)
+        if not options.resume:
+            clear_images(output)  # which --force gave up
+        known = {"identity": pipeline.identity, "sampler": tableau.digest}
+        record(output, "sample", resolved, model=pipeline.name, **known)
     start = time.perf_counter()
     if wanted:
         total = -(-len(wanted) // tile) * len(tableau.rows)
@@ -207,7 +216,11 @@ def _edited(options: SampleOptions, pipeline: Pipeline) -> tuple[Tensor | None, 
 
 
 def _missing(
-    output: Path, wanted: list[int], resolved: SampleOptions, pipeline: Pipeline
+    output: Path,
+    wanted: list[int],
+    resolved: SampleOptions,
+    pipeline: Pipeline,
+    tableau: Tableau,
 ) -> list[int]:
     """What an earlier run has left to draw; its options must be these, or the number larger."""
     path = output / "run.toml"
@@ -221,6 +234,10 @@ def _missing(
             raise InputError(f"{path} was begun with {key} = {before.get(key)}, not {value}")
     if recorded(path, "identity") != pipeline.identity:
         raise InputError(f"{path} was begun with other weights than {pipeline.name} has now")
+    if recorded(path, "sampler") != tableau.digest:
+        raise InputError(
+            f"{path} was begun with another {tableau.method}: calibrated anew, perhaps"
+        )
     begun = before.get("n")
     if isinstance(begun, int) and resolved.n < begun:
         raise InputError(f"{path} was begun with n = {begun}, which may grow but not shrink")

@@ -5,9 +5,17 @@ the images are held in memory (:class:`ArrayData`) or decoded when asked for (:c
 Pixels stay unsigned bytes here: their scaling to [-1, 1] is the business of whoever trains.
 """
 
-from ddim.data.base import ArrayData, ImageData
+from ddim.data.base import ArrayData, ImageData, labels_fit
 from ddim.data.folder import FolderData
 from ddim.data.load import NoSuchSplitError, load_data
 from ddim.data.named import DATASETS
 
-__all__ = ["DATASETS", "ArrayData", "FolderData", "ImageData", "NoSuchSplitError", "load_data"]
+__all__ = [
+    "DATASETS",
+    "ArrayData",
+    "FolderData",
+    "ImageData",
+    "NoSuchSplitError",
+    "labels_fit",
+    "load_data",
+]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddim.errors import InputError
 
-__all__ = ["ArrayData", "ImageData"]
+__all__ = ["ArrayData", "ImageData", "labels_fit"]
 
 
 class ImageData(Protocol):
@@ -122,3 +122,15 @@ class ArrayData:
     def labels(self, indices: Tensor) -> Tensor | None:
         """The classes at `indices`, with shape (B,), as int64 with shape (B,), or None."""
         return None if self.targets is None else self.targets[indices]
+
+
+def labels_fit(data: ImageData, classes: int) -> bool:
+    """Whether images have labels that mean the classes of a model with that many.
+
+    Numbers stand for themselves, and the highest may be lacking; a folder's class is the place of
+    its name among all names.
+    """
+    if data.classes is None:
+        return False
+    named = getattr(data, "class_names", None) is not None
+    return data.classes == classes if named else data.classes <= classes

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddim.data import ImageData
+from ddim.data import ImageData, labels_fit
 from ddim.errors import InputError
 from ddim.evaluate.bound import elbo
 from ddim.evaluate.likelihood import NODES, ode_bits
@@ -75,7 +75,7 @@ class BitsPerDimension:
             raise InputError(f"bits of {count} images: {data.name} has 2 to {len(data)} for that")
         if pipeline.schedule.T < 4:
             raise InputError("bits per dimension need a schedule of at least 4 steps")
-        if pipeline.classes is not None and data.classes != pipeline.classes:
+        if pipeline.classes is not None and not labels_fit(data, pipeline.classes):
             raise InputError(f"{data.name} has no labels for the {pipeline.classes} classes")
         self.pipeline, self.data, self.count, self.tile = pipeline, data, count, tile
         self.chosen = np.random.default_rng(0).permutation(len(data))[:count]

@@ -8,7 +8,6 @@ killed at any moment goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -54,7 +53,7 @@ class Sweep:
 
     Raises:
         InputError: numbers out of range, a reference that was measured otherwise, or a folder that
-            was begun with another model, N, tile or extractor.
+            was begun with another model, clipping, reference, N, tile or extractor.
     """
 
     def __init__(
@@ -118,6 +117,7 @@ class Sweep:
     def _facts(self) -> dict[str, Any]:
         return {
             "identity": self.pipeline.identity,
+            "reference": self.reference.data,
             "clipping": dataclasses.asdict(self.pipeline.clipping),
             "n": self.n,
             "tile": self.tile,
@@ -292,7 +292,7 @@ class Sweep:
         name = cell.key
         if cell.nodes == "calibrated" or cell.method == "analytic":
             # A model can be calibrated anew: the rows then differ where the name does not.
-            name += f"-{hashlib.sha256(repr(tableau.rows).encode()).hexdigest()[:8]}"
+            name += f"-{tableau.digest[:8]}"
         return self.folder / "cells" / name
 
     def _teacher_path(self, seed: int) -> Path:

@@ -183,10 +183,9 @@ def fit(
         loss = functools.partial(diffusion_loss, target=target, weights=weights)
     device = next(state.net.parameters()).device
     parameters = [p for p in state.net.parameters() if p.requires_grad]
-    averaged = list(
-        zip(state.ema.state_dict().values(), state.net.state_dict().values(), strict=True)
-    )
-    random_network = any(isinstance(m, nn.Dropout) and m.p > 0 for m in state.net.modules())
+    pairs = zip(state.ema.state_dict().values(), state.net.state_dict().values(), strict=True)
+    # A weight that has several names is averaged once.
+    averaged = list({average.data_ptr(): (average, new) for average, new in pairs}.values())
     state.net.train()
     stream = _Stream(config.seed, len(data))
 
@@ -204,11 +203,9 @@ def fit(
             ):
                 return state.net(x, t, *labels)
 
-        # The network's own randomness, dropout, comes from torch's global generators.
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=random_network):
-            if random_network:
-                torch.manual_seed(derive(config.seed, 2, n))
+        # The network's own randomness, such as dropout, comes from torch's global generators.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(derive(config.seed, 2, n))
             mean = loss(network, batch.images, batch.k, batch.noise, schedule).mean()
             mean.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))

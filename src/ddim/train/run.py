@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ddim import images
+from ddim.checkpoints.diffusers import FACTS
 from ddim.data import ImageData, load_data
 from ddim.device import pick_device, set_threads
 from ddim.errors import InputError, RunError
-from ddim.files import write_bytes
+from ddim.files import read_json, write_bytes
 from ddim.generate import sample
 from ddim.loading import load
 from ddim.nets import UNet, UNetConfig
@@ -130,12 +131,14 @@ class Run:
         self.state = self._fresh_state(None if resumed else config.init)
         self._interval = [0.0, 0.0]
         self.loss = float("nan")
+        self._saved: TrainConfig | None = None
         if resumed:
             saved = read_checkpoint(checkpoint)
             before, now = saved.facts["data"]["sha256"], self.data.checksums
             if sorted(before.values()) != sorted(now.values()):
                 raise InputError(f"{config.data} is not the data that the run was begun with")
             load_checkpoint(saved, self.state)
+            self._saved = saved.config
             self.origin = saved.facts.get("init")
             self._interval = list(saved.facts["interval"])
         board = _board_class() if config.tensorboard else None
@@ -195,6 +198,8 @@ class Run:
         """
         config = self.config
         data = _Scaled(self.data)
+        if self._saved is not None:
+            self._catch_up(self._saved)
         saved = self.state.step
         clock = time.perf_counter()
         clock_step, aside = saved, 0.0
@@ -214,7 +219,7 @@ class Run:
                 if last or self._crosses(step.step, config.save_every):
                     self.save()
                     saved = step.step
-                if last or self._crosses(step.step, config.sample_every):
+                if self._due(step.step):
                     self._draw()
                 aside += time.perf_counter() - begun  # which is no training
                 yield step
@@ -227,6 +232,28 @@ class Run:
                 self._board.flush()
             if self.state.step != saved:
                 self.save()
+
+    def _catch_up(self, saved: TrainConfig) -> None:
+        """Write what a kill after the last checkpoint has kept from being written.
+
+        That is the model folder and the grid of its step, and a configuration of this call that no
+        checkpoint knows yet.
+        """
+        step = self.state.step
+        facts = self.output / "model" / FACTS
+        seen = read_json(facts).get("images_seen") if facts.exists() else None
+        if saved != self.config or seen != step * self.config.batch_size:
+            self.save()
+        if self._due(step) and not self._grid(step).exists():
+            self._draw()
+
+    def _due(self, step: int) -> bool:
+        """Whether samples are drawn after that step."""
+        every = self.config.sample_every
+        return every > 0 and step > 0 and (step == self.config.steps or self._crosses(step, every))
+
+    def _grid(self, step: int) -> Path:
+        return self.output / "samples" / f"{step * self.config.batch_size:09d}.png"
 
     def _crosses(self, step: int, every: int) -> bool:
         """Whether this step is the first at or past a multiple of ``every`` images."""
@@ -265,13 +292,10 @@ class Run:
 
     def _draw(self) -> None:
         """A grid of samples by the averaged weights, always from the same latents."""
-        if self.config.sample_every == 0:
-            return
-        steps = min(50, self.schedule.T)
-        seen = self.state.step * self.config.batch_size
-        drawn = sample(self.pipeline(), 64, steps=steps, clip=True)
-        images.save_image(self.output / "samples" / f"{seen:09d}.png", drawn)
+        drawn = sample(self.pipeline(), 64, steps=min(50, self.schedule.T), clip=True)
+        images.save_image(self._grid(self.state.step), drawn)
         if self._board is not None:
+            seen = self.state.step * self.config.batch_size
             self._board.add_image("samples", images.grid(drawn), seen)
 
     def _log(self, step: TrainStep, rate: float) -> None:
