@@ -160,12 +160,14 @@ class _Memo:
     def of(self, net: UNet) -> dict[float, Tensor]:
         if net is not self.net:
             self.net, self.layers = net, net.time_layers()
-        weights = [p for layer in self.layers for p in (layer.weight, layer.bias)]
-        # Changed in place, moved, or others; held, so that no other takes the place of one.
+        every = (p for layer in self.layers for p in layer._parameters.values())
+        weights: list[Tensor] = [p for p in every if p is not None]
+        # Changed in place, moved, or others; held, so that no other takes the place of one. Moving
+        # a network, to a device or a precision, moves the memory of its weights.
         same = len(weights) == len(self.weights) and all(map(operator.is_, weights, self.weights))
         mark = (
-            [None if w.is_inference() else w._version for w in weights],
-            [(w.data_ptr(), w.dtype, w.device, w.requires_grad) for w in weights],
+            [0 if w.is_inference() else w._version for w in weights],
+            [(w.data_ptr(), w.requires_grad) for w in weights],
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
         )
