@@ -411,9 +411,7 @@ def test_the_times_are_embedded_anew_when_any_weight_behind_them_changes(changed
             net.time_embedding.linear_2.bias.add_(1)
         elif changed == "time_emb_proj":
             net.mid_block.resnets[0].time_emb_proj.weight.mul_(2)
-        for _ in range(
-            ("assigned", "assigned twice").index(changed) + 1 if "ass" in changed else 0
-        ):
+        for _ in range({"assigned": 1, "assigned twice": 2}.get(changed, 0)):
             assigned = {k: v * 0.9 for k, v in net.state_dict().items()}
             net.load_state_dict(assigned, assign=True)
             net.requires_grad_(False)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,3 +118,19 @@ def test_force_leaves_no_averaged_weights_of_the_model_before(ddim, tiny, condit
     shutil.copytree(tmp_path / "model" / "unet", tmp_path / "model" / "unet_ema")
     assert ddim("convert", tiny, "model", "--force").status == 0
     assert load(tmp_path / "model").identity == load(tiny).identity
+
+
+def test_a_failed_conversion_leaves_the_averaged_weights_that_were_there(
+    fails, ddim, tiny, conditional, tmp_path, monkeypatch
+):
+    assert ddim("convert", conditional, "model").status == 0
+    shutil.copytree(tmp_path / "model" / "unet", tmp_path / "model" / "unet_ema")
+    before = load(tmp_path / "model").identity
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fail)
+        fails(1, "No space left", "convert", tiny, "model", "--force")
+    assert load(tmp_path / "model").identity == before

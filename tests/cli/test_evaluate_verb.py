@@ -267,9 +267,7 @@ def test_bits_of_other_data_in_memory_are_refused(conditional, tmp_path, refuses
         pixels, labels = pixels[:8], labels[:8]
     if other == "precision":
         model = model.to(dtype=torch.bfloat16)
-    with refuses(
-        "is of another " + {"number": "data|images", "precision": "dtype"}.get(other, "data")
-    ):
+    with refuses(f"is of another {'dtype' if other == 'precision' else 'data'}: give another"):
         BitsPerDimension(model, ArrayData("other", pixels, labels, 3), 2, path, tile=2)
 
 

@@ -214,11 +214,11 @@ def write_folder(
     own: dict[str, Any] = {**facts, "schedule": dict(schedule.spec)}
     if clipping.stale_eps:
         own["stale_eps"] = True
-    # Loading would take the averaged weights of a model that was here before.
-    shutil.rmtree(folder / "unet_ema", ignore_errors=True)
     # What may not fit on the disk comes first, what tells that it is all there comes last.
     tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     write_bytes(folder / "unet" / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
+    # Loading would take the averaged weights of a model that was here before.
+    shutil.rmtree(folder / "unet_ema", ignore_errors=True)
     write_json(folder / "unet" / "config.json", unet)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     write_json(folder / "model_index.json", index)
