@@ -14,7 +14,7 @@ import argparse
 import torch
 
 import ddim
-from ddim.discrete import marginal, one_hot
+from ddim.samplers.discrete import marginal, one_hot
 
 WORDS = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 0], [0, 1, 2, 2]])
 SHARES = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)

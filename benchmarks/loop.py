@@ -54,9 +54,8 @@ from measure import Action, Report, gigaflops, interleave, median, once, parser,
 from torch import Tensor
 
 import ddim
-from ddim.integrate import final, integrate
-from ddim.nets import UNet
-from ddim.nets.unet import count_flops
+from ddim.nets.unet import UNet, count_flops
+from ddim.samplers.loop import final, integrate
 from ddim.train.run import unet_config
 
 SHAPES = ((1, 1, 28, 28), (16, 3, 32, 32))

@@ -17,7 +17,10 @@ import torch
 from measure import Report, interleave, median, once, parser, spread
 
 import ddim
-from ddim.evaluate import Statistics, frechet_distance, kid, lenet_extractor, precision_recall
+from ddim.evaluate.distances.frechet import frechet_distance
+from ddim.evaluate.distances.metrics import kid, precision_recall
+from ddim.evaluate.features.extractor import lenet_extractor
+from ddim.evaluate.features.statistics import Statistics
 
 WIDE, MOST_SECONDS = 2048, 5.0
 COUNT, WIDTH = 10_000, 64

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import ddim
-from ddim.errors import InputError
+from ddim.base.errors import InputError
 
 CALLS = (5, 8, 10, 20, 50)
 SAMPLERS = [

@@ -33,9 +33,8 @@ from diffusers import DDPMScheduler, UNet2DModel
 from measure import Action, Report, gigaflops, interleave, median, parser, speedup
 from torch import Tensor, nn
 
-from ddim.nets import UNet, UNetConfig
-from ddim.nets.unet import count_flops
-from ddim.schedule import Schedule
+from ddim.nets.unet import UNet, UNetConfig, count_flops
+from ddim.noise.schedule import Schedule
 from ddim.train.config import PRESETS, TrainConfig
 from ddim.train.loop import TensorData, TrainState, fit
 from ddim.train.run import unet_config

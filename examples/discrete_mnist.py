@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ddim
-from ddim.data import load_data
-from ddim.files import refuse_existing
-from ddim.nets import UNet, UNetConfig
+from ddim.base.files import refuse_existing
+from ddim.data.load import load_data
+from ddim.nets.unet import UNet, UNetConfig
 from ddim.train.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 
 

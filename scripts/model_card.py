@@ -22,13 +22,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import ddim
-from ddim.evaluate import DigitReport, report_digits
-from ddim.files import replacing, write_bytes
-from ddim.generate import generate
-from ddim.methods import make_tableau
-from ddim.nets import UNet
-from ddim.nets.unet import count_flops
-from ddim.nodes import uniform
+from ddim.base.files import replacing, write_bytes
+from ddim.evaluate.distances.digits import DigitReport, report_digits
+from ddim.model.drawing import generate
+from ddim.nets.unet import UNet, count_flops
+from ddim.noise.nodes import uniform
+from ddim.samplers.registry import make_tableau
 from ddim.train.checkpoint import read_checkpoint
 from ddim.train.config import PRESETS, TrainConfig
 from ddim.train.run import CHECKPOINT

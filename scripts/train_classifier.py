@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from ddim.data import load_data
-from ddim.evaluate.digits import CONFIDENCE, class_shares, confident_share
-from ddim.evaluate.frechet import FeatureStatistics
-from ddim.evaluate.lenet import FEATURES, LENET_FOLDER, LeNet, extract
-from ddim.files import write_bytes, write_json
-from ddim.images import from_pixels
+from ddim.base.files import write_bytes, write_json
+from ddim.data.load import load_data
+from ddim.data.pixels import from_pixels
+from ddim.evaluate.distances.digits import CONFIDENCE, class_shares, confident_share
+from ddim.evaluate.distances.frechet import FeatureStatistics
+from ddim.evaluate.features.lenet import FEATURES, LENET_FOLDER, LeNet, extract
 
 PREPROCESSING = "x = pixels/127.5-1"
 BATCH = 128
@@ -71,7 +71,7 @@ def main() -> None:
         )
 
     config = {
-        "architecture": "ddim.evaluate.LeNet",
+        "architecture": "ddim.evaluate.features.lenet.LeNet",
         "features": FEATURES,
         "parameters": sum(p.numel() for p in model.parameters()),
         "preprocessing": PREPROCESSING,

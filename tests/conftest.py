@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddim.analytic import Gaussian
-from ddim.errors import InputError
-from ddim.integrate import final, integrate
-from ddim.schedule import Schedule
-from ddim.tableau import Tableau
+from ddim.base.errors import InputError
+from ddim.denoisers.exact import Gaussian
+from ddim.noise.schedule import Schedule
+from ddim.samplers.loop import final, integrate
+from ddim.samplers.tableau import Tableau
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(

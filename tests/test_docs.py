@@ -23,7 +23,7 @@ def test_snippet_runs(snippet, tmp_path, monkeypatch):
     import ddim
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ddim.methods.METHODS", dict(ddim.METHODS))
+    monkeypatch.setattr("ddim.samplers.registry.METHODS", dict(ddim.METHODS))
     monkeypatch.setitem(vars(ddim), "METHODS", __import__("ddim.methods").methods.METHODS)
     exec(compile(snippet, "snippet", "exec"), {"__name__": "snippet"})
 

@@ -9,10 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from ddim.checkpoints import read_foreign
+from ddim.checkpoints.foreign import read_foreign
 from ddim.checkpoints.tensors import is_pickle, read_pickle
 from ddim.checkpoints.weights import Pick, fill
-from ddim.loading import load
+from ddim.model.opening import load
 
 T = torch.tensor([3])
 

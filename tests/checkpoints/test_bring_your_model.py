@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from ddim.cli.main import main
-from ddim.nets import UNet, UNetConfig
-from ddim.pipeline import Pipeline
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.denoisers.target import Target
+from ddim.model.model import Pipeline
+from ddim.nets.unet import UNet, UNetConfig
+from ddim.noise.schedule import Schedule
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "bring-your-model.md").read_text("utf-8")
 T = torch.tensor([3])
@@ -54,7 +54,7 @@ def files(plain, tmp_path_factory):
 
 def test_every_snippet_runs_in_order(files, monkeypatch, capsys):
     monkeypatch.chdir(files)
-    module = import_module("ddim.generate")  # ddim.generate is the function
+    module = import_module("ddim.model.drawing")  # ddim.generate is the function
     monkeypatch.setattr(module, "tile_size", lambda *_: 2)  # no padding up to eight
     blocks = re.findall(r"```(python|console)\n(.*?)```", PAGE, re.DOTALL)
     assert [kind for kind, _ in blocks].count("python") == 11

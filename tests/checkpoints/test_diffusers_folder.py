@@ -12,17 +12,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ddim.checkpoints import read_folder, write_folder
-from ddim.checkpoints.diffusers import read_scheduler
-from ddim.clipping import Clipping
-from ddim.generate import generate
-from ddim.loading import load
-from ddim.methods import make_tableau
-from ddim.nets import UNet, UNetConfig
-from ddim.nodes import uniform
-from ddim.noise import Noise
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.checkpoints.diffusers import read_folder, read_scheduler, write_folder
+from ddim.denoisers.clipping import Clipping
+from ddim.denoisers.target import Target
+from ddim.model.drawing import generate
+from ddim.model.opening import load
+from ddim.nets.unet import UNet, UNetConfig
+from ddim.noise.draws import Noise
+from ddim.noise.nodes import uniform
+from ddim.noise.schedule import Schedule
+from ddim.samplers.registry import make_tableau
 
 T = 20
 SHAPE = (1, 8, 8)

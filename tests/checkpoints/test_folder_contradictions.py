@@ -8,12 +8,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from ddim.checkpoints import read_folder
-from ddim.loading import load
-from ddim.nets import UNet, UNetConfig
-from ddim.pipeline import Pipeline
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.checkpoints.diffusers import read_folder
+from ddim.denoisers.target import Target
+from ddim.model.model import Pipeline
+from ddim.model.opening import load
+from ddim.nets.unet import UNet, UNetConfig
+from ddim.noise.schedule import Schedule
 
 SMALL = {
     "sample_size": 8,
@@ -188,7 +188,7 @@ def test_a_schedule_of_the_wrong_type_in_our_own_record(tmp_path, refuses):
 
 
 def test_the_old_eps_is_remembered(tmp_path):
-    from ddim.clipping import Clipping
+    from ddim.denoisers.clipping import Clipping
 
     config = UNetConfig(**SMALL)
     clipping = Clipping("clip", stale_eps=True)

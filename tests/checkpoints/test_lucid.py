@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from ddim.checkpoints import Hints, read_foreign
-from ddim.clipping import Clipping
-from ddim.denoiser import NetworkDenoiser
-from ddim.generate import sample
-from ddim.loading import load
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.checkpoints.foreign import read_foreign
+from ddim.checkpoints.record import Hints
+from ddim.denoisers.clipping import Clipping
+from ddim.denoisers.network import NetworkDenoiser
+from ddim.denoisers.target import Target
+from ddim.model.drawing import sample
+from ddim.model.opening import load
+from ddim.noise.schedule import Schedule
 
 T = torch.tensor([3, 70])
 SIZE = Hints(image_size=16)

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from ddim.checkpoints import Hints, read_foreign
+from ddim.checkpoints.foreign import read_foreign
 from ddim.checkpoints.official import official_config, official_picks
+from ddim.checkpoints.record import Hints
 from ddim.checkpoints.weights import Shapes, unfilled
-from ddim.clipping import Clipping
-from ddim.generate import sample
-from ddim.loading import load
-from ddim.nets import UNet, UNetConfig
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.denoisers.clipping import Clipping
+from ddim.denoisers.target import Target
+from ddim.model.drawing import sample
+from ddim.model.opening import load
+from ddim.nets.unet import UNet, UNetConfig
+from ddim.noise.schedule import Schedule
 
 T = torch.tensor([3, 700])
 

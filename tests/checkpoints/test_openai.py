@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from ddim.checkpoints import Hints, read_foreign
+from ddim.checkpoints.foreign import read_foreign
 from ddim.checkpoints.openai import read_openai
 from ddim.checkpoints.openai_layout import NOTEBOOK, OPENAI, openai_picks
+from ddim.checkpoints.record import Hints
 from ddim.checkpoints.weights import unfilled
-from ddim.clipping import Clipping
-from ddim.denoiser import NetworkDenoiser
-from ddim.loading import load
-from ddim.nets import UNet, UNetConfig
-from ddim.nets.unet import count_flops
-from ddim.schedule import Schedule
+from ddim.denoisers.clipping import Clipping
+from ddim.denoisers.network import NetworkDenoiser
+from ddim.model.opening import load
+from ddim.nets.unet import UNet, UNetConfig, count_flops
+from ddim.noise.schedule import Schedule
 
 T = torch.tensor([3, 700])
 QUARTER = {"time_scale": 0.25}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddim.checkpoints.scheduler import read_scheduler
-from ddim.target import Target
+from ddim.denoisers.target import Target
 
 NAMES = [
     "DDIMScheduler",

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from ddim.cli.main import main
-from ddim.nets import UNet, UNetConfig
-from ddim.pipeline import Pipeline
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.denoisers.target import Target
+from ddim.model.model import Pipeline
+from ddim.nets.unet import UNet, UNetConfig
+from ddim.noise.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)

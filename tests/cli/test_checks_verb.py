@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 
-from ddim.generate import sample
-from ddim.images import to_pixels
-from ddim.loading import load
+from ddim.data.pixels import to_pixels
+from ddim.model.drawing import sample
+from ddim.model.opening import load
 
 
 def test_an_untrained_model_is_found_out(ddim, tiny, noise_data):

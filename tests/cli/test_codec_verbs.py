@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddim.data import load_data
-from ddim.encoded import Latents
+from ddim.data.load import load_data
+from ddim.latents.record import Latents
 
 
 @pytest.fixture

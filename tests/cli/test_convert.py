@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from ddim.checkpoints.official import official_picks
-from ddim.loading import load
-from ddim.nets import UNet
+from ddim.model.opening import load
+from ddim.nets.unet import UNet
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
     """A file in the official layout, of 16 × 16 pixels."""
-    from ddim.nets import UNetConfig
+    from ddim.nets.unet import UNetConfig
 
     config = UNetConfig(
         sample_size=16,

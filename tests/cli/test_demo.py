@@ -86,7 +86,7 @@ def test_interrupted(fails, tiny, tmp_path, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("ddim.generate"), "generate", interrupt)
+    monkeypatch.setattr(importlib.import_module("ddim.model.drawing"), "generate", interrupt)
     fails(130, "interrupted", "demo", "--model", tiny, *FAST)
     assert not list(tmp_path.iterdir())
 
@@ -96,9 +96,9 @@ def test_a_calibrated_sampler_is_shown_where_there_is_one(ddim, tiny, tmp_path):
 
     import numpy as np
 
-    from ddim.calibrate import CalibratedSampler, Calibration
-    from ddim.checkpoints import write_calibration
-    from ddim.loading import load
+    from ddim.calibration.search import CalibratedSampler, Calibration
+    from ddim.checkpoints.calibration import write_calibration
+    from ddim.model.opening import load
 
     copy = shutil.copytree(tiny, tmp_path / "copy")
     model = load(copy)

@@ -9,12 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim.data import ArrayData, load_data
-from ddim.evaluate import BitsPerDimension, Extractor, Identity, elbo, ode_bits
-from ddim.evaluate.lenet import LENET_FOLDER
-from ddim.images import from_pixels
-from ddim.loading import load
-from ddim.nodes import make_nodes
+from ddim.data.base import ArrayData
+from ddim.data.load import load_data
+from ddim.data.pixels import from_pixels
+from ddim.evaluate.features.extractor import Extractor, Identity
+from ddim.evaluate.features.lenet import LENET_FOLDER
+from ddim.evaluate.likelihood.bits import BitsPerDimension
+from ddim.evaluate.likelihood.bound import elbo
+from ddim.evaluate.likelihood.ode import ode_bits
+from ddim.model.opening import load
+from ddim.noise.nodes import make_nodes
 
 FEATURES = "test_features_of_mine"
 
@@ -285,7 +289,7 @@ def test_an_interruption_before_the_first_cell_leaves_nothing_in_the_way(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ddim.evaluate.sweep.Sweep.begin", interrupted)
+        patch.setattr("ddim.evaluate.sweep.sweep.Sweep.begin", interrupted)
         assert ddim(*arguments, "--output", "out").status == 130
     assert [path.name for path in Path("out").iterdir()] == ["reference.safetensors"]
     assert ddim(*arguments, "--output", "out").status == 0
@@ -304,8 +308,8 @@ def test_an_interruption_before_the_first_cell_leaves_nothing_in_the_way(
         (["--nodes", "calibrated"], "has no calibration"),
         (["--features", "nothing"], "--features is MODULE:NAME or a folder, not 'nothing'"),
         (["--features", "no_such_module:x"], "no_such_module:x: No module named"),
-        (["--features", f"{FEATURES}:number"], "is no ddim.evaluate.Extractor"),
-        (["--features", f"{FEATURES}:nothing"], "is no ddim.evaluate.Extractor"),
+        (["--features", f"{FEATURES}:number"], "is no ddim.evaluate.features.extractor.Extractor"),
+        (["--features", f"{FEATURES}:nothing"], "is no ddim.evaluate.features.extractor.Extractor"),
         (["--features", f"{FEATURES}:wide"], r"features \(N, D\) of N images, not \(2, 1, 8, 8\)"),
         (["--features", f"{FEATURES}:broken"], f"{FEATURES}:broken: ValueError: broken"),
         (["--features", "math:sqrt"], "math:sqrt: ValueError"),
@@ -449,8 +453,8 @@ def test_a_calibration_that_cannot_be_written_is_not_begun(ddim, fails, copy, mo
     def full(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("ddim.files.tempfile.TemporaryFile", full)
-    monkeypatch.setattr("ddim.trajectory.follow", None)
+    monkeypatch.setattr("ddim.base.files.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("ddim.calibration.trajectory.follow", None)
     fails(2, "copy cannot be written to: Read-only file system", *arguments, "--force")
 
 

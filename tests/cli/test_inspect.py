@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddim.methods import make_tableau
-from ddim.schedule import Schedule
+from ddim.noise.schedule import Schedule
+from ddim.samplers.registry import make_tableau
 
 
 def strict(text: str) -> dict:

@@ -10,8 +10,8 @@ import pytest
 
 import ddim.cli.sample
 from ddim import __version__
+from ddim.base.errors import RunError
 from ddim.cli.main import VERBS
-from ddim.errors import RunError
 
 NO_TORCH = """
 import sys

@@ -26,7 +26,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.count < 0:
-            from ddim.errors import InputError
+            from ddim.base.errors import InputError
 
             raise InputError(f"count must not be negative: {self.count}")
 

@@ -13,11 +13,11 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from ddim import images
-from ddim.calibrate import CalibratedSampler, Calibration
-from ddim.checkpoints import write_calibration
-from ddim.generate import sample
-from ddim.loading import load
+from ddim.calibration.search import CalibratedSampler, Calibration
+from ddim.checkpoints.calibration import write_calibration
+from ddim.data import pixels as images
+from ddim.model.drawing import sample
+from ddim.model.opening import load
 
 FAST = ("--steps", 3, "--threads", 1, "--device", "cpu", "--quiet")
 

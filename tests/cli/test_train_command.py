@@ -19,7 +19,7 @@ from PIL import Image
 
 from ddim.cli.main import main
 from ddim.data import named
-from ddim.loading import load
+from ddim.model.opening import load
 from ddim.train.checkpoint import read_checkpoint
 from ddim.train.run import Run
 

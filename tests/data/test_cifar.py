@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from ddim.base.errors import InputError
 from ddim.data.cifar import find_cifar, load_cifar
-from ddim.errors import InputError
 
 Records = Callable[[int, int], bytes]
 FILES = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]

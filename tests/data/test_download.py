@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ddim.base.errors import RunError
 from ddim.data import download
 from ddim.data.download import fetch
-from ddim.errors import RunError
 
 PLAIN = b"some data" * 1000
 GOOD = gzip.compress(PLAIN)

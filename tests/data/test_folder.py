@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim.data import FolderData
-from ddim.errors import InputError
+from ddim.base.errors import InputError
+from ddim.data.folder import FolderData
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:

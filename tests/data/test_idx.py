@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from ddim.base.errors import InputError
 from ddim.data.idx import find_idx, find_labels, load_idx, read_idx
-from ddim.errors import InputError
 
 Write = Callable[..., Path]
 PIXELS = np.arange(2 * 3 * 4).reshape(2, 3, 4)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim.data import ArrayData, FolderData, load_data
-from ddim.errors import InputError
+from ddim.base.errors import InputError
+from ddim.data.base import ArrayData
+from ddim.data.folder import FolderData
+from ddim.data.load import load_data
 
 Write = Callable[..., Path]
 

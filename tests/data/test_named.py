@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim.data import DATASETS, load_data, named
-from ddim.errors import InputError, RunError
+from ddim.base.errors import InputError, RunError
+from ddim.data import named
+from ddim.data.load import load_data
+from ddim.data.named import DATASETS
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared/data"
 STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")

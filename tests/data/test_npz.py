@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from ddim.base.errors import InputError
 from ddim.data.npz import load_npz
-from ddim.errors import InputError
 
 GREY = np.arange(4 * 5 * 6, dtype=np.uint8).reshape(4, 5, 6)
 RGB = np.arange(4 * 5 * 6 * 3, dtype=np.int64).reshape(4, 5, 6, 3).astype(np.uint8)

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddim.data import load_data
-from ddim.images import from_pixels
+from ddim.data.load import load_data
+from ddim.data.pixels import from_pixels
 
 MNIST = Path(__file__).resolve().parents[2].parent / "shared/data/mnist"
 

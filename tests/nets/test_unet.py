@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddim.nets import UNet, UNetConfig
-from ddim.nets.unet import _Attention, count_flops, timestep_embedding
+from ddim.nets.unet import UNet, UNetConfig, _Attention, count_flops, timestep_embedding
 from ddim.train.config import TrainConfig
 from ddim.train.run import unet_config
 

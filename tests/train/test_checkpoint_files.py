@@ -7,7 +7,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ddim.loading import load
+from ddim.model.opening import load
 from ddim.train.config import TrainConfig
 from ddim.train.run import Run
 

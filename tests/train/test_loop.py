@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddim.errors import RunError
-from ddim.nets import UNet
-from ddim.schedule import Schedule
+from ddim.base.errors import RunError
+from ddim.nets.unet import UNet
+from ddim.noise.schedule import Schedule
 from ddim.train.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from ddim.train.config import PRESETS, TrainConfig
 from ddim.train.loop import TensorData, TrainState, ema_decay, fit, learning_rate, order

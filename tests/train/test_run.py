@@ -15,11 +15,11 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from ddim.device import pick_device, set_threads
-from ddim.errors import RunError
-from ddim.generate import sample
-from ddim.loading import load
-from ddim.schedule import Schedule
+from ddim.base.device import pick_device, set_threads
+from ddim.base.errors import RunError
+from ddim.model.drawing import sample
+from ddim.model.opening import load
+from ddim.noise.schedule import Schedule
 from ddim.train import loop
 from ddim.train.checkpoint import read_checkpoint
 from ddim.train.config import TrainConfig

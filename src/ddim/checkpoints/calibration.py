@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ddim.calibrate import CalibratedSampler, Calibration
-from ddim.errors import InputError
-from ddim.files import read_json, write_json
-from ddim.nodes import Nodes, check_nodes
-from ddim.schedule import Schedule
+from ddim.base.errors import InputError
+from ddim.base.files import read_json, write_json
+from ddim.calibration.search import CalibratedSampler, Calibration
+from ddim.noise.nodes import Nodes, check_nodes
+from ddim.noise.schedule import Schedule
 
 __all__ = ["CALIBRATED", "CalibrationFile", "read_calibration", "write_calibration"]
 
@@ -30,7 +30,7 @@ class CalibrationFile:
         identity: of the model that it was made for.
         samplers: by number of calls.
         entries: the same as they are in the file, with the figures.
-        moments: nodes, falling, and Γ there (see :func:`ddim.evaluate.optimal_variance`).
+        moments: nodes, falling, and Γ there (see :func:`ddim.samplers.methods.analytic.optimal_variance`).
         latents: how many Γ is a mean over.
     """
 

@@ -16,15 +16,15 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor
 
+from ddim.base.errors import InputError
+from ddim.base.files import read_json, write_bytes, write_json
 from ddim.checkpoints.scheduler import read_scheduler, scheduler_config
 from ddim.checkpoints.tensors import read_pickle, read_safetensors, tensors_of
 from ddim.checkpoints.weights import fill, unfilled
-from ddim.clipping import Clipping
-from ddim.errors import InputError
-from ddim.files import read_json, write_bytes, write_json
-from ddim.nets import UNet, UNetConfig
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.denoisers.clipping import Clipping
+from ddim.denoisers.target import Target
+from ddim.nets.unet import UNet, UNetConfig
+from ddim.noise.schedule import Schedule
 
 __all__ = ["ModelParts", "read_folder", "write_folder"]
 

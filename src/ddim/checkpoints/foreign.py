@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
+from ddim.base.errors import InputError, unknown
+from ddim.base.files import read_json
 from ddim.checkpoints.lucid import read_lucid
 from ddim.checkpoints.official import read_official
 from ddim.checkpoints.openai import read_openai
 from ddim.checkpoints.openai_layout import NOTEBOOK, OPENAI
 from ddim.checkpoints.record import Hints, Loaded
 from ddim.checkpoints.tensors import is_pickle, read_pickle, read_safetensors, tensors_of
-from ddim.errors import InputError, unknown
-from ddim.files import read_json
-from ddim.schedule import Schedule
+from ddim.noise.schedule import Schedule
 
 __all__ = ["read_foreign"]
 

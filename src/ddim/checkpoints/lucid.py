@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ddim.base.errors import InputError
 from ddim.checkpoints.record import Hints, Loaded
 from ddim.checkpoints.weights import Shapes, fill, unfilled
-from ddim.clipping import Clipping
-from ddim.errors import InputError
+from ddim.denoisers.clipping import Clipping
+from ddim.denoisers.target import Target
 from ddim.nets.lucid import LucidConfig, LucidUnet
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.noise.schedule import Schedule
 
 __all__ = ["lucid_config", "read_lucid"]
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ddim.base.errors import InputError
 from ddim.checkpoints.record import Hints, Loaded
 from ddim.checkpoints.weights import Pick, Shapes, fill, unfilled
-from ddim.clipping import Clipping
-from ddim.errors import InputError
-from ddim.nets import UNet, UNetConfig
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.denoisers.clipping import Clipping
+from ddim.denoisers.target import Target
+from ddim.nets.unet import UNet, UNetConfig
+from ddim.noise.schedule import Schedule
 
 __all__ = ["official_config", "official_picks", "read_official"]
 

@@ -21,14 +21,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ddim.base.errors import InputError
 from ddim.checkpoints.openai_layout import NOTEBOOK, OPENAI, Names, openai_config, openai_picks
 from ddim.checkpoints.record import Hints, Loaded
 from ddim.checkpoints.weights import Shapes, fill, unfilled
-from ddim.clipping import Clipping
-from ddim.errors import InputError
-from ddim.nets import UNet, UNetConfig
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.denoisers.clipping import Clipping
+from ddim.denoisers.target import Target
+from ddim.nets.unet import UNet, UNetConfig
+from ddim.noise.schedule import Schedule
 
 __all__ = ["read_openai"]
 

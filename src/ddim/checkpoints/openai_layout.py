@@ -10,9 +10,9 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+from ddim.base.errors import InputError
 from ddim.checkpoints.weights import Pick, Shapes
-from ddim.errors import InputError
-from ddim.nets import UNet, UNetConfig
+from ddim.nets.unet import UNet, UNetConfig
 
 __all__ = ["NOTEBOOK", "OPENAI", "Names", "openai_config", "openai_picks"]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from ddim.clipping import Clipping
-from ddim.errors import InputError
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.base.errors import InputError
+from ddim.denoisers.clipping import Clipping
+from ddim.denoisers.target import Target
+from ddim.noise.schedule import Schedule
 
 __all__ = ["Hints", "Loaded"]
 

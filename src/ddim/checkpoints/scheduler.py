@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ddim.clipping import Clipping
-from ddim.errors import InputError
-from ddim.files import read_json
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.base.errors import InputError
+from ddim.base.files import read_json
+from ddim.denoisers.clipping import Clipping
+from ddim.denoisers.target import Target
+from ddim.noise.schedule import Schedule
 
 __all__ = ["PREDICTION", "parse_scheduler", "read_scheduler", "scheduler_config"]
 

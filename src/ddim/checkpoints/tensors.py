@@ -16,7 +16,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from ddim.errors import InputError
+from ddim.base.errors import InputError
 
 __all__ = ["is_pickle", "read_pickle", "read_safetensors", "tensors_of"]
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ddim.errors import InputError
-from ddim.nets import UNetConfig
+from ddim.base.errors import InputError
+from ddim.nets.unet import UNetConfig
 
 __all__ = ["Pick", "Shapes", "fill", "unfilled"]
 

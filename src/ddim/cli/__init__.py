@@ -1,1 +1,1 @@
-"""The command. Thin: nothing imports it."""
+"""The command."""

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from ddim.base.errors import InputError
+from ddim.base.files import check_writable
 from ddim.cli.options import parse
 from ddim.cli.report import meter, print_json, table
 from ddim.cli.sampler import RunOptions, open_model
-from ddim.errors import InputError
-from ddim.files import check_writable
 
 if TYPE_CHECKING:
-    from ddim.calibrate import Calibration
-    from ddim.pipeline import Pipeline
-    from ddim.trajectory import Group
+    from ddim.calibration.search import Calibration
+    from ddim.calibration.trajectory import Group
+    from ddim.model.model import Pipeline
 
 __all__ = ["CalibrateOptions", "main"]
 
@@ -62,10 +62,10 @@ def main(argv: Sequence[str]) -> int:
     if not options.calls:
         raise InputError("--calls needs a number at least")
 
-    from ddim.calibrate import calibrate, most_work
-    from ddim.checkpoints import read_calibration, write_calibration
-    from ddim.generate import tile_size
-    from ddim.trajectory import TEACHER_STEPS, follow
+    from ddim.calibration.search import calibrate, most_work
+    from ddim.calibration.trajectory import TEACHER_STEPS, follow
+    from ddim.checkpoints.calibration import read_calibration, write_calibration
+    from ddim.model.drawing import tile_size
 
     pipeline = open_model(options.model, options)
     T, path = pipeline.schedule.T, pipeline.calibration
@@ -145,9 +145,9 @@ def _groups(
     pipeline: Pipeline, options: CalibrateOptions, indices: range, tile: int
 ) -> list[Group]:
     """Latents in tiles, each with its denoiser."""
-    from ddim.denoiser import NetworkDenoiser
-    from ddim.inputs import check_labels
-    from ddim.noise import Noise
+    from ddim.denoisers.network import NetworkDenoiser
+    from ddim.model.inputs import check_labels
+    from ddim.noise.draws import Noise
 
     labels = None
     if pipeline.classes is not None:

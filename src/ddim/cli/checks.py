@@ -9,11 +9,11 @@ from typing import Annotated
 
 import tyro
 
+from ddim.base.errors import InputError
 from ddim.cli.files import DataOptions, read_images
 from ddim.cli.options import parse
 from ddim.cli.report import print_json, table
 from ddim.cli.sampler import RunOptions, open_model
-from ddim.errors import InputError
 
 __all__ = ["ChecksOptions", "main"]
 
@@ -45,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
     if options.n < 1:
         raise InputError(f"-n must be at least 1, not {options.n}")
 
-    from ddim.checks import check_model
-    from ddim.evaluate import check_predictions
+    from ddim.model.doctor import check_model
+    from ddim.model.predictions import check_predictions
 
     pipeline = open_model(options.model, options)
     predictions, used = [], 0

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from ddim.base.errors import InputError
+from ddim.base.files import refuse_existing, write_bytes
 from ddim.cli.options import listed, numbers, parse
 from ddim.cli.report import bar, print_json, record, table
 from ddim.cli.sampler import RunOptions, SamplerOptions, make_sampler, open_model
-from ddim.errors import InputError
-from ddim.files import refuse_existing, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
     import torch
 
-    from ddim.generate import generate, tile_size
+    from ddim.model.drawing import generate, tile_size
 
     pipeline = open_model(options.model, options)
     tile = tile_size(pipeline, options.tile)
@@ -130,7 +130,7 @@ def _picture(rows: Sequence[Tensor], captions: Sequence[str]) -> bytes:
 
     from PIL import Image, ImageDraw, ImageFont
 
-    from ddim import images
+    from ddim.data import pixels as images
 
     strips = [images.picture(images.grid(row, len(row))).convert("RGB") for row in rows]
     # Small images are shown twice as large.

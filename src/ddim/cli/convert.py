@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from ddim.base.errors import InputError
+from ddim.base.files import refuse_existing
 from ddim.cli.options import parse
 from ddim.cli.report import print_json, record
-from ddim.errors import InputError
-from ddim.files import refuse_existing
 
 if TYPE_CHECKING:
-    from ddim.checkpoints import Hints
-    from ddim.export import Export
-    from ddim.pipeline import Pipeline
-    from ddim.schedule import Schedule
+    from ddim.checkpoints.record import Hints
+    from ddim.interop.export import Export
+    from ddim.model.model import Pipeline
+    from ddim.noise.schedule import Schedule
 
 __all__ = ["ConvertOptions", "main"]
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"{dest} is a file: the model is written as a folder")
     refuse_existing(dest, force=options.force, other="another DEST")
 
-    from ddim.loading import load
+    from ddim.model.opening import load
 
     pipeline = load(
         options.source, weights=options.weights, schedule=_schedule(options), hints=_hints(options)
@@ -128,8 +128,8 @@ def main(argv: Sequence[str]) -> int:
 def _export(options: ConvertOptions, pipeline: Pipeline) -> Export | None:
     """The scheduler that is asked for, if one is."""
     from ddim.cli.sampler import SamplerOptions, make_sampler
-    from ddim.export import export_scheduler
-    from ddim.sampler import calibration_of
+    from ddim.interop.export import export_scheduler
+    from ddim.model.sampler import calibration_of
 
     listed = options.nodes[:1].isdigit()
     if options.steps is None and not listed:
@@ -149,7 +149,7 @@ def _export(options: ConvertOptions, pipeline: Pipeline) -> Export | None:
 
 def _is_folder(options: ConvertOptions) -> bool:
     """Whether the source is a model folder, which holds one set of weights."""
-    from ddim.loading import shipped
+    from ddim.model.opening import shipped
 
     folder = Path(options.source)
     if (folder / "unet_ema").exists():
@@ -159,7 +159,7 @@ def _is_folder(options: ConvertOptions) -> bool:
 
 
 def _schedule(options: ConvertOptions) -> Schedule | None:
-    from ddim.schedule import Schedule
+    from ddim.noise.schedule import Schedule
 
     betas = {"beta_start": options.beta_start, "beta_end": options.beta_end}
     betas = {key: value for key, value in betas.items() if value is not None}
@@ -176,7 +176,7 @@ def _schedule(options: ConvertOptions) -> Schedule | None:
 
 
 def _hints(options: ConvertOptions) -> Hints | None:
-    from ddim.checkpoints import Hints
+    from ddim.checkpoints.record import Hints
 
     told = {field.name: getattr(options, field.name) for field in dataclasses.fields(Hints)}
     return Hints(**told) if any(value is not None for value in told.values()) else None

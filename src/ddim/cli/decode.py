@@ -10,12 +10,12 @@ from typing import Annotated
 
 import tyro
 
+from ddim.base.errors import InputError
+from ddim.base.files import refuse_existing
 from ddim.cli.files import write_images
 from ddim.cli.options import parse
 from ddim.cli.report import print_json, record
 from ddim.cli.sampler import RunOptions, open_model
-from ddim.errors import InputError
-from ddim.files import refuse_existing
 
 __all__ = ["DecodeOptions", "main"]
 
@@ -51,9 +51,9 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--output is a .png or .npz file, or a folder, not {output.name}")
     refuse_existing(output, force=options.force)
 
-    from ddim.codec import decode
-    from ddim.encoded import Latents
-    from ddim.images import to_pixels
+    from ddim.data.pixels import to_pixels
+    from ddim.latents.coding import decode
+    from ddim.latents.record import Latents
 
     latents = Latents.load(options.latents)
     pipeline = open_model(options.model, options, str(latents.dtype).removeprefix("torch."))

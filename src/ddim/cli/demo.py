@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from ddim.base.errors import InputError
+from ddim.base.files import refuse_existing
 from ddim.cli.options import parse
 from ddim.cli.report import bar, print_json, record, table
-from ddim.errors import InputError
-from ddim.files import refuse_existing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,14 +71,14 @@ def main(argv: Sequence[str]) -> int:
 
     import torch
 
-    from ddim import images
-    from ddim.device import pick_device, set_threads
-    from ddim.files import write_bytes
-    from ddim.generate import generate, tile_size
-    from ddim.loading import load
-    from ddim.methods import make_tableau
-    from ddim.nodes import uniform
-    from ddim.sampler import calibration_of, make_sampler
+    from ddim.base.device import pick_device, set_threads
+    from ddim.base.files import write_bytes
+    from ddim.data import pixels as images
+    from ddim.model.drawing import generate, tile_size
+    from ddim.model.opening import load
+    from ddim.model.sampler import calibration_of, make_sampler
+    from ddim.noise.nodes import uniform
+    from ddim.samplers.registry import make_tableau
 
     set_threads(options.threads)
     pipeline = load(options.model, device=pick_device(options.device))
@@ -138,7 +138,7 @@ def _picture(grids: Sequence[Tensor], captions: Sequence[tuple[str, str]]) -> by
 
     from PIL import Image, ImageDraw, ImageFont
 
-    from ddim import images
+    from ddim.data import pixels as images
 
     shown = [images.picture(grid).convert("RGB") for grid in grids]
     width = max(240, shown[0].width)

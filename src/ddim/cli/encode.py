@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ddim.base.errors import InputError
+from ddim.base.files import refuse_existing
 from ddim.cli.files import DataOptions, read_images
 from ddim.cli.options import parse
 from ddim.cli.report import print_json, record
 from ddim.cli.sampler import RunOptions, open_model
-from ddim.errors import InputError
-from ddim.files import refuse_existing
 
 __all__ = ["EncodeOptions", "main"]
 
@@ -63,8 +63,8 @@ def main(argv: Sequence[str]) -> int:
 
     import torch
 
-    from ddim.codec import encode
-    from ddim.methods.reversible import amplification
+    from ddim.latents.coding import encode
+    from ddim.samplers.methods.reversible import amplification
 
     pipeline = open_model(options.model, options, options.dtype)
     images, labels = read_images(options, pipeline, options.n)

@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from ddim.base.checksum import digest
+from ddim.base.errors import InputError
+from ddim.base.files import refuse_existing
 from ddim.cli.options import listed, numbers, parse
 from ddim.cli.reference import ReferenceOptions, held_out, real_images
 from ddim.cli.report import meter, print_json, record, table
 from ddim.cli.sampler import RunOptions, open_model
 from ddim.cli.sweep_report import BITS, sweep_facts, write_sweep
-from ddim.data.checksum import digest
-from ddim.errors import InputError
-from ddim.files import refuse_existing
 
 if TYPE_CHECKING:
-    from ddim.evaluate import BitsPerDimension, Extractor
-    from ddim.evaluate.cells import Cell
-    from ddim.evaluate.sweep import Sweep
-    from ddim.pipeline import Pipeline
+    from ddim.evaluate.features.extractor import Extractor
+    from ddim.evaluate.likelihood.bits import BitsPerDimension
+    from ddim.evaluate.sweep.cells import Cell
+    from ddim.evaluate.sweep.sweep import Sweep
+    from ddim.model.model import Pipeline
 
 __all__ = ["EvaluateOptions", "main"]
 
@@ -100,10 +101,10 @@ def main(argv: Sequence[str]) -> int:
     if begun and not (output / "sweep.json").exists():
         refuse_existing(output, force=options.force)
 
-    from ddim.evaluate.bits import BitsPerDimension
-    from ddim.evaluate.cells import plan_cells
-    from ddim.evaluate.sweep import Sweep
-    from ddim.generate import tile_size
+    from ddim.evaluate.likelihood.bits import BitsPerDimension
+    from ddim.evaluate.sweep.cells import plan_cells
+    from ddim.evaluate.sweep.sweep import Sweep
+    from ddim.model.drawing import tile_size
 
     pipeline = open_model(options.model, options, options.dtype)
     tile = tile_size(pipeline, options.tile)
@@ -155,7 +156,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         print_json(document)
         return 0
-    from ddim.evaluate import report
+    from ddim.evaluate.sweep import report
 
     one = report.table_one(results)
     if one:
@@ -177,7 +178,7 @@ def _left_out(cells: Sequence[Cell], steps: Sequence[int]) -> list[str]:
 
 
 def _extractor(options: EvaluateOptions, pipeline: Pipeline) -> Extractor:
-    from ddim.evaluate import Extractor, inception_extractor, lenet_extractor
+    from ddim.evaluate.features.extractor import Extractor, inception_extractor, lenet_extractor
 
     if options.inception:
         return inception_extractor(options.inception, pipeline.device)
@@ -197,7 +198,9 @@ def _extractor(options: EvaluateOptions, pipeline: Pipeline) -> Extractor:
         if callable(found) and not isinstance(found, Extractor):
             found = _called(found, options.features, pipeline)
         if not isinstance(found, Extractor):
-            raise InputError(f"--features {options.features} is no ddim.evaluate.Extractor")
+            raise InputError(
+                f"--features {options.features} is no Extractor (ddim.evaluate.features.extractor)"
+            )
         return found
     if pipeline.shape != (1, 28, 28):
         raise InputError(
@@ -211,7 +214,7 @@ def _called(function: Any, name: str, pipeline: Pipeline) -> object:
     """What a function without parameters returns; or an extractor made of a function of images."""
     import torch
 
-    from ddim.evaluate import Extractor, Identity
+    from ddim.evaluate.features.extractor import Extractor, Identity
 
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -252,10 +255,9 @@ def _ahead(sweep: Sweep, density: BitsPerDimension | None, pipeline: Pipeline, t
     """The work that is left, in network calls, GFLOP and hours on this machine."""
     import torch
 
-    from ddim.evaluate.bits import image_calls
-    from ddim.inputs import check_labels
-    from ddim.nets import UNet
-    from ddim.nets.unet import count_flops
+    from ddim.evaluate.likelihood.bits import image_calls
+    from ddim.model.inputs import check_labels
+    from ddim.nets.unet import UNet, count_flops
 
     labels = check_labels(pipeline, None if pipeline.classes is None else [0] * tile, tile)
     denoiser = pipeline.denoiser(None if labels is None else labels.to(pipeline.device))

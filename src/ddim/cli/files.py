@@ -7,14 +7,14 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddim.errors import InputError
-from ddim.files import write_bytes
+from ddim.base.errors import InputError
+from ddim.base.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from ddim.pipeline import Pipeline
+    from ddim.model.model import Pipeline
 
 __all__ = [
     "DataOptions",
@@ -62,8 +62,9 @@ def read_images(
     """
     import torch
 
-    from ddim.data import NoSuchSplitError, labels_fit, load_data
-    from ddim.images import from_pixels
+    from ddim.data.base import labels_fit
+    from ddim.data.load import NoSuchSplitError, load_data
+    from ddim.data.pixels import from_pixels
 
     root = Path(options.data_root) if options.data_root else None
     channels, height, width = pipeline.shape
@@ -150,7 +151,7 @@ def write_images(
         columns: images in a row of the grid.
         labels: of the images, for the array.
     """
-    from ddim import images
+    from ddim.data import pixels as images
 
     kind = output.suffix.lower()
     if kind == ".png":

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ddim.base.errors import InputError
+from ddim.base.files import refuse_existing, write_bytes
 from ddim.cli.options import parse
 from ddim.cli.report import print_json, record, table
 from ddim.cli.sampler import SamplerOptions, make_sampler
-from ddim.errors import InputError
-from ddim.files import refuse_existing, write_bytes
 
 if TYPE_CHECKING:
-    from ddim.nodes import Nodes
-    from ddim.pipeline import Pipeline
-    from ddim.schedule import Schedule
-    from ddim.tableau import Tableau
+    from ddim.model.model import Pipeline
+    from ddim.noise.nodes import Nodes
+    from ddim.noise.schedule import Schedule
+    from ddim.samplers.tableau import Tableau
 
 __all__ = ["InspectOptions", "main"]
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
             raise InputError(f"--output is a .png file, not {options.output}")
         refuse_existing(Path(options.output), force=options.force)
 
-    from ddim.schedule import Schedule
+    from ddim.noise.schedule import Schedule
 
     source = _source(options)
     schedule = source if isinstance(source, Schedule) else source.schedule
@@ -87,10 +87,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _source(options: InspectOptions) -> Pipeline | Schedule:
-    from ddim.schedule import Schedule
+    from ddim.noise.schedule import Schedule
 
     if options.model is not None:
-        from ddim.loading import load
+        from ddim.model.opening import load
 
         model = load(options.model)
         for field in dataclasses.fields(InspectOptions):

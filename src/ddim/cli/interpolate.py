@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ddim.base.errors import InputError, unknown
+from ddim.base.files import refuse_existing
 from ddim.cli.files import DataOptions, read_images
 from ddim.cli.options import parse
 from ddim.cli.report import print_json, record
 from ddim.cli.sampler import RunOptions, open_model
-from ddim.errors import InputError, unknown
-from ddim.files import refuse_existing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddim.encoded import Latents
-    from ddim.pipeline import Pipeline
+    from ddim.latents.record import Latents
+    from ddim.model.model import Pipeline
 
 __all__ = ["InterpolateOptions", "main"]
 
@@ -81,9 +81,10 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--between takes 2 images or 4, not {len(options.between)}")
     refuse_existing(output, force=options.force)
 
-    from ddim import images
-    from ddim.codec import decode
-    from ddim.encoded import Latents, interpolate
+    from ddim.data import pixels as images
+    from ddim.latents.coding import decode
+    from ddim.latents.record import Latents
+    from ddim.latents.slerp import interpolate
 
     start = time.perf_counter()
     if options.latents is not None:
@@ -136,11 +137,11 @@ def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
     """Latents of the images that are named, in their order."""
     import torch
 
-    from ddim.codec import codec_nodes, encode
-    from ddim.encoded import Latents
-    from ddim.generate import tile_size
-    from ddim.latent import CODECS
-    from ddim.noise import Noise
+    from ddim.latents.codecs import CODECS
+    from ddim.latents.coding import codec_nodes, encode
+    from ddim.latents.record import Latents
+    from ddim.model.drawing import tile_size
+    from ddim.noise.draws import Noise
 
     codec = options.codec or "ddim"
     tile = tile_size(pipeline, options.tile)

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from ddim import __version__
-from ddim.errors import InputError, unknown
+from ddim.base.errors import InputError, unknown
 
 __all__ = ["VERBS", "main"]
 

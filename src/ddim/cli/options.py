@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ddim.errors import InputError
+from ddim.base.errors import InputError
 
 __all__ = ["Value", "listed", "numbers", "parse", "read_toml", "to_toml"]
 

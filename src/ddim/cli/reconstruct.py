@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from ddim.base.errors import InputError
+from ddim.base.files import read_json, refuse_existing, write_bytes, write_json
 from ddim.cli.files import DataOptions, make_figure, read_images, save_figure
 from ddim.cli.options import parse, read_toml
 from ddim.cli.report import print_json, record, table
 from ddim.cli.sampler import RunOptions, open_model
-from ddim.errors import InputError
-from ddim.files import read_json, refuse_existing, write_bytes, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddim.pipeline import Pipeline
+    from ddim.model.model import Pipeline
 
 __all__ = ["ReconstructOptions", "main"]
 
@@ -78,14 +78,14 @@ def main(argv: Sequence[str]) -> int:
     if not options.resume:
         refuse_existing(output, force=options.force)
 
-    from ddim.codec import codec_nodes
+    from ddim.latents.coding import codec_nodes
 
     pipeline = open_model(options.model, options)
     images, labels = read_images(options, pipeline, options.n)
     cells = [(c, d, s) for c in options.codecs for d in options.dtypes for s in options.steps]
     for codec, _, steps in cells:
         codec_nodes(pipeline, codec, options.nodes, steps)
-    from ddim.generate import tile_size
+    from ddim.model.drawing import tile_size
 
     tile = tile_size(pipeline, options.tile)
     resolved = options.resolved(tile=tile, n=len(images), resume=False)
@@ -163,8 +163,8 @@ def _measure(
 ) -> dict[str, Any]:
     import torch
 
-    from ddim.codec import decode, encode
-    from ddim.methods.reversible import amplification
+    from ddim.latents.coding import decode, encode
+    from ddim.samplers.methods.reversible import amplification
 
     kind = getattr(torch, dtype)
     pipeline = pipeline.to(dtype=kind)
@@ -212,7 +212,7 @@ def _measure(
 
 
 def _decoder_calls(pipeline: Pipeline, latents: Any) -> int:
-    from ddim.latent import decoder
+    from ddim.latents.codecs import decoder
 
     return decoder(pipeline.schedule, latents.nodes, latents.codec).calls
 
@@ -279,8 +279,8 @@ def _picture(
     """Rows: originals; then, for each codec at the first number of steps, latents and decoded."""
     import torch
 
-    from ddim.codec import decode, encode
-    from ddim.images import save_image
+    from ddim.data.pixels import save_image
+    from ddim.latents.coding import decode, encode
 
     kind = getattr(torch, options.dtypes[0])
     pipeline = pipeline.to(dtype=kind)

@@ -6,14 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddim.base.errors import InputError
 from ddim.cli.report import meter
-from ddim.errors import InputError
 
 if TYPE_CHECKING:
     from ddim.cli.evaluate import EvaluateOptions
-    from ddim.data import ImageData
-    from ddim.evaluate import Comparison, Extractor, Statistics
-    from ddim.pipeline import Pipeline
+    from ddim.data.base import ImageData
+    from ddim.evaluate.distances.comparison import Comparison
+    from ddim.evaluate.features.extractor import Extractor
+    from ddim.evaluate.features.statistics import Statistics
+    from ddim.model.model import Pipeline
 
 __all__ = ["ReferenceOptions", "held_out", "real_images"]
 
@@ -38,7 +40,9 @@ def real_images(
 
     A dry run measures none.
     """
-    from ddim.evaluate import Statistics, compare, shipped_statistics
+    from ddim.evaluate.distances.comparison import compare
+    from ddim.evaluate.features.collection import shipped_statistics
+    from ddim.evaluate.features.statistics import Statistics
 
     saved = None if options.reference is None else Path(options.reference)
     if not options.data:
@@ -72,7 +76,7 @@ def real_images(
 
 def held_out(options: EvaluateOptions, pipeline: Pipeline) -> ImageData:
     """The test split of --data."""
-    from ddim.data import NoSuchSplitError
+    from ddim.data.load import NoSuchSplitError
 
     try:
         return _load(options, pipeline, "test")
@@ -85,7 +89,7 @@ def _no_floor(needs: str) -> str:
 
 
 def _load(options: EvaluateOptions, pipeline: Pipeline, split: str) -> ImageData:
-    from ddim.data import load_data
+    from ddim.data.load import load_data
 
     root = Path(options.data_root) if options.data_root else None
     channels, height, _ = pipeline.shape
@@ -93,7 +97,7 @@ def _load(options: EvaluateOptions, pipeline: Pipeline, split: str) -> ImageData
 
 
 def _splits(options: EvaluateOptions, pipeline: Pipeline) -> tuple[ImageData, ImageData | None]:
-    from ddim.data import NoSuchSplitError
+    from ddim.data.load import NoSuchSplitError
 
     train = _load(options, pipeline, "train")
     try:
@@ -106,8 +110,8 @@ def _kept(
     path: Path, extractor: Extractor, data, indices, name: str, options: EvaluateOptions
 ) -> Statistics:
     """Statistics of real images: read, or measured and written."""
-    from ddim.evaluate import Statistics, collect_data
-    from ddim.evaluate.measure import source_of
+    from ddim.evaluate.features.collection import collect_data, source_of
+    from ddim.evaluate.features.statistics import Statistics
 
     if path.exists() and not options.force:
         found = Statistics.load(path, extractor)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddim import __version__
+from ddim.base.files import write_bytes
 from ddim.cli.options import to_toml
-from ddim.files import write_bytes
 
 if TYPE_CHECKING:
     from tqdm import tqdm

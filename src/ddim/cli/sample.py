@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from ddim.base.errors import InputError
+from ddim.base.files import refuse_existing
 from ddim.cli.files import (
     DataOptions,
     clear_images,
@@ -22,15 +24,13 @@ from ddim.cli.files import (
 from ddim.cli.options import parse, read_toml
 from ddim.cli.report import bar, print_json, record, recorded
 from ddim.cli.sampler import SamplerOptions, make_sampler
-from ddim.errors import InputError
-from ddim.files import refuse_existing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddim.generate import Drawn
-    from ddim.pipeline import Pipeline
-    from ddim.tableau import Tableau
+    from ddim.model.drawing import Drawn
+    from ddim.model.model import Pipeline
+    from ddim.samplers.tableau import Tableau
 
 __all__ = ["SampleOptions", "main"]
 
@@ -110,9 +110,9 @@ def main(argv: Sequence[str]) -> int:
 
     import torch
 
-    from ddim.device import pick_device, set_threads
-    from ddim.generate import generate, noised, tile_size
-    from ddim.loading import load
+    from ddim.base.device import pick_device, set_threads
+    from ddim.model.drawing import generate, noised, tile_size
+    from ddim.model.opening import load
 
     set_threads(options.threads)
     precision = getattr(torch, options.dtype)
@@ -249,8 +249,8 @@ def _write(
 ) -> None:
     import torch
 
-    from ddim import images
-    from ddim.inputs import check_finite
+    from ddim.data import pixels as images
+    from ddim.model.inputs import check_finite
 
     kind = output.suffix.lower()
     what = f"what {options.model} draws by {options.method}"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from ddim.errors import InputError
+from ddim.base.errors import InputError
 
 if TYPE_CHECKING:
-    from ddim.nodes import Nodes
-    from ddim.pipeline import Pipeline
-    from ddim.schedule import Schedule
-    from ddim.tableau import Tableau
+    from ddim.model.model import Pipeline
+    from ddim.noise.nodes import Nodes
+    from ddim.noise.schedule import Schedule
+    from ddim.samplers.tableau import Tableau
 
 __all__ = ["RunOptions", "SamplerOptions", "make_sampler", "open_model"]
 
@@ -42,8 +42,8 @@ def open_model(model: str, options: RunOptions, dtype: str = "float32") -> Pipel
     """Load a model onto the device and in the precision that are asked for."""
     import torch
 
-    from ddim.device import pick_device, set_threads
-    from ddim.loading import load
+    from ddim.base.device import pick_device, set_threads
+    from ddim.model.opening import load
 
     set_threads(options.threads)
     if options.tile is not None and options.tile < 1:
@@ -83,10 +83,10 @@ def make_sampler(
     Raises:
         InputError: unknown names, numbers out of range, an option that the method does not have.
     """
-    from ddim import sampler
-    from ddim.methods import make_tableau
-    from ddim.nodes import make_nodes
-    from ddim.schedule import Schedule
+    from ddim.model import sampler
+    from ddim.noise.nodes import make_nodes
+    from ddim.noise.schedule import Schedule
+    from ddim.samplers.registry import make_tableau
 
     schedule = source if isinstance(source, Schedule) else source.schedule
     steps = options.steps

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddim.base.errors import InputError
+from ddim.base.files import write_bytes, write_json
 from ddim.cli.files import make_figure
 from ddim.cli.sampler import RunOptions
-from ddim.errors import InputError
-from ddim.files import write_bytes, write_json
 
 if TYPE_CHECKING:
-    from ddim.evaluate.sweep import Sweep
+    from ddim.evaluate.sweep.sweep import Sweep
 
 __all__ = ["BITS", "sweep_facts", "write_sweep"]
 
@@ -75,7 +75,7 @@ def write_sweep(
     """Write the tables, the plot and the page of the cells that are done; returns the JSON."""
     import numpy as np
 
-    from ddim.evaluate import report
+    from ddim.evaluate.sweep import report
 
     results = sweep.results()
     if not results:

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddim.base.errors import InputError
+from ddim.base.files import refuse_existing
 from ddim.cli.options import parse
 from ddim.cli.report import meter, print_json, record
-from ddim.errors import InputError
-from ddim.files import refuse_existing
 from ddim.train.config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:

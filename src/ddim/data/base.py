@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ddim.errors import InputError
+from ddim.base.errors import InputError
 
 __all__ = ["ArrayData", "ImageData", "labels_fit"]
 

@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
+from ddim.base.errors import InputError
 from ddim.data.base import ArrayData
-from ddim.errors import InputError
 
 __all__ = ["ARCHIVE", "find_cifar", "load_cifar"]
 

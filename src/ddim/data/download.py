@@ -9,8 +9,8 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddim.data.checksum import mismatch
-from ddim.errors import RunError
+from ddim.base.checksum import mismatch
+from ddim.base.errors import RunError
 
 __all__ = ["fetch"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim.errors import InputError
+from ddim.base.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image

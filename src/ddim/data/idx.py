@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ddim.base.errors import InputError
 from ddim.data.base import ArrayData
-from ddim.errors import InputError
 
 __all__ = ["SPLIT_PREFIX", "find_idx", "find_labels", "load_idx", "plain_name", "read_idx"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
+from ddim.base.errors import InputError, unknown
 from ddim.data.base import ArrayData, ImageData
 from ddim.data.cifar import find_cifar, load_cifar
 from ddim.data.folder import SUFFIXES, FolderData
 from ddim.data.idx import SPLIT_PREFIX, find_idx, find_labels, load_idx, plain_name
 from ddim.data.named import ALIASES, DATASETS, data_root, load_named
 from ddim.data.npz import load_npz
-from ddim.errors import InputError, unknown
 
 __all__ = ["NoSuchSplitError", "load_data"]
 

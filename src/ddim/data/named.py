@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ddim.base.checksum import mismatch
+from ddim.base.errors import InputError
 from ddim.data.base import ArrayData
-from ddim.data.checksum import mismatch
 from ddim.data.cifar import ARCHIVE, find_cifar, load_cifar
 from ddim.data.download import fetch
 from ddim.data.folder import FolderData
 from ddim.data.idx import SPLIT_PREFIX, find_idx, load_idx, plain_name
-from ddim.errors import InputError
 
 __all__ = ["ALIASES", "DATASETS", "data_root", "load_named"]
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddim.base.checksum import digest
+from ddim.base.errors import InputError
 from ddim.data.base import ArrayData
-from ddim.data.checksum import digest
-from ddim.errors import InputError
 
 __all__ = ["load_npz"]
 

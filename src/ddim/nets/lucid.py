@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddim.errors import InputError
+from ddim.base.errors import InputError
 from ddim.nets.unet import silu, timestep_embedding
 
 __all__ = ["LucidConfig", "LucidUnet"]

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddim.errors import InputError
+from ddim.base.errors import InputError
 
 __all__ = ["UNet", "UNetConfig", "count_flops", "timestep_embedding"]
 

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ddim.errors import InputError
-from ddim.files import write_bytes
+from ddim.base.errors import InputError
+from ddim.base.files import write_bytes
 from ddim.train.config import TrainConfig
 from ddim.train.loop import TrainState
 

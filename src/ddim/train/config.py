@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ddim.errors import InputError, unknown
+from ddim.base.errors import InputError, unknown
 
 __all__ = ["PRESETS", "TrainConfig"]
 

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ddim.errors import InputError, RunError
-from ddim.loss import diffusion_loss, draw_nodes, loss_weights
-from ddim.noise import derive
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.base.errors import InputError, RunError
+from ddim.denoisers.target import Target
+from ddim.noise.draws import derive
+from ddim.noise.schedule import Schedule
 from ddim.train.config import TrainConfig
+from ddim.train.loss import diffusion_loss, draw_nodes, loss_weights
 from ddim.train.muon import Muon
 
 __all__ = ["TensorData", "TrainState", "TrainStep", "Trainable", "fit", "order"]
@@ -32,7 +32,7 @@ Loss = Callable[[Network, Tensor, Tensor, Tensor, Schedule], Tensor]
 
 
 class Trainable(Protocol):
-    """The images that training reads: as :class:`ddim.data.ImageData`, already in [-1, 1]."""
+    """The images that training reads: as :class:`ddim.data.base.ImageData`, already in [-1, 1]."""
 
     def __len__(self) -> int: ...
 
@@ -167,7 +167,7 @@ def fit(
         config: batch size, learning rate, target, seed and so on.
         null_label: the label that stands for 'no class', where ``config.classes``.
         loss: called as ``loss(network, x0, k, noise, schedule)`` with what
-            :func:`~ddim.loss.diffusion_loss` takes; returns the loss of each image, shape (B,).
+            :func:`~ddim.train.loss.diffusion_loss` takes; returns the loss of each image, shape (B,).
             None for that loss itself, with the target and the weighting of ``config``, which no
             other loss looks at.
 

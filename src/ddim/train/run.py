@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ddim import images
+from ddim.base.device import pick_device, set_threads
+from ddim.base.errors import InputError, RunError
+from ddim.base.files import read_json, write_bytes
 from ddim.checkpoints.diffusers import FACTS
-from ddim.data import ImageData, load_data
-from ddim.device import pick_device, set_threads
-from ddim.errors import InputError, RunError
-from ddim.files import read_json, write_bytes
-from ddim.generate import sample
-from ddim.loading import load
-from ddim.nets import UNet, UNetConfig
-from ddim.pipeline import Pipeline
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.data import pixels as images
+from ddim.data.base import ImageData
+from ddim.data.load import load_data
+from ddim.denoisers.target import Target
+from ddim.model.drawing import sample
+from ddim.model.model import Pipeline
+from ddim.model.opening import load
+from ddim.nets.unet import UNet, UNetConfig
+from ddim.noise.schedule import Schedule
 from ddim.train.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from ddim.train.config import TrainConfig
 from ddim.train.loop import TrainState, TrainStep, fit

@@ -1,0 +1,75 @@
+# The public names of `ddim`, and where each is. `__init__.py` reads this table.
+
+from ddim.base.errors import InputError as InputError
+from ddim.base.errors import RunError as RunError
+from ddim.calibration.search import CalibratedSampler as CalibratedSampler
+from ddim.calibration.search import calibrate as calibrate
+from ddim.calibration.trajectory import Trajectory as Trajectory
+from ddim.calibration.trajectory import follow as follow
+from ddim.checkpoints.record import Hints as Hints
+from ddim.data.pixels import from_pixels as from_pixels
+from ddim.data.pixels import grid as grid
+from ddim.data.pixels import save_image as save_image
+from ddim.data.pixels import to_pixels as to_pixels
+from ddim.denoisers.clipping import Clip as Clip
+from ddim.denoisers.clipping import Clipping as Clipping
+from ddim.denoisers.clipping import Threshold as Threshold
+from ddim.denoisers.guidance import Guided as Guided
+from ddim.denoisers.inpainting import Inpaint as Inpaint
+from ddim.denoisers.network import NetworkDenoiser as NetworkDenoiser
+from ddim.denoisers.prediction import Denoiser as Denoiser
+from ddim.denoisers.prediction import Prediction as Prediction
+from ddim.denoisers.target import Target as Target
+from ddim.interop.diffusers import diffusers_scheduler as diffusers_scheduler
+from ddim.interop.export import Export as Export
+from ddim.interop.export import export_scheduler as export_scheduler
+from ddim.latents.codecs import CODECS as CODECS
+from ddim.latents.coding import decode as decode
+from ddim.latents.coding import encode as encode
+from ddim.latents.record import Latents as Latents
+from ddim.latents.slerp import interpolate as interpolate
+from ddim.latents.slerp import slerp as slerp
+from ddim.model.doctor import Finding as Finding
+from ddim.model.doctor import check_model as check_model
+from ddim.model.drawing import Drawn as Drawn
+from ddim.model.drawing import generate as generate
+from ddim.model.drawing import sample as sample
+from ddim.model.fitting import fit_conventions as fit_conventions
+from ddim.model.model import Pipeline as Pipeline
+from ddim.model.opening import load as load
+from ddim.model.opening import shipped as shipped
+from ddim.model.predictions import PredictionCheck as PredictionCheck
+from ddim.model.predictions import check_predictions as check_predictions
+from ddim.model.sampler import make_sampler as make_sampler
+from ddim.model.wrapping import Model as Model
+from ddim.noise.draws import Noise as Noise
+from ddim.noise.nodes import NODES as NODES
+from ddim.noise.nodes import make_nodes as make_nodes
+from ddim.noise.schedule import Level as Level
+from ddim.noise.schedule import Schedule as Schedule
+from ddim.samplers.adaptive import Adaptive as Adaptive
+from ddim.samplers.adaptive import solve_adaptively as solve_adaptively
+from ddim.samplers.discrete import DiscreteStep as DiscreteStep
+from ddim.samplers.discrete import discrete_loss as discrete_loss
+from ddim.samplers.discrete import sample_discrete as sample_discrete
+from ddim.samplers.loop import Step as Step
+from ddim.samplers.loop import final as final
+from ddim.samplers.loop import integrate as integrate
+from ddim.samplers.order import measured_order as measured_order
+from ddim.samplers.registry import METHODS as METHODS
+from ddim.samplers.registry import make_tableau as make_tableau
+from ddim.samplers.tableau import Row as Row
+from ddim.samplers.tableau import State as State
+from ddim.samplers.tableau import Tableau as Tableau
+from ddim.train.config import TrainConfig as TrainConfig
+from ddim.train.loop import TensorData as TensorData
+from ddim.train.loop import TrainState as TrainState
+from ddim.train.loop import TrainStep as TrainStep
+from ddim.train.loop import fit as fit
+from ddim.train.loss import diffusion_loss as diffusion_loss
+from ddim.train.loss import draw_nodes as draw_nodes
+from ddim.train.loss import loss_weights as loss_weights
+
+__version__: str
+
+def __dir__() -> list[str]: ...

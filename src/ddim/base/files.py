@@ -1,0 +1,108 @@
+"""Writing files so that a kill at any moment leaves the old one or the new one, never half."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ddim.base.errors import InputError
+
+__all__ = [
+    "check_writable",
+    "read_json",
+    "refuse_existing",
+    "replacing",
+    "write_bytes",
+    "write_json",
+]
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed onto it at the end; removed if anything fails.
+
+    The folder is made if need be. The suffix stays, for writers that go by it.
+
+    Raises:
+        OSError: whatever failed; it names ``path`` where the system named no file, as for a full
+            disk.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a mapping as indented JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: the file is not there, or is not a JSON object.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return value
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written in the end, before the work for it is done.
+
+    Raises:
+        InputError: its folder cannot be written to.
+    """
+    folder = Path(path).parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to: {error.strerror}") from None
+
+
+def refuse_existing(path: Path, *, force: bool, other: str = "another --output") -> None:
+    """Refuse to write over something, unless told to.
+
+    Raises:
+        InputError: the path exists (as a folder: and is not empty), and ``force`` is off.
+    """
+    path = Path(path)
+    if force or not path.exists():
+        return
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    raise InputError(f"{path} exists already: give --force to write over it, or {other}")

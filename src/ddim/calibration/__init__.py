@@ -1,0 +1,1 @@
+"""The best few steps for one network."""

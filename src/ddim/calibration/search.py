@@ -1,0 +1,336 @@
+"""The best few steps for one network: nodes, method and weights that follow its own solution.
+
+Which nodes are best depends on what the network has learnt, not on the schedule alone. A fine
+solver's images, from the same noise, are the measure: the distance to them is the solver's error
+and nothing else. Every figure that is reported is of latents that no choice has seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddim.base.errors import InputError
+from ddim.calibration.trajectory import Trajectory, fit_weights, shortest_path
+from ddim.noise.nodes import Nodes, log_snr, quadratic, spread, uniform
+from ddim.noise.schedule import Schedule
+from ddim.samplers.loop import final, integrate
+from ddim.samplers.methods.learned import learned
+from ddim.samplers.registry import make_tableau
+from ddim.samplers.tableau import Tableau
+
+__all__ = ["CalibratedSampler", "Calibration", "calibrate", "endpoint_errors", "most_work"]
+
+POWERS = (1.0, 1.5, 2.0, 3.0)
+RHO_POWERS = (3.0, 7.0, 10.0)
+START_RHOS = (80.0, 40.0, 25.0, 15.0, 10.0)
+METHODS: tuple[tuple[str, dict[str, object]], ...] = (
+    ("ddim", {}),
+    ("gradient-estimation", {}),
+    ("plms", {"order": 2}),
+    ("plms", {"order": 4}),
+    ("deis", {"order": 2, "variable": "t"}),
+    ("deis", {"order": 3, "variable": "t"}),
+    ("dpmpp", {"order": 2}),
+    ("unipc", {"order": 2}),
+    ("unipc", {"order": 3}),
+)
+"""One network call a step each, so that the number of steps is the number of calls."""
+
+MOVES = 100
+QUICK = 8
+BEST = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibratedSampler:
+    """Nodes, a method and, where they were fitted, weights.
+
+    Attributes:
+        nodes: falling, to 0; the first may lie below T.
+        method: a key of :data:`ddim.METHODS`, or ``learned``.
+        options: of the method.
+    """
+
+    nodes: Nodes
+    method: str = "ddim"
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    @property
+    def calls(self) -> int:
+        """Network calls for one image."""
+        return len(self.nodes) - 1
+
+    def tableau(self, schedule: Schedule) -> Tableau:
+        """The rows.
+
+        Raises:
+            InputError: nodes or options that do not fit the schedule.
+        """
+        if self.method == "learned":
+            return learned(schedule, self.nodes, **self.options)  # pyright: ignore[reportArgumentType]
+        return make_tableau(schedule, self.nodes, self.method, **self.options)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"nodes": list(self.nodes), "method": self.method, "options": dict(self.options)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What was found for one number of calls.
+
+    Attributes:
+        sampler: the best one.
+        errors: by sampler's name, the RMS to the teacher's images on [-1, 1], the median and the
+            mean over latents that took part in no choice: DDIM on ``uniform``, ``quadratic`` and
+            ``log-snr`` nodes and on those of ``dynamic programming``; the stages on the way,
+            ``searched``, ``moved``, ``weighted``; and ``calibrated``, the one that was chosen.
+        path: nodes by dynamic programming, for comparison.
+        moments: Γ at the teacher's nodes but the last, for :func:`optimal variances
+            <ddim.samplers.methods.analytic.optimal_variance>`.
+        teacher: the teacher's nodes.
+        counts: images for fitting, for choosing and for reporting.
+    """
+
+    sampler: CalibratedSampler
+    errors: dict[str, tuple[float, float]]
+    path: Nodes
+    moments: NDArray[np.float64]
+    teacher: Nodes
+    counts: tuple[int, int, int]
+
+
+@torch.no_grad()
+def endpoint_errors(
+    teacher: Trajectory, tableau: Tableau, count: int | None = None
+) -> NDArray[np.float64]:
+    """RMS over the pixels between a sampler's images and the teacher's, from the same latents.
+
+    Args:
+        teacher: the exact images, and the latents that they are of.
+        tableau: deterministic, with one initial state.
+        count: take the first groups that hold at least so many latents; all if None.
+
+    Returns:
+        (N,); infinite where the sampler diverged.
+    """
+    ends: list[Tensor] = []
+    for net, latents in teacher.groups:
+        if count is not None and sum(map(len, ends)) >= count:
+            break
+        ends.append(final(integrate(net, tableau, tableau.start(latents)))[0])
+    images = torch.cat(ends)
+    return _rms(images, teacher.end[: len(images)])
+
+
+def _rms(images: Tensor, exact: Tensor) -> NDArray[np.float64]:
+    """RMS over the pixels of each image, (N,); infinite where it is not finite."""
+    error = (images - exact).double().square().flatten(1).mean(dim=1).sqrt().cpu().numpy()
+    return np.where(np.isfinite(error), error, np.inf)
+
+
+def calibrate(
+    calls: int,
+    fit: Trajectory,
+    choose: Trajectory,
+    report: Trajectory,
+    *,
+    weights: bool = True,
+    moves: int = MOVES,
+    seed: int = 0,
+    watch: Callable[[str, int], object] | None = None,
+) -> Calibration:
+    """Find nodes, a method and weights for so many network calls.
+
+    In this order, each beginning with what came before: node families in k and in ρ with several
+    start nodes; methods on the best of them; random moves of log ρ, one node at a time; weights on
+    the last outputs by least squares (:func:`fit_weights`), on the most promising nodes, and random
+    moves again, with weights of their own. All is measured by the geometric mean of the RMS to the
+    teacher's images on ``fit``; which of the stages is taken, by the same on ``choose``; ``report``
+    is measured and decides nothing.
+
+    Args:
+        calls: S, from 2 to T.
+        fit: a fine solver's images from latents to fit to (see :func:`~ddim.calibration.trajectory.follow`).
+        choose: others, to choose by.
+        report: others, to report on.
+        weights: whether to fit weights too.
+        moves: how many random moves to try; half of them with weights, if there are any.
+        seed: of the moves.
+        watch: called with the stage and the number of images times network calls, as they are done.
+
+    Raises:
+        InputError: calls out of range, or more than the trajectories have steps.
+    """
+    schedule = fit.schedule
+    if not 2 <= calls <= schedule.T:
+        raise InputError(f"calls to calibrate for are from 2 to T = {schedule.T}, not {calls}")
+    if calls >= len(fit.nodes):
+        raise InputError(
+            f"a trajectory of {len(fit.nodes) - 1} steps has nothing to teach in {calls} calls: "
+            "follow with more steps"
+        )
+
+    def say(stage: str, done: int) -> None:
+        if watch is not None:
+            watch(stage, done)
+
+    search, rng = _Search(fit, calls, say), np.random.default_rng(seed)
+    stages = {"searched": search.families()}
+    stages["moved"] = search.moves(stages["searched"], moves // 2 if weights else moves, rng)
+    if weights:
+        grids = (stages["moved"].nodes, quadratic(schedule, calls), *search.promising)
+        fitted = min(map(search.fit, grids), key=lambda sampler: search.score(sampler, "weights"))
+        stages["weighted"] = search.moves(fitted, moves - moves // 2, rng)
+
+    def errors(sampler: CalibratedSampler, teacher: Trajectory) -> NDArray[np.float64]:
+        say("measuring", calls * len(teacher.end))
+        return endpoint_errors(teacher, sampler.tableau(schedule))
+
+    chosen = min(stages.values(), key=lambda sampler: _score(errors(sampler, choose)))
+    path = shortest_path(fit, calls)
+    families = {"uniform": uniform, "quadratic": quadratic, "log-snr": log_snr}
+    named = {name: CalibratedSampler(make(schedule, calls)) for name, make in families.items()}
+    named |= {"dynamic programming": CalibratedSampler(path), **stages}
+    measured = {name: errors(sampler, report) for name, sampler in named.items()}
+    found = {name: (float(np.median(e)), float(e.mean())) for name, e in measured.items()}
+    taken = next(name for name, sampler in stages.items() if sampler is chosen)
+    return Calibration(
+        chosen,
+        {**found, "calibrated": found[taken]},
+        path,
+        fit.moments(),
+        fit.nodes,
+        (len(fit.end), len(choose.end), len(report.end)),
+    )
+
+
+def most_work(
+    calls: int, counts: tuple[int, int, int], tile: int, *, weights: bool = True, moves: int = MOVES
+) -> int:
+    """The most images times network calls that :func:`calibrate` tells `watch` of.
+
+    Args:
+        calls: S.
+        counts: latents to fit to, to choose by and to report on.
+        tile: how many of those to fit to are in one group.
+        weights: as there.
+        moves: as there.
+    """
+    fit, choose, report = counts
+    starts = 1 + len(START_RHOS)
+    grids = starts * (len(POWERS) + 2 * len(RHO_POWERS))
+    quick = min(fit, -(-QUICK // tile) * tile)
+    stages = 3 if weights else 2
+    first = quick * (grids + BEST * len(METHODS)) + fit * 2 * BEST
+    fitted = fit * (2 + BEST) if weights else 0
+    return calls * (first + fitted + fit * moves + choose * stages + report * (4 + stages))
+
+
+def _score(errors: NDArray[np.float64]) -> float:
+    """The geometric mean: an image that ends as another digit must not decide alone."""
+    return float(np.exp(np.log(np.maximum(errors, 1e-12)).mean()))
+
+
+def _key(sampler: CalibratedSampler, count: int | None) -> tuple[object, ...]:
+    return (sampler.nodes, sampler.method, str(sorted(sampler.options.items())), count)
+
+
+class _Search:
+    """Samplers of one number of calls, each measured once."""
+
+    def __init__(self, teacher: Trajectory, calls: int, say: Callable[[str, int], None]) -> None:
+        self.teacher, self.calls, self.say = teacher, calls, say
+        self.schedule = teacher.schedule
+        self.log_rho = -self.schedule.lam[1:]  # the last is infinite where α = 0
+        self.seen: dict[tuple[object, ...], float] = {}
+        self.fitted: dict[Nodes, CalibratedSampler] = {}
+        self.promising: tuple[Nodes, ...] = ()
+
+    def score(self, sampler: CalibratedSampler, stage: str, count: int | None = None) -> float:
+        """How far from the teacher it ends, on the latents to fit to or the first of them."""
+        key = _key(sampler, count)
+        if key not in self.seen:
+            errors = endpoint_errors(self.teacher, sampler.tableau(self.schedule), count)
+            self.seen[key] = _score(errors)
+            self.say(stage, self.calls * len(errors))
+        return self.seen[key]
+
+    def fit(self, nodes: Nodes) -> CalibratedSampler:
+        """The sampler with weights on these nodes."""
+        if nodes not in self.fitted:
+            weights, ends = fit_weights(self.teacher, nodes)
+            sampler = CalibratedSampler(nodes, "learned", {"weights": weights})
+            self.fitted[nodes] = sampler
+            # What the fit ended with is what the sampler makes of the same latents.
+            self.seen[_key(sampler, None)] = _score(_rms(ends, self.teacher.end))
+            self.say("weights", self.calls * len(ends))
+        return self.fitted[nodes]
+
+    def families(self) -> CalibratedSampler:
+        """The best of all families and starts by one method, then of all methods on the best."""
+        grids = list(dict.fromkeys(self._grids()))
+        scored = [CalibratedSampler(grid, "dpmpp", {"order": 2}) for grid in grids]
+        best = sorted(scored, key=lambda s: self.score(s, "families", QUICK))[:BEST]
+        self.promising = tuple(sampler.nodes for sampler in best)
+        tried = [
+            CalibratedSampler(sampler.nodes, name, options)
+            for sampler in best
+            for name, options in METHODS
+        ]
+        best = sorted(tried, key=lambda s: self.score(s, "methods", QUICK))[: 2 * BEST]
+        return min(best, key=lambda s: self.score(s, "methods"))
+
+    def _grids(self):
+        schedule, steps = self.schedule, self.calls
+        starts = [schedule.T]
+        starts += [self._node(np.log(rho)) for rho in START_RHOS if rho < schedule.rho[-1]]
+        for start in starts:
+            if start < steps:
+                continue
+            for power in POWERS:
+                spaced = [start * (m / steps) ** power for m in range(steps + 1)]
+                yield spread([int(k + 0.5) for k in spaced], start)
+            top = min(start, schedule.T - (not np.isfinite(schedule.rho[-1])))
+            for end in (1, max(1, schedule.T // 50)):
+                for power in RHO_POWERS:
+                    low, high = (schedule.rho[k] ** (1 / power) for k in (end, top))
+                    shares = np.linspace(0, 1, steps)
+                    rhos = (low + shares * (high - low)) ** power
+                    inner = [self._node(v) for v in np.log(rhos)]
+                    yield spread([0, *inner[:-1], start], start)
+
+    def moves(
+        self, sampler: CalibratedSampler, count: int, rng: np.random.Generator
+    ) -> CalibratedSampler:
+        """The best that random changes of one log ρ at a time lead to."""
+        best = self.score(sampler, "moves")
+        for i in range(count):
+            nodes = list(sampler.nodes)
+            n = int(rng.integers(len(nodes) - 1))
+            width = 0.4 * 0.15 ** (i / count)
+            if not np.isfinite(self.log_rho[nodes[n] - 1]):
+                continue
+            nodes[n] = self._node(self.log_rho[nodes[n] - 1] + width * rng.standard_normal())
+            if any(a <= b for a, b in itertools.pairwise(nodes)):
+                continue
+            if sampler.method == "learned":
+                moved = self.fit(tuple(nodes))
+            else:
+                moved = dataclasses.replace(sampler, nodes=tuple(nodes))
+            score = self.score(moved, "moves")
+            if score < best:
+                sampler, best = moved, score
+        return sampler
+
+    def _node(self, log_rho: float) -> int:
+        """The node, not 0, whose log ρ is nearest."""
+        return 1 + int(np.abs(self.log_rho - log_rho).argmin())

@@ -1,0 +1,160 @@
+"""Denoisers: from a state and its noise level to a prediction of the clean image and the noise."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ddim.base.errors import InputError
+from ddim.denoisers.prediction import Prediction
+from ddim.denoisers.target import Target
+from ddim.nets.unet import UNet
+from ddim.noise.schedule import Level
+
+__all__ = ["NetworkDenoiser", "tensor_of"]
+
+
+class NetworkDenoiser:
+    """A network, and what it outputs, as a denoiser.
+
+    Of a :class:`~ddim.nets.unet.UNet` everything that depends on the time alone is computed once for
+    each level, however many batches pass through.
+
+    Args:
+        net: called as ``net(x, t)`` or ``net(x, t, labels)`` with t of shape (N,), int64 where
+            the level's time is whole; returns the shape of x, or twice its channels, of which the
+            second half interpolates a learned variance: v = (output + 1)/2 (Nichol and Dhariwal
+            2021, equation 15). It must leave the state as it is and return a tensor of its own;
+            the first of a tuple and the ``.sample`` of an object are taken for it.
+        target: what the output means.
+        labels: class indices, shape (N,), for a class-conditional network.
+        grad: let gradients through, to the state and to the network's parameters. Without it
+            a state that asks for them is refused, because what came back would be wrong.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module | Callable[..., object],
+        target: Target | str = Target.EPS,
+        labels: Tensor | None = None,
+        *,
+        grad: bool = False,
+    ) -> None:
+        self.net = net
+        self.target = Target.named(target)
+        self.labels = labels
+        self.grad = grad
+        self._memo = _Memo()
+
+    def with_labels(self, labels: Tensor | None) -> NetworkDenoiser:
+        """The same network for other labels, sharing what was computed for the times."""
+        other = NetworkDenoiser(self.net, self.target, labels, grad=self.grad)
+        other._memo = self._memo
+        return other
+
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """Predict; see :class:`Denoiser`.
+
+        Raises:
+            InputError: an output that does not fit the state, or a state that asks for a gradient
+                which this denoiser does not let through.
+        """
+        if self.grad:
+            return self._predict(x, level)
+        if x.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                "this denoiser lets no gradients through, and the state asks for them: make it "
+                "with grad=True, or detach the state"
+            )
+        with torch.no_grad():
+            return self._predict(x, level)
+
+    def _predict(self, x: Tensor, level: Level) -> Prediction:
+        dtype = _precision(self.net)
+        output = tensor_of(self._output(x if dtype is None else x.to(dtype), level.t)).to(x.dtype)
+        var = None
+        if output.shape != x.shape:
+            if output.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
+                raise InputError(
+                    f"the network returned {tuple(output.shape)} for a state of {tuple(x.shape)}"
+                )
+            output, var = output.chunk(2, dim=1)
+            var = (var + 1) / 2
+        x0, eps = self.target.split(output, x, level)
+        return Prediction(x0, eps, var)
+
+    def _output(self, x: Tensor, t: float) -> object:
+        if isinstance(self.net, UNet):
+            kept = self._memo.of(self.net)
+            embedding = kept.get(t)
+            if embedding is None:
+                time = torch.full((1,), t, device=x.device)  # no copy from the host
+                embedding = self.net.embed(time)
+                if not self.net.config.has_classes:
+                    embedding = self.net.condition(embedding)
+                if not embedding.requires_grad:
+                    kept[t] = embedding
+            if self.net.config.has_classes or self.labels is not None:
+                embedding = self.net.condition(embedding, self.labels)
+            return self.net.conditioned(x, embedding)
+        time = torch.full((len(x),), t, device=x.device)
+        if t == int(t):
+            time = time.long()
+        return self.net(x, time) if self.labels is None else self.net(x, time, self.labels)
+
+
+class _Memo:
+    """What a network makes of the times, as long as its weights stay as they are."""
+
+    def __init__(self) -> None:
+        self.net: UNet | None = None
+        self.layers: list[nn.Linear] = []
+        self.weights: list[Tensor] = []
+        self.mark: object = None
+        self.kept: dict[float, Tensor] = {}
+
+    def of(self, net: UNet) -> dict[float, Tensor]:
+        if net is not self.net:
+            self.net, self.layers = net, net.time_layers()
+        every = (p for layer in self.layers for p in layer._parameters.values())
+        weights: list[Tensor] = [p for p in every if p is not None]
+        # Changed in place, moved, or others; held, so that no other takes the place of one. Moving
+        # a network, to a device or a precision, moves the memory of its weights.
+        same = len(weights) == len(self.weights) and all(map(operator.is_, weights, self.weights))
+        mark = (
+            [0 if w.is_inference() else w._version for w in weights],
+            [(w.data_ptr(), w.requires_grad) for w in weights],
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+        )
+        if not same or mark != self.mark:
+            self.weights, self.mark, self.kept = weights, mark, {}
+        return self.kept
+
+
+def _precision(net: object) -> torch.dtype | None:
+    """The type of the first of a network's parameters that are floating-point numbers."""
+    if not isinstance(net, nn.Module):
+        return None
+    return next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
+
+
+def tensor_of(output: object) -> Tensor:
+    """The tensor in what a network returned: itself, the first of a tuple, or ``.sample``.
+
+    Raises:
+        InputError: there is none.
+    """
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        output = getattr(output, "sample", output)
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"the network returned a {type(output).__name__}, not a tensor, a tuple that begins "
+            "with one, or an object with one as .sample"
+        )
+    return output

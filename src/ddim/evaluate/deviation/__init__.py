@@ -1,0 +1,1 @@
+"""Deviation of a sampler from the model's own solution."""

@@ -1,0 +1,1 @@
+"""Features of images, and statistics of them that stream and merge."""

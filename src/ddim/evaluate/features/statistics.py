@@ -1,0 +1,262 @@
+"""What is kept of a set of images: sums that merge, a bounded choice of features, and a record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ddim.base.errors import InputError
+from ddim.base.files import write_bytes
+from ddim.evaluate.distances.frechet import FeatureStatistics
+from ddim.evaluate.features.extractor import Extractor, Identity
+
+__all__ = ["KEEP", "Statistics"]
+
+KEEP = 10_000
+"""How many images' features are kept for KID, precision and recall, unless told otherwise."""
+
+_FORMAT = "ddim statistics 1"
+
+
+class Statistics:
+    """Features of images that arrive in batches, in memory that does not grow with their number.
+
+    The count, the mean, the covariance and the class counts are of all images, in float64 sums.
+    KID and precision/recall need the features themselves. They are kept of at most `keep` images,
+    those whose indices hash lowest: a random choice, which is the same whatever the order, the
+    batches and the parts that are merged. 10,000 of them take 2.6 MB with 64 features and 82 MB
+    with 2,048.
+
+    Args:
+        identity: Of the extractor that the features are from.
+        data: What the images are, for people and for records.
+        keep: How many images' features to keep; 0 for none.
+        source: A digest of the files that the images came from, which tells one set from another
+            of its name; empty where there is none.
+
+    Attributes:
+        identity: As given.
+        data: As given.
+        keep: As given.
+        source: As given.
+        moments: The count, the mean and the covariance.
+        class_counts: (K,), int64: how many images have each class as their most probable one.
+        shape: (C, H, W) of the images; None before the first.
+
+    Raises:
+        InputError: `keep` is negative.
+    """
+
+    def __init__(
+        self, identity: Identity, data: str, *, keep: int = KEEP, source: str = ""
+    ) -> None:
+        if keep < 0:
+            raise InputError(f"keep must be at least 0, not {keep}")
+        self.identity, self.data, self.keep, self.source = identity, data, keep, source
+        self.moments = FeatureStatistics(identity.width)
+        self.class_counts: NDArray[np.int64] = np.zeros(identity.classes, dtype=np.int64)
+        self.shape: tuple[int, ...] | None = None
+        self._indices = np.zeros(0, dtype=np.uint64)
+        self._features = np.zeros((0, identity.width), dtype=np.float32)
+
+    @property
+    def count(self) -> int:
+        """The number of images, N."""
+        return self.moments.count
+
+    @property
+    def kept(self) -> int:
+        """How many images' features are kept."""
+        return len(self._indices)
+
+    def features(self, count: int | None = None) -> NDArray[np.float32]:
+        """Features (count, D) of a random choice of the images; of all that are kept if None.
+
+        Raises:
+            InputError: More are asked for than are kept.
+        """
+        count = self.kept if count is None else count
+        if not 0 <= count <= self.kept:
+            raise InputError(
+                f"{self.data}: the features of {self.kept} images are kept, not of {count}"
+            )
+        return self._features[:count]
+
+    def add(
+        self,
+        features: NDArray[np.float32],
+        probabilities: ArrayLike | None,
+        indices: Sequence[int],
+        shape: Sequence[int],
+    ) -> None:
+        """Add images.
+
+        Args:
+            features: (N, D), as an extractor returns them.
+            probabilities: (N, K), likewise, or None where there are no classes.
+            indices: Which images they are: N numbers from 0 to 2⁶⁴ - 1, each given once.
+            shape: (C, H, W) of the images.
+
+        Raises:
+            InputError: The lengths differ, an index came twice, or the images have another shape
+                than those before.
+        """
+        if len(features) != len(indices):
+            raise InputError(f"{len(features)} rows of features but {len(indices)} indices")
+        self._same_shape(tuple(shape))
+        keys = np.array(list(indices), dtype=np.uint64)
+        self._choose(keys, np.asarray(features, dtype=np.float32))
+        self.moments.update(features)
+        if probabilities is not None:
+            classes = np.asarray(probabilities).argmax(axis=1)
+            self.class_counts += np.bincount(classes, minlength=self.identity.classes)
+
+    def merge(self, other: Statistics) -> None:
+        """Add all that another has seen: a part of the same images, measured alike.
+
+        Raises:
+            InputError: It has another extractor, data, choice size or image shape, or images in
+                common with these.
+        """
+        self.check_like(other)
+        if (self.data, self.keep, self.source) != (other.data, other.keep, other.source):
+            raise InputError(
+                f"cannot merge {other.data!r} with {other.keep} features kept into {self.data!r} "
+                f"with {self.keep}: they are not parts of one set"
+            )
+        if other.shape is not None:
+            self._same_shape(other.shape)
+        self._choose(other._indices, other._features)
+        self.moments.merge(other.moments)
+        self.class_counts += other.class_counts
+
+    def check_like(self, other: Statistics) -> None:
+        """Refuse statistics that were not measured in the same way.
+
+        Raises:
+            InputError: The extractors, their preprocessing or the images' shapes differ.
+        """
+        difference = self.identity.difference(other.identity)
+        if difference is None and len({self.shape, other.shape} - {None}) == 2:
+            difference = f"image shape {self.shape} on one side and {other.shape} on the other"
+        if difference is not None:
+            raise InputError(
+                f"{self.data!r} and {other.data!r} were not measured alike, {difference}: "
+                "measure both again in one way"
+            )
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file, whole or not at all, that :meth:`load` reads."""
+        facts = {
+            "count": self.count,
+            "data": self.data,
+            "keep": self.keep,
+            "source": self.source,
+            "shape": self.shape,
+            **dataclasses.asdict(self.identity),
+        }
+        tensors = {
+            "mean": self.moments.mean if self.count else np.zeros(self.identity.width),
+            "scatter": self.moments.scatter,
+            "class_counts": self.class_counts,
+            "indices": self._indices,
+            "features": self._features,
+        }
+        metadata = {"format": _FORMAT, "statistics": json.dumps(facts)}
+        write_bytes(Path(path), save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: Path | str, like: Extractor | None = None) -> Statistics:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+            like: The extractor that it is to be compared with; checked now rather than after
+                hours of sampling.
+
+        Raises:
+            InputError: There is no such file, it holds something else, or it is stale: of another
+                extractor than `like`, of other weights, or of another preprocessing.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"there is no file {path} with statistics of reference images")
+        try:
+            with safe_open(path, framework="np") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata.get("format") != _FORMAT:
+                raise InputError(f"{path} holds no statistics of images")
+            statistics = cls._from_file(json.loads(metadata["statistics"]), tensors)
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise InputError(f"{path} cannot be read as statistics of images: {error}") from None
+        if like is not None:
+            difference = statistics.identity.difference(like.identity)
+            if difference is not None:
+                raise InputError(f"{path} is stale, {difference}: measure the images again")
+        return statistics
+
+    @staticmethod
+    def count_in(path: Path | str) -> int:
+        """N of a file that :meth:`save` wrote, without reading the arrays.
+
+        Raises:
+            InputError: It holds something else, or is damaged.
+        """
+        try:
+            with safe_open(path, framework="np") as file:
+                return int(json.loads((file.metadata() or {})["statistics"])["count"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} cannot be read as statistics of images: {error}") from None
+
+    @classmethod
+    def _from_file(cls, facts: dict, tensors: dict[str, NDArray]) -> Statistics:
+        names = [field.name for field in dataclasses.fields(Identity)]
+        identity = Identity(**{name: facts[name] for name in names})
+        made = cls(identity, facts["data"], keep=facts["keep"], source=facts.get("source", ""))
+        made.moments = FeatureStatistics.from_moments(
+            facts["count"], tensors["mean"], tensors["scatter"]
+        )
+        made.class_counts = tensors["class_counts"].astype(np.int64)
+        made.shape = None if facts["shape"] is None else tuple(facts["shape"])
+        made._indices, made._features = tensors["indices"], tensors["features"]
+        width, kept = identity.width, len(made._indices)
+        shapes = [array.shape for array in (tensors["mean"], made._features, made.class_counts)]
+        if shapes != [(width,), (kept, width), (identity.classes,)]:
+            raise KeyError("the arrays do not fit the record")
+        return made
+
+    def _same_shape(self, shape: tuple[int, ...]) -> None:
+        if self.shape not in (None, shape):
+            raise InputError(
+                f"{self.data}: images of {self.shape} and of {shape} in one set: "
+                "bring them to one size first"
+            )
+        self.shape = shape
+
+    def _choose(self, indices: NDArray[np.uint64], features: NDArray[np.float32]) -> None:
+        every = np.concatenate([self._indices, indices])
+        hashed = _hash(every)
+        # The hash is one to one, so that equal ones are one image.
+        order = np.argsort(hashed)
+        twice = np.flatnonzero(np.diff(hashed[order]) == 0)
+        if len(twice):
+            raise InputError(f"{self.data}: image {every[order[twice[0]]]} was added twice")
+        order = order[: self.keep]
+        self._indices = every[order]
+        self._features = np.concatenate([self._features, features])[order]
+
+
+def _hash(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's output function (Steele, Lea, Flood 2014), a bijection of 64-bit numbers."""
+    z = keys + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -1,0 +1,1 @@
+"""Likelihood: bounds and densities, in bits per dimension."""

@@ -1,0 +1,151 @@
+"""Bits per dimension of a model on real images, both figures of them, image by image."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddim.base.errors import InputError
+from ddim.base.files import read_json, write_json
+from ddim.data.base import ImageData, labels_fit
+from ddim.data.pixels import from_pixels
+from ddim.evaluate.likelihood.bound import elbo
+from ddim.evaluate.likelihood.ode import NODES, ode_bits
+from ddim.model.model import Pipeline
+from ddim.noise.nodes import make_nodes
+
+__all__ = ["BitsPerDimension", "Estimate", "image_calls"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean over images, and the standard error of it."""
+
+    mean: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.error:.3f}"
+
+
+def image_calls(pipeline: Pipeline) -> int:
+    """Network calls that both figures of one image take."""
+    T = pipeline.schedule.T
+    nodes = min(NODES, T)
+    return T + 3 * (nodes - 1) + 2 * nodes
+
+
+class BitsPerDimension:
+    """The bits per dimension of real images, kept in a file as they are measured; nothing clips.
+
+    ``elbo`` is the variational bound of DDPM's T steps with the posterior variance
+    (:func:`~ddim.evaluate.likelihood.bound.elbo`), ``ode`` the density of the deterministic path
+    (:func:`~ddim.evaluate.likelihood.ode.ode_bits`). They are of different models, and not compared.
+
+    Args:
+        pipeline: the model. A class-conditional one is told each image's class.
+        data: real images it was not trained on.
+        count: how many of them, in an order that seed 0 shuffles.
+        path: the file; a measurement that was interrupted goes on from it.
+        tile: images in one network call.
+        anew: begin anew, whatever is in the file.
+
+    Raises:
+        InputError: more images than there are, images of no known class, a schedule too short for
+            the path, or a file of another model or other data.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        data: ImageData,
+        count: int,
+        path: Path,
+        *,
+        tile: int = 8,
+        anew: bool = False,
+    ) -> None:
+        if not 2 <= count <= len(data):
+            raise InputError(f"bits of {count} images: {data.name} has 2 to {len(data)} for that")
+        if pipeline.schedule.T < 4:
+            raise InputError("bits per dimension need a schedule of at least 4 steps")
+        if pipeline.classes is not None and not labels_fit(data, pipeline.classes):
+            raise InputError(f"{data.name} has no labels for the {pipeline.classes} classes")
+        self.pipeline, self.data, self.count, self.tile = pipeline, data, count, tile
+        self.chosen = np.random.default_rng(0).permutation(len(data))[:count]
+        self.path = Path(path)
+        self._about = {
+            "model": pipeline.identity,
+            "data": sorted(data.checksums.values()) or _digest(data),
+            "images": [len(data), *data.shape],
+            "dtype": str(pipeline.dtype).removeprefix("torch."),
+            "tile": tile,
+        }
+        self._values: dict[str, list[float]] = {"elbo": [], "ode": []}
+        if self.path.exists() and not anew:
+            self._read()
+
+    def _read(self) -> None:
+        kept = read_json(self.path)
+        for key, value in self._about.items():
+            if kept.get(key) != value:
+                raise InputError(f"{self.path} is of another {key}: give another --output")
+        self._values = {name: list(kept[name]) for name in self._values}
+
+    @property
+    def left(self) -> int:
+        """Images that are still to be measured."""
+        return max(0, self.count - len(self._values["elbo"]))
+
+    def run(self) -> Iterator[int]:
+        """Measure what is left. Yields the images done, batch by batch."""
+        schedule = self.pipeline.schedule
+        every = make_nodes(schedule, "uniform", schedule.T)
+        while self.left:
+            first = len(self._values["elbo"])
+            indices = range(first, min(first + self.tile, self.count))
+            wanted = torch.from_numpy(self.chosen[first : indices.stop])
+            x0 = from_pixels(self.data.batch(wanted)).to(self.pipeline.device)
+            labels = None
+            if self.pipeline.classes is not None:
+                found = self.data.labels(wanted)
+                assert found is not None
+                labels = found.to(self.pipeline.device)
+            denoiser = self.pipeline.denoiser(labels, clip=False)
+            bound = elbo(denoiser, schedule, every, x0, indices=indices).total
+            density = ode_bits(denoiser, schedule, x0, indices=indices)
+            self._values["elbo"] += bound.tolist()
+            self._values["ode"] += density.tolist()
+            write_json(self.path, {**self._about, **self._values})
+            yield len(indices)
+
+    def figures(self) -> dict[str, Estimate]:
+        """``elbo`` and ``ode`` of the images, in bits per dimension; once all are measured."""
+        return {name: _estimate(values[: self.count]) for name, values in self._values.items()}
+
+    def __str__(self) -> str:
+        found = self.figures()
+        return (
+            f"{found['elbo']} by the variational bound, {found['ode']} by the density of the "
+            f"deterministic path (± standard error of {self.count:,} test images)"
+        )
+
+
+def _digest(data: ImageData) -> str:
+    """SHA-256 of all images and labels, for data that no file stands for."""
+    digest = hashlib.sha256()
+    for part in torch.arange(len(data)).split(1000):
+        labels = data.labels(part)
+        digest.update(data.batch(part).numpy().tobytes())
+        digest.update(b"" if labels is None else labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values)))

@@ -1,0 +1,1 @@
+"""Many samplers of one model, measured side by side, resumable."""

@@ -1,0 +1,116 @@
+"""The files of one cell of a sweep, written so that a kill at any moment loses little."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ddim.base.errors import InputError
+from ddim.base.files import read_json, write_bytes, write_json
+from ddim.evaluate.features.extractor import Extractor
+from ddim.evaluate.features.statistics import Statistics
+from ddim.evaluate.sweep.cells import Cell
+
+__all__ = ["CellFiles", "load_images", "save_images"]
+
+CELL = "cell.json"
+
+
+def load_images(path: Path) -> Tensor:
+    """Images (N, C, H, W) that :func:`save_images` wrote.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return load_file(path)["images"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError(f"{path} cannot be read, remove it: {error}") from None
+
+
+def save_images(path: Path, images: Tensor) -> None:
+    """Write a tensor of images, whole or not at all."""
+    write_bytes(path, save({"images": images}))
+
+
+@dataclasses.dataclass(frozen=True)
+class CellFiles:
+    """What is kept of a cell: the statistics of each seed, and its first images.
+
+    Attributes:
+        cell: which.
+        folder: its own.
+        extractor: what images are measured by.
+    """
+
+    cell: Cell
+    folder: Path
+    extractor: Extractor
+
+    @classmethod
+    def found(cls, folder: Path, extractor: Extractor) -> CellFiles | None:
+        """Those of a folder that a sweep left; None if it is not one."""
+        path = folder / CELL
+        if not path.exists():
+            return None
+        try:
+            return cls(Cell(**read_json(path)), folder, extractor)
+        except TypeError as error:
+            raise InputError(f"{path} is no record of a sampler: {error}") from None
+
+    def begin(self) -> None:
+        """Record which sampler it is."""
+        if not (self.folder / CELL).exists():
+            write_json(self.folder / CELL, dataclasses.asdict(self.cell))
+
+    def _path(self, seed: int) -> Path:
+        return self.folder / f"seed-{seed}.safetensors"
+
+    def statistics(self, seed: int) -> Statistics:
+        """What has been measured so far."""
+        path = self._path(seed)
+        if not path.exists():
+            return Statistics(self.extractor.identity, f"{self.cell.key}, seed {seed}")
+        return Statistics.load(path, self.extractor)
+
+    def count(self, seed: int) -> int:
+        """How many images the statistics are of."""
+        path = self._path(seed)
+        return Statistics.count_in(path) if path.exists() else 0
+
+    def seconds(self, seed: int) -> float:
+        """Of the images that are in the statistics; an estimate where a kill came between files."""
+        count = self.count(seed)
+        if count == 0:
+            return 0.0
+        facts: dict[str, Any] = read_json(self._path(seed).with_suffix(".json"))
+        return facts["seconds"] / facts["count"] * count
+
+    def save(self, seed: int, statistics: Statistics, seconds: float) -> None:
+        """Keep the statistics, and the seconds that it took to draw their images."""
+        path = self._path(seed)
+        write_json(path.with_suffix(".json"), {"seconds": seconds, "count": statistics.count})
+        statistics.save(path)
+
+    def seeds(self, n: int) -> list[int]:
+        """Seeds of which all n images are measured."""
+        names = [path.stem.removeprefix("seed-") for path in self.folder.glob("seed-*.safetensors")]
+        numbers = sorted(int(name) for name in names if name.isdigit())
+        return [seed for seed in numbers if self.count(seed) == n]
+
+    def first(self, seed: int) -> Tensor | None:
+        """The first images of a seed; None if none were kept."""
+        path = self._first(seed)
+        return load_images(path) if path.exists() else None
+
+    def save_first(self, seed: int, images: Tensor) -> None:
+        """Keep the first images of a seed."""
+        save_images(self._first(seed), images)
+
+    def _first(self, seed: int) -> Path:
+        return self.folder / f"first-{seed}.safetensors"

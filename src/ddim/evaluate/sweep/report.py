@@ -1,0 +1,265 @@
+"""A sweep for people and programs: tables, CSV, JSON, and one HTML file that opens offline."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ddim.data import pixels as images
+from ddim.evaluate.distances.comparison import Spread
+from ddim.evaluate.sweep.cells import SIGMA_HAT, Cell
+from ddim.evaluate.sweep.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["csv_text", "html_report", "markdown", "pareto", "plot", "rows", "table_one"]
+
+Row = dict[str, object]
+
+
+def pareto(
+    results: Sequence[Result], cost: Callable[[Result], float] = lambda result: result.calls
+) -> set[Cell]:
+    """The cells that no other beats at once in cost (network calls) and in Fréchet distance."""
+    front = set()
+    for one in results:
+        beaten = any(
+            (cost(other), other.fd) != (cost(one), one.fd)
+            and cost(other) <= cost(one)
+            and other.fd <= one.fd
+            for other in results
+        )
+        if not beaten:
+            front.add(one.cell)
+    return front
+
+
+def rows(results: Sequence[Result]) -> list[Row]:
+    """A row of plain values for each cell; figures that there are not are empty."""
+    front = pareto(results)
+    found = []
+    for one in results:
+        row: Row = {
+            "method": one.cell.method,
+            "nodes": one.cell.nodes,
+            "eta": "" if one.cell.eta is None else one.cell.eta,
+            "steps": one.cell.steps,
+            "calls": one.calls,
+            "N": one.summary.count,
+            "seeds": one.summary.seeds,
+            **_figures(one.summary.distance, one.summary.figures),
+        }
+        row["teacher RMS"] = "" if one.rms is None else one.rms
+        row["PSNR dB"] = "" if one.psnr is None or math.isinf(one.psnr) else one.psnr
+        row["ms an image"] = one.seconds * 1000
+        row["front"] = "*" if one.cell in front else ""
+        found.append(row)
+    return found
+
+
+FIGURES = ("fd", "kid", "precision", "recall", "chi2")
+
+
+def _figures(distance: str, figures: Mapping[str, Spread]) -> Row:
+    row: Row = {}
+    for name, label in zip(FIGURES, (distance, "KID", *FIGURES[2:]), strict=True):
+        spread = figures.get(name)
+        row[label] = "" if spread is None else spread.mean
+        row[f"{label} sd"] = "" if spread is None or spread.sd is None else spread.sd
+    return row
+
+
+def with_floor(results: Sequence[Result]) -> list[Row]:
+    """The rows, and last what as many real images measure, if that is known."""
+    table = rows(results)
+    floor = results[0].summary.floor
+    if floor is not None:
+        values = {name: getattr(floor, name) for name in FIGURES}
+        figures = {k: Spread(v, None) for k, v in values.items() if v is not None}
+        blank: Row = dict.fromkeys(table[0], "")
+        known = {"method": "real test images", "N": floor.count}
+        table.append({**blank, **known, **_figures(floor.distance, figures)})
+    return table
+
+
+def shown(row: Mapping[str, object]) -> dict[str, str]:
+    """A row as people read it: mean ± sd in one column, four digits; empty columns stay."""
+    texts: dict[str, str] = {}
+    for key, value in row.items():
+        if key.endswith(" sd"):
+            continue
+        sd = row.get(f"{key} sd")
+        spread = isinstance(value, float) and Spread(value, sd if isinstance(sd, float) else None)
+        texts[key] = str(spread or value)
+    return texts
+
+
+def compact(results: Sequence[Result]) -> list[dict[str, str]]:
+    """The rows as people read them, the floor last, without columns that are empty throughout."""
+    texts = [shown(row) for row in with_floor(results)]
+    kept = [key for key in texts[0] if any(text[key] for text in texts)]
+    return [{key: text[key] for key in kept} for text in texts]
+
+
+def table_one(results: Sequence[Result]) -> list[dict[str, str]]:
+    """The paper's Table 1: DDIM by η (rows) and S (columns), for each family of nodes."""
+    ddim = [r for r in results if r.cell.method == "ddim"]
+    counts = sorted({r.cell.steps for r in ddim})
+    found: list[dict[str, str]] = []
+    for nodes in dict.fromkeys(r.cell.nodes for r in ddim):
+        here = [r for r in ddim if r.cell.nodes == nodes]
+        for eta in dict.fromkeys(r.cell.eta for r in here):
+            row = {"nodes": nodes, "eta": "σ̂" if eta == SIGMA_HAT else f"{eta:g}"}
+            for steps in counts:
+                match = [r for r in here if (r.cell.eta, r.cell.steps) == (eta, steps)]
+                row[f"S={steps}"] = str(match[0].summary.figures["fd"]) if match else ""
+            found.append(row)
+    return found
+
+
+def markdown(table: Sequence[Mapping[str, str]]) -> str:
+    """A table in Markdown."""
+    columns = list(table[0])
+    lines = [columns, ["---"] * len(columns), *([row[c] for c in columns] for row in table)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def csv_text(results: Sequence[Result]) -> str:
+    """All figures, unrounded; the last row is the floor, if it is known."""
+    table = with_floor(results)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return buffer.getvalue()
+
+
+def plot(figure: Figure, results: Sequence[Result]) -> None:
+    """Quality against network calls and against seconds, the Pareto front marked."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    distance = results[0].summary.distance
+    floor = results[0].summary.floor
+    left, right = figure.subplots(1, 2, sharey=True)
+    lines: dict[tuple[str, str, object], list[Result]] = {}
+    for one in results:
+        lines.setdefault((one.cell.method, one.cell.nodes, one.cell.eta), []).append(one)
+    for axes, label in ((left, "network calls"), (right, "milliseconds an image")):
+
+        def cost(result: Result, calls: bool = axes is left) -> float:
+            return result.calls if calls else 1000 * result.seconds
+
+        front = pareto(results, cost)
+        for (method, nodes, eta), line in lines.items():
+            line = sorted(line, key=lambda r: r.calls)
+            x = [cost(r) for r in line]
+            name = f"{method}, {nodes}" if method != "calibrated" else method
+            name += "" if eta is None else f", η={'σ̂' if eta == SIGMA_HAT else eta}"
+            sds = [r.summary.figures["fd"].sd or 0.0 for r in line]
+            axes.errorbar(x, [r.fd for r in line], sds, marker="o", ms=4, capsize=2, label=name)
+            best = [(a, r.fd) for a, r in zip(x, line, strict=True) if r.cell in front]
+            if best:
+                axes.plot(*zip(*best, strict=True), "k*", ms=11, mfc="none")
+        if floor is not None:
+            axes.axhline(floor.fd, color="grey", ls=":", label="real test images")
+        axes.set(xscale="log", yscale="log", xlabel=label)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+        axes.tick_params(which="both", labelsize=8)
+        axes.grid(alpha=0.3, which="both")
+    left.set_ylabel(distance)
+    left.set_title("stars: the Pareto front", fontsize=9)
+    right.legend(fontsize=7)
+
+
+def strip_png(result: Result) -> bytes:
+    """The first images of a cell side by side."""
+    picture = images.picture(images.grid(result.strip.clamp(-1, 1), len(result.strip)))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
+th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right }
+th, td { white-space: nowrap }
+th:first-child, td:first-child, .facts td { text-align: left }
+.facts td { white-space: normal; overflow-wrap: anywhere; vertical-align: top }
+.facts td:first-child { white-space: nowrap }
+.wide { overflow-x: auto } img { max-width: 100%; image-rendering: auto }
+figure { margin: .5rem 0 } figcaption { font-size: 13px; color: #444 }
+.strip img { image-rendering: pixelated; height: 56px } code { background: #f3f3f3 }
+"""
+
+
+def html_report(
+    title: str,
+    facts: Mapping[str, object],
+    results: Sequence[Result],
+    plotted: bytes | None,
+    notes: Sequence[str],
+) -> str:
+    """One file with everything in it: no script, no link to anything outside.
+
+    Args:
+        title: of the page.
+        facts: what is to be known of the run, a line each.
+        results: the cells.
+        plotted: a PNG of :func:`plot`, if there is one.
+        notes: what must be known to read the figures.
+    """
+    parts = [f"<h1>{html.escape(title)}</h1>", '<table class="facts">']
+    parts += [f"<tr><td>{_text(k)}</td><td>{_text(v)}</td></tr>" for k, v in facts.items()]
+    parts.append("</table>")
+    one = table_one(results)
+    distance = _text(results[0].summary.distance)
+    if one:
+        parts += [f"<h2>{distance} by η and S</h2>", _html_table(one)]
+    if plotted is not None:
+        parts += ["<h2>Quality against cost</h2>", _picture(plotted, "quality against cost")]
+    parts += ["<h2>Every sampler</h2>", _html_table(compact(results))]
+    if results[0].summary.floor is not None:
+        parts.append(
+            "<p>Real test images, as many and against the same reference, are the floor.</p>"
+        )
+    if notes:
+        parts += ["<h2>Notes</h2><ul>", *(f"<li>{_text(n)}</li>" for n in notes), "</ul>"]
+    parts.append("<h2>The same latents by each</h2>")
+    for result in results:
+        cell = result.cell
+        eta = "" if cell.eta is None else f", η = {'σ̂' if cell.eta == SIGMA_HAT else cell.eta}"
+        caption = f"{cell.method}, {cell.nodes}{eta}, {result.calls} calls"
+        parts.append(f'<div class="strip">{_picture(strip_png(result), caption, caption)}</div>')
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
+        f"</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _html_table(table: Sequence[Mapping[str, str]]) -> str:
+    head = "".join(f"<th>{_text(c)}</th>" for c in table[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_text(v)}</td>" for v in row.values()) + "</tr>\n" for row in table
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
+
+
+def _picture(png: bytes, alt: str, caption: str = "") -> str:
+    data = base64.b64encode(png).decode()
+    image = f'<img alt="{_text(alt)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{_text(caption)}</figcaption></figure>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))

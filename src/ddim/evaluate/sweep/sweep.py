@@ -1,0 +1,307 @@
+"""What each saved step costs: samplers of one model, measured cell by cell, resumable.
+
+A cell is a sampler; it is measured for every seed on the same latents as all others, image i of a
+seed being the same noise in each. Its statistics are saved as they grow, so that a sweep that is
+killed at any moment goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim.base.errors import InputError, RunError
+from ddim.base.files import read_json, write_json
+from ddim.evaluate.deviation.teacher import ErrorSummary, image_errors, teacher_tableau
+from ddim.evaluate.distances.comparison import Comparison, check_reference, compare, summarise
+from ddim.evaluate.features.extractor import Extractor
+from ddim.evaluate.features.statistics import Statistics
+from ddim.evaluate.sweep.cells import Cell
+from ddim.evaluate.sweep.kept import CellFiles, load_images, save_images
+from ddim.evaluate.sweep.result import STRIP, Result
+from ddim.model.drawing import generate
+from ddim.model.model import Pipeline
+from ddim.samplers.tableau import Tableau
+
+__all__ = ["Sweep"]
+
+SAVE_SECONDS = 20.0
+
+
+class Sweep:
+    """Cells × seeds of one model in one folder.
+
+    Args:
+        pipeline: the model.
+        cells: as :func:`plan_cells` returns them.
+        folder: where everything is kept. What is there already is gone on with.
+        extractor: what images are measured by.
+        reference: statistics of real images.
+        n: images of each cell and seed.
+        seeds: of the noise.
+        floor: what as many real images measure, if known.
+        teacher: on how many of the first images solver error is measured; 0 for none.
+        tile: images in one network call.
+        anew: begin anew: what is in the folder goes when it begins.
+
+    Raises:
+        InputError: numbers out of range, a reference that was measured otherwise, or a folder that
+            was begun with another model, clipping, reference, N, tile or extractor.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        cells: Sequence[Cell],
+        folder: Path,
+        extractor: Extractor,
+        reference: Statistics,
+        *,
+        n: int,
+        seeds: Sequence[int] = (0,),
+        floor: Comparison | None = None,
+        teacher: int = 0,
+        tile: int = 8,
+        anew: bool = False,
+    ) -> None:
+        if n < 2:
+            raise InputError(f"a distance needs at least 2 images, not {n}")
+        if not seeds or len(set(seeds)) != len(seeds):
+            raise InputError(f"seeds must be different numbers, at least one: {list(seeds)}")
+        if teacher < 0:
+            raise InputError(f"the teacher's images must not be fewer than 0: {teacher}")
+        self.pipeline, self.cells, self.folder = pipeline, list(cells), Path(folder)
+        self.extractor, self.reference, self.floor = extractor, reference, floor
+        self.n, self.seeds, self.tile = n, list(seeds), tile
+        self.teacher = min(teacher, n)
+        self.labels = None
+        if pipeline.classes is not None:
+            self.labels = [i % pipeline.classes for i in range(n)]
+        self.tableaux = {cell: cell.tableau(pipeline) for cell in self.cells}
+        self._files = {
+            cell: CellFiles(cell, self._folder(cell, tableau), extractor)
+            for cell, tableau in self.tableaux.items()
+        }
+        self._teacher = teacher_tableau(pipeline.schedule)
+        self._compared: dict[tuple[Path, int], Comparison] = {}
+        self._anew = anew
+        difference = extractor.identity.difference(reference.identity)
+        if difference is not None:
+            raise InputError(f"the reference was not measured as the samples will be, {difference}")
+        if not anew:
+            self._check_folder()
+
+    def begin(self) -> None:
+        """Make the folder's record; after it nothing but this sweep goes on there.
+
+        Raises:
+            InputError: a reference that nothing can be compared with.
+        """
+        check_reference(self.reference)
+        if self._anew:
+            shutil.rmtree(self.folder / "cells", ignore_errors=True)
+            for path in self.folder.glob("teacher-*.safetensors"):
+                path.unlink()
+            self._anew = False
+        write_json(self.folder / "sweep.json", self._facts())
+        for files in self._files.values():
+            files.begin()
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "identity": self.pipeline.identity,
+            "reference": self.reference.data,
+            "clipping": dataclasses.asdict(self.pipeline.clipping),
+            "n": self.n,
+            "tile": self.tile,
+            "threads": torch.get_num_threads(),
+            "device": self.pipeline.device.type,
+            "dtype": str(self.pipeline.dtype).removeprefix("torch."),
+            "extractor": dataclasses.asdict(self.extractor.identity),
+        }
+
+    def _check_folder(self) -> None:
+        path = self.folder / "sweep.json"
+        if path.exists():
+            before = read_json(path)
+            for key, value in self._facts().items():
+                if before.get(key) != value:
+                    raise InputError(
+                        f"{path} was begun with {key} = {before.get(key)}, not {value}: give "
+                        "another --output, or --force to begin anew"
+                    )
+
+    # -- work -----------------------------------------------------------------------------------
+
+    def work(self) -> int:
+        """Images times network calls that are left to do."""
+        total = self.teacher * self._teacher.calls if self._must_teach() else 0
+        for cell, tableau in self.tableaux.items():
+            total += tableau.calls * len(self._missing(cell))
+            total += tableau.calls * sum(self.n - self._count(cell, seed) for seed in self.seeds)
+        return total
+
+    def run(self) -> Iterator[tuple[Cell | None, int]]:
+        """Do it. Yields the cell at work (None for the teacher) and the calls that were done."""
+        if self._must_teach():
+            yield from self._teach()
+        for cell in self.cells:
+            calls = self.tableaux[cell].calls
+            for done in self._complete_first(cell):
+                yield cell, done * calls
+            for seed in self.seeds:
+                for done in self._measure(cell, seed):
+                    yield cell, done * calls
+
+    def _measure(self, cell: Cell, seed: int) -> Iterator[int]:
+        files = self._files[cell]
+        statistics, seconds = files.statistics(seed), files.seconds(seed)
+        if statistics.count == self.n:
+            return
+        kept = self._first(cell) if seed == self.seeds[0] else None
+        saved = started = time.perf_counter()
+        for images, indices in self._draw(
+            self.tableaux[cell], seed, range(statistics.count, self.n)
+        ):
+            seconds += time.perf_counter() - started
+            if kept is not None and indices[0] == len(kept) < self._wanted(cell):
+                kept = torch.cat([kept, images.cpu()])
+            if not bool(images.isfinite().all()):
+                raise RunError(f"{cell.key} draws images that are not finite: leave it out")
+            shown = images.clamp(-1, 1)
+            statistics.add(*self.extractor(shown), indices, tuple(images.shape[1:]))
+            now = time.perf_counter()
+            if now - saved > SAVE_SECONDS or statistics.count == self.n:
+                if kept is not None:
+                    files.save_first(seed, kept)
+                files.save(seed, statistics, seconds)
+                saved = now
+            yield len(indices)
+            started = time.perf_counter()
+
+    def _wanted(self, cell: Cell) -> int:
+        """How many of the first images are looked at: for the strip, and by the teacher."""
+        shown = min(STRIP, self.n)
+        return shown if self.tableaux[cell].stochastic else max(shown, self.teacher)
+
+    def _missing(self, cell: Cell) -> range:
+        """First images that were measured but not kept: a larger teacher was asked for since."""
+        return range(len(self._first(cell)), min(self._wanted(cell), self._count(cell)))
+
+    def _complete_first(self, cell: Cell) -> Iterator[int]:
+        kept, missing = self._first(cell), self._missing(cell)
+        if not missing:
+            return
+        for images, indices in self._draw(self.tableaux[cell], self.seeds[0], missing):
+            kept = torch.cat([kept, images.cpu()])
+            yield len(indices)
+        self._files[cell].save_first(self.seeds[0], kept)
+
+    def _draw(
+        self, tableau: Tableau, seed: int, wanted: Sequence[int]
+    ) -> Iterator[tuple[Tensor, list[int]]]:
+        labels = None if self.labels is None else [self.labels[i] for i in wanted]
+        events = generate(self.pipeline, tableau, wanted, seed=seed, labels=labels, tile=self.tile)
+        for event in events:
+            if event.images is not None:
+                yield event.images, list(event.indices)
+
+    def _teach(self) -> Iterator[tuple[None, int]]:
+        parts: list[Tensor] = []
+        for images, indices in self._draw(self._teacher, self.seeds[0], range(self.teacher)):
+            parts.append(images.cpu())
+            yield None, len(indices) * self._teacher.calls
+        save_images(self._teacher_path(self.seeds[0]), torch.cat(parts))
+
+    def _must_teach(self) -> bool:
+        follows = any(not tableau.stochastic for tableau in self.tableaux.values())
+        there = self._teacher_path(self.seeds[0]).exists() and not self._anew
+        return bool(self.teacher) and follows and not there
+
+    # -- results --------------------------------------------------------------------------------
+
+    def results(self) -> list[Result]:
+        """Of every cell of the folder: of this sweep if its seeds are all measured, or an earlier.
+
+        Whatever seeds of it are there are counted. They are in order: DDIM first, then by method,
+        nodes, η and steps.
+        """
+        found = [
+            self._result(files, tableau, seeds)
+            for files, tableau in (*self._own(), *self._earlier())
+            if (seeds := files.seeds(self.n)) and set(self._due(files.cell)) <= set(seeds)
+        ]
+        return sorted(found, key=lambda result: result.cell.order)
+
+    def _own(self) -> Iterator[tuple[CellFiles, Tableau]]:
+        for cell, tableau in self.tableaux.items():
+            yield self._files[cell], tableau
+
+    def _earlier(self) -> Iterator[tuple[CellFiles, Tableau]]:
+        """Cells that other commands left here, whose samplers are still the same."""
+        for folder in (self.folder / "cells").glob("*"):
+            files = CellFiles.found(folder, self.extractor)
+            if files is None or files.cell in self.tableaux:
+                continue
+            try:
+                tableau = files.cell.tableau(self.pipeline)
+            except InputError:
+                continue  # of a calibration that is gone
+            if self._folder(files.cell, tableau) == folder:
+                yield files, tableau
+
+    def _due(self, cell: Cell) -> list[int]:
+        return self.seeds if cell in self.tableaux else []
+
+    def _result(self, files: CellFiles, tableau: Tableau, seeds: list[int]) -> Result:
+        figures = tuple(self._comparison(files, seed) for seed in seeds)
+        kept = ((seed, files.first(seed)) for seed in (self.seeds[0], *seeds))
+        nothing = (self.seeds[0], torch.zeros(0, *self.pipeline.shape))
+        shown, first = next(((s, x) for s, x in kept if x is not None), nothing)
+        path, errors = self._teacher_path(shown), ErrorSummary()
+        if not tableau.stochastic and 0 < self.teacher <= len(first) and path.exists():
+            errors.update(image_errors(first[: self.teacher], load_images(path)))
+        return Result(
+            files.cell,
+            tableau.calls,
+            summarise(figures, self.floor),
+            figures,
+            sum(map(files.seconds, seeds)) / (self.n * len(seeds)),
+            errors.rms if errors.count else None,
+            errors.psnr if errors.count else None,
+            first[:STRIP],
+        )
+
+    def _comparison(self, files: CellFiles, seed: int) -> Comparison:
+        """Once for each: the reports are written after every cell."""
+        key = (files.folder, seed)
+        if key not in self._compared:
+            self._compared[key] = compare(files.statistics(seed), self.reference)
+        return self._compared[key]
+
+    # -- files ----------------------------------------------------------------------------------
+
+    def _folder(self, cell: Cell, tableau: Tableau) -> Path:
+        name = cell.key
+        if cell.nodes == "calibrated" or cell.method == "analytic":
+            # A model can be calibrated anew: the rows then differ where the name does not.
+            name += f"-{tableau.digest[:8]}"
+        return self.folder / "cells" / name
+
+    def _teacher_path(self, seed: int) -> Path:
+        return self.folder / f"teacher-{seed}-{self.teacher}.safetensors"
+
+    def _count(self, cell: Cell, seed: int | None = None) -> int:
+        seed = self.seeds[0] if seed is None else seed
+        return 0 if self._anew else self._files[cell].count(seed)
+
+    def _first(self, cell: Cell) -> Tensor:
+        kept = None if self._anew else self._files[cell].first(self.seeds[0])
+        return torch.zeros(0, *self.pipeline.shape) if kept is None else kept

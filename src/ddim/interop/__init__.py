@@ -1,0 +1,1 @@
+"""Working inside other programs, and files for them."""

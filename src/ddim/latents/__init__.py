@@ -1,0 +1,1 @@
+"""Images to latents and back, and between latents."""

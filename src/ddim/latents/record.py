@@ -1,0 +1,164 @@
+"""Images as latents: a record that says how to decode them, its file, and what lies between."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ddim.base.errors import InputError
+from ddim.base.files import write_bytes
+from ddim.latents.codecs import tensors_of
+from ddim.model.model import Pipeline
+
+__all__ = ["DTYPES", "Latents"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+"""What latents can be in."""
+_FORMAT = "ddim-latents-2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """What images became, and everything that it takes to make them images again.
+
+    Attributes:
+        tensors: one or two, each of shape (N, C, H, W).
+        codec: see :data:`ddim.latents.codecs.CODECS`.
+        nodes: of the decoder, falling.
+        model: the model's name, for people.
+        identity: the model's :attr:`~ddim.Pipeline.identity`.
+        tile: images in one network call.
+        labels: of each image, or None for a model without classes.
+        guidance: classifier-free guidance scale of the encoding; 1 is none.
+        calls: network calls that each image took.
+        residual: of the ``implicit`` codec, for each image: the largest RMS, over the steps, by
+            which DDIM's step from the state found misses the state that it must lead to; float64.
+        tolerance: the residual up to which an image counts as solved.
+        schedule: how the model's noise schedule is made, for people and other programs.
+    """
+
+    tensors: tuple[Tensor, ...]
+    codec: str
+    nodes: tuple[int, ...]
+    model: str
+    identity: str
+    tile: int
+    labels: tuple[int, ...] | None = None
+    guidance: float = 1.0
+    calls: int = 0
+    residual: Tensor | None = None
+    tolerance: float | None = None
+    schedule: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.tensors) != tensors_of(self.codec):
+            raise InputError(
+                f"a latent of the codec {self.codec} has {tensors_of(self.codec)} tensors, "
+                f"not {len(self.tensors)}: one alone does not lead back to the image"
+            )
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, images: Sequence[int] | Sequence[bool] | slice | int | Tensor) -> Latents:
+        if not isinstance(images, slice):
+            images = torch.as_tensor(images)
+            images = images if images.numel() else images.long()
+        chosen = torch.arange(len(self))[images].flatten().tolist()
+        return dataclasses.replace(
+            self,
+            tensors=tuple(x[chosen] for x in self.tensors),
+            labels=None if self.labels is None else tuple(self.labels[i] for i in chosen),
+            residual=None if self.residual is None else self.residual[chosen],
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensors; decoding is done in it."""
+        return self.tensors[0].dtype
+
+    @property
+    def unsolved(self) -> list[int]:
+        """The images that the ``implicit`` codec did not converge on."""
+        if self.residual is None or self.tolerance is None:
+            return []
+        return [i for i, r in enumerate(self.residual.tolist()) if not r <= self.tolerance]
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Refuse a model that these latents are not of.
+
+        Raises:
+            InputError: another shape, or another model (weights, schedule or target).
+        """
+        shape = tuple(self.tensors[0].shape[1:])
+        if shape != tuple(pipeline.shape):
+            raise InputError(
+                f"these latents are of shape {shape}; {pipeline.name} makes images of shape "
+                f"{tuple(pipeline.shape)}"
+            )
+        if self.identity != pipeline.identity:
+            raise InputError(
+                f"these latents are of the model {self.model} ({self.identity[:12]}), not of "
+                f"{pipeline.name} ({pipeline.identity[:12]}): decode them with the one that "
+                "encoded them"
+            )
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file that carries all of it, whole or not at all."""
+        tensors = {f"latent.{i}": x.contiguous() for i, x in enumerate(self.tensors)}
+        if self.residual is not None:
+            tensors["residual"] = self.residual
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("tensors", "residual")]
+        facts = {name: getattr(self, name) for name in names}
+        facts |= {"schedule": dict(self.schedule), "dtype": str(self.dtype).removeprefix("torch.")}
+        text = json.dumps(facts)
+        metadata = {"format": _FORMAT, "ddim": text, "sha256": _checksum(text)}
+        write_bytes(Path(path), safetensors.torch.save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Latents:
+        """Read a file that :meth:`save` wrote.
+
+        Raises:
+            InputError: no such file, a truncated one, or one of something else.
+        """
+        try:
+            with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise InputError(f"{path} is not a file of latents of ddim")
+                text = metadata.get("ddim", "")
+                if metadata.get("sha256") != _checksum(text):
+                    raise InputError(
+                        f"{path} says other nodes, codec or model than it was written with: what "
+                        "it decodes to would be another picture"
+                    )
+                facts: dict[str, Any] = json.loads(text)
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            raise InputError(f"there is no file {path}") from None
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InputError(
+                f"{path} is not a safetensors file, or is truncated: {error}"
+            ) from None
+        residual = tensors.pop("residual", None)
+        for name in ("nodes", "labels"):
+            facts[name] = None if facts[name] is None else tuple(facts[name])
+        latents = tuple(tensors[key] for key in sorted(tensors))
+        dtype = DTYPES[facts.pop("dtype")]
+        if any(x.dtype != dtype or x.shape != latents[0].shape for x in latents):
+            raise InputError(f"{path} holds tensors that are no latents")
+        return cls(latents, residual=residual, **facts)
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

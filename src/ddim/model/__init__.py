@@ -1,0 +1,1 @@
+"""Models: what they are, opening them, drawing from them, and looking for faults."""

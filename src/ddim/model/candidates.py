@@ -1,0 +1,168 @@
+"""Candidates for a network's conventions, measured by how well it denoises under each."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddim.base.errors import InputError
+from ddim.denoisers.conventions import Adapted, Conventions
+from ddim.denoisers.target import Target
+from ddim.noise.draws import Noise
+from ddim.noise.schedule import Schedule
+
+__all__ = ["Candidate", "compete", "make_candidates"]
+
+LEVELS = 6
+"""Noise levels at which every candidate is measured."""
+NOISIEST = 10.0
+"""σ/α above which a good network is hardly better than a guess, so that it tells nothing."""
+ROUNDS = (2, 8, 32)
+"""Images that the candidates of each round have seen; the last round sees all."""
+CHUNK = 8
+"""Images in one network call, each at every level."""
+
+
+class Candidate:
+    """A schedule and habits, under which each target is measured with the same network calls.
+
+    Args:
+        adapted: the network with the habits.
+        schedule: of the network's own process.
+        nodes: where it is measured.
+        targets: what its output is taken for.
+    """
+
+    def __init__(
+        self, adapted: Adapted, schedule: Schedule, nodes: Sequence[int], targets: Sequence[Target]
+    ) -> None:
+        self.adapted, self.schedule, self.habits = adapted, schedule, adapted.conventions
+        self.t = torch.tensor(nodes) - 1
+        alpha, sigma = adapted.level(self.t)
+        self.alpha, self.sigma = alpha, self.habits.scale * sigma  # of the network's own process
+        # Of each image and level: the error, eps·prediction, prediction².
+        self.measured = {target: torch.zeros(0, len(nodes), 3) for target in targets}
+        self.failure: str | None = None
+
+    @property
+    def seen(self) -> int:
+        """How many images it was measured on."""
+        return len(next(iter(self.measured.values())))
+
+    @property
+    def key(self) -> tuple[float, ...]:
+        """What the network is shown; candidates of one key are one."""
+        time = self.adapted.time(self.t, torch.float64).double()
+        numbers = torch.cat([self.alpha, self.sigma, time]).tolist()
+        return (*(round(number, 9) for number in numbers), *self.habits.data_range)
+
+    def error(self, target: Target) -> float:
+        """The mean over images and levels; infinite where it is not a number."""
+        error = float(self.measured[target][..., 0].mean())
+        return error if math.isfinite(error) else math.inf
+
+    def bias(self, target: Target) -> float:
+        """|E[ε·ε̂]/E[ε̂²] - 1|, the median of the levels; 0 for the best of denoisers.
+
+        Its error is orthogonal to what it says: E[ε̂²] + E[(ε - ε̂)²] = E[ε²].
+        """
+        products, squares = self.measured[target][..., 1:].mean(dim=0).T
+        bias = float((products / squares - 1).abs().median())
+        return bias if math.isfinite(bias) else math.inf
+
+    @property
+    def best(self) -> float:
+        """The least of its targets' errors."""
+        return min(self.error(target) for target in self.measured)
+
+    @torch.no_grad()
+    def measure(
+        self, images: Tensor, noise: Tensor, labels: Tensor | None, variance: float
+    ) -> None:
+        """Add the errors of more images, relative to the best linear denoiser's.
+
+        Args:
+            images: shape (N, *), in [-1, 1].
+            noise: shape (levels, N, *).
+            labels: shape (N,), or None.
+            variance: of all images' pixels.
+        """
+        scale, levels = self.habits.scale, len(self.t)
+        shape = (levels, 1, *(1,) * (images.ndim - 1))
+        alpha, sigma = (part.to(images).view(shape) for part in (self.alpha, self.sigma))
+        data = scale * images + self.habits.centre
+        x = alpha * data + sigma * noise
+        weights = next(self.adapted.parameters())
+        flat = x.flatten(0, 1).to(weights.dtype)
+        t = self.t.to(images.device).repeat_interleave(len(images))
+        try:
+            output = self.adapted.ask(flat, t, None if labels is None else labels.repeat(levels))
+        except (RuntimeError, IndexError, TypeError, ValueError, AssertionError) as error:
+            self.failure = str(error).strip().split("\n")[0]
+            return
+        output = output[:, : images.shape[1]].to(x.dtype).view_as(x)
+        spread = scale**2 * variance
+        linear = spread * sigma**2 / (alpha**2 * spread + sigma**2)
+        for target, before in self.measured.items():
+            p, q = target.coefficients(alpha, sigma)
+            d = alpha * q - sigma * p
+            x0, eps = (q * x - sigma * output) / d, (alpha * output - p * x) / d
+            parts = ((x0 - data).square() / linear, noise * eps, eps.square())
+            new = torch.stack([part.flatten(2).mean(dim=2).T for part in parts], dim=-1)
+            self.measured[target] = torch.cat([before, new.double().cpu()])
+
+
+def make_candidates(
+    net: nn.Module,
+    schedules: Sequence[Schedule],
+    targets: Sequence[Target],
+    habits: Sequence[Conventions],
+    arguments: Mapping[str, Any] | None,
+) -> list[Candidate]:
+    """The candidates, the most usual first, at the levels that all of them have."""
+    combined = [
+        (schedule, Adapted(net, schedule, targets[0], habit, arguments))
+        for habit, schedule in itertools.product(habits, schedules)
+    ]
+    rhos = [adapted.schedule.rho[1:] for _, adapted in combined]
+    lowest = max(float(rho[0]) for rho in rhos)
+    highest = min(NOISIEST, *(float(rho[np.isfinite(rho)][-1]) for rho in rhos))
+    if lowest >= highest:
+        raise InputError("the candidates' schedules have no noise level in common: try fewer")
+    levels = np.log(np.geomspace(lowest, highest, LEVELS))
+    distinct: dict[tuple[float, ...], Candidate] = {}
+    for (schedule, adapted), rho in zip(combined, rhos, strict=True):
+        distance = np.abs(np.log(rho[np.isfinite(rho)])[:, None] - levels)
+        candidate = Candidate(adapted, schedule, (distance.argmin(axis=0) + 1).tolist(), targets)
+        distinct.setdefault(candidate.key, candidate)
+    return list(distinct.values())
+
+
+def compete(
+    candidates: Sequence[Candidate], images: Tensor, labels: Sequence[int] | None, seed: int
+) -> None:
+    """Measure all on a few images, and ever fewer on ever more."""
+    weights = next(candidates[0].adapted.parameters())
+    images = images.to(weights.device)
+    variance = float(images.var())
+    source = Noise(seed, range(len(images)), images.shape[1:], images.device, images.dtype)
+    noise = torch.stack([source(level) for level in range(LEVELS)])
+    given = None if labels is None else torch.tensor(list(labels), device=images.device)
+    alive, done = list(candidates), 0
+    for count in sorted({min(count, len(images)) for count in (*ROUNDS, len(images))}):
+        for start in range(done, count, CHUNK):
+            part = slice(start, min(start + CHUNK, count))
+            for candidate in alive:
+                chosen = None if given is None else given[part]
+                candidate.measure(images[part], noise[:, part], chosen, variance)
+            alive = [candidate for candidate in alive if not candidate.failure]
+        done = count
+        best = min((candidate.best for candidate in alive), default=math.inf)
+        alive = sorted(alive, key=lambda candidate: candidate.best)[: max(4, len(alive) // 3)]
+        alive = [candidate for candidate in alive if candidate.best <= 2 * best]

@@ -1,0 +1,1 @@
+"""Noise: the schedule, the nodes that samplers stop at, and the random draws."""

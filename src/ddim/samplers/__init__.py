@@ -1,0 +1,1 @@
+"""Samplers: tables of numbers, the loop that runs them, and their registry."""

@@ -1,0 +1,1 @@
+"""The methods: each builds the table of one family of samplers."""

@@ -1,0 +1,350 @@
+"""A sweep: what is measured is what sampling draws, however often it was killed."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import ddim
+from ddim.base.errors import RunError
+from ddim.calibration.search import CalibratedSampler, Calibration
+from ddim.checkpoints.calibration import write_calibration
+from ddim.denoisers.clipping import Clipping
+from ddim.evaluate.deviation.teacher import teacher_tableau
+from ddim.evaluate.distances.comparison import compare
+from ddim.evaluate.features.collection import collect
+from ddim.evaluate.features.extractor import Extractor, Identity
+from ddim.evaluate.sweep import report as reports
+from ddim.evaluate.sweep.cells import Cell, plan_cells
+from ddim.evaluate.sweep.sweep import Sweep
+
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 1, 3, padding=1)
+        self.calls = 0
+
+    def forward(self, x, t):
+        self.calls += len(x)
+        return torch.tanh(self.conv(x) + t.view(-1, 1, 1, 1) / 10)
+
+
+def means(images):
+    return torch.nn.functional.avg_pool2d(images, 4).flatten(1), None
+
+
+EXTRACTOR = Extractor(Identity("means", "means of 4 x 4 blocks", 4), means)
+N = 24
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    torch.manual_seed(0)
+    return ddim.Pipeline(
+        Network().requires_grad_(False),
+        ddim.Schedule.cosine(12),
+        ddim.Target.EPS,
+        (1, 8, 8),
+        name="small",
+        calibration=tmp_path / "calibrated.json",
+    )
+
+
+@pytest.fixture
+def reference():
+    images = torch.rand(80, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return collect(EXTRACTOR, [(range(80), images)], "real")
+
+
+def sweep(pipeline, folder, reference, cells, **options):
+    given = {"n": N, "seeds": (0, 1), "tile": 4, **options}
+    made = Sweep(pipeline, cells, folder, EXTRACTOR, reference, **given)
+    made.begin()
+    return made
+
+
+def finished(made):
+    for _ in made.run():
+        pass
+    return made.results()
+
+
+def test_a_cell_is_what_sampling_draws(pipeline, reference, tmp_path):
+    cells = plan_cells(pipeline, [3, 6], [0.0, "sigma-hat"], ["ddim", "dpmpp:order=3"], ["uniform"])
+    assert [(c.method, c.eta, c.steps) for c in cells] == [
+        ("ddim", 0.0, 3), ("ddim", 0.0, 6), ("ddim", "sigma-hat", 3), ("ddim", "sigma-hat", 6),
+        ("dpmpp:order=3", None, 3), ("dpmpp:order=3", None, 6),
+    ]  # fmt: skip
+    results = finished(sweep(pipeline, tmp_path / "s", reference, cells, teacher=6))
+    assert [r.cell for r in results] == cells
+    for result in results:
+        for seed, one in zip((0, 1), result.seeds, strict=True):
+            drawn = ddim.generate(
+                pipeline, result.cell.tableau(pipeline), range(N), seed=seed, tile=4
+            )
+            images = torch.cat([d.images for d in drawn if d.images is not None])
+            own = collect(EXTRACTOR, [(range(N), images.clamp(-1, 1))], "own")
+            assert one.fd == pytest.approx(compare(own, reference).fd, rel=1e-9)
+            assert one.kid == pytest.approx(compare(own, reference).kid, rel=1e-9)
+        fds = [one.fd for one in result.seeds]
+        assert result.fd == pytest.approx(np.mean(fds))
+        assert result.summary.figures["fd"].sd == pytest.approx(np.std(fds, ddof=1))
+    # The teacher's errors are those of the first images, of deterministic samplers alone.
+    assert [r.rms is None for r in results] == [c.eta == "sigma-hat" for c in cells]
+    drawn = ddim.generate(pipeline, teacher_tableau(pipeline.schedule), range(6), tile=4)
+    exact = torch.cat([d.images for d in drawn if d.images is not None])
+    first = ddim.generate(pipeline, cells[0].tableau(pipeline), range(6), tile=4)
+    first = torch.cat([d.images for d in first if d.images is not None])
+    assert results[0].rms == pytest.approx((first - exact).square().mean().sqrt().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("after", [1, 3, 7, 13])
+def test_a_sweep_that_was_killed_goes_on_to_the_same_figures(
+    pipeline, reference, tmp_path, monkeypatch, after
+):
+    monkeypatch.setattr("ddim.evaluate.sweep.sweep.SAVE_SECONDS", 0.0)
+    cells = plan_cells(pipeline, [2, 5])
+    whole = finished(sweep(pipeline, tmp_path / "whole", reference, cells, teacher=3))
+    killed = sweep(pipeline, tmp_path / "killed", reference, cells, teacher=3)
+    total = killed.work()
+    done = 0
+    for n, (_, calls) in enumerate(killed.run(), start=1):
+        done += calls
+        if n == after:
+            break
+    again = sweep(pipeline, tmp_path / "killed", reference, cells, teacher=3)
+    assert 0 < again.work() <= total - done + 4 * 12  # what was under way when it was killed
+    pipeline.net.calls = 0
+    results = finished(again)
+    assert pipeline.net.calls <= total + 12  # the teacher's last tile is padded
+    for one, other in zip(whole, results, strict=True):
+        assert one.seeds == other.seeds
+        assert one.rms == other.rms
+        assert torch.equal(one.strip, other.strip)
+    assert sweep(pipeline, tmp_path / "killed", reference, cells, teacher=3).work() == 0
+
+
+def test_a_larger_teacher_looks_at_images_that_were_not_kept(pipeline, reference, tmp_path):
+    cells = plan_cells(pipeline, [2], [0.0, 1.0])
+    finished(sweep(pipeline, tmp_path / "s", reference, cells))
+    more = sweep(pipeline, tmp_path / "s", reference, cells, teacher=17)
+    pipeline.net.calls = 0
+    results = finished(more)
+    # Twelve first images were kept, in whole tiles; the other five are drawn again.
+    assert pipeline.net.calls == 20 * 12 + 2 * 8
+    fresh = finished(sweep(pipeline, tmp_path / "t", reference, cells, teacher=17))
+    assert [r.rms for r in results] == [r.rms for r in fresh]
+    assert results[0].rms > 0 and results[1].rms is None
+    files = tmp_path / "s" / "cells" / cells[0].key / "first-0.safetensors"
+    files.unlink()
+    assert finished(sweep(pipeline, tmp_path / "s", reference, cells, teacher=17))[0].rms == (
+        fresh[0].rms
+    )
+
+
+def test_the_teacher_has_the_seed_of_the_images(pipeline, reference, tmp_path):
+    cells = plan_cells(pipeline, [2])
+    for seed in (0, 1):
+        finished(sweep(pipeline, tmp_path / "s", reference, cells, teacher=4, seeds=[seed]))
+        fresh = sweep(pipeline, tmp_path / f"t{seed}", reference, cells, teacher=4, seeds=[seed])
+        again = sweep(pipeline, tmp_path / "s", reference, cells, teacher=4, seeds=[seed])
+        assert again.results()[0].rms == finished(fresh)[0].rms
+    both = sweep(pipeline, tmp_path / "s", reference, cells, teacher=4, seeds=[1, 0])
+    assert both.work() == 0
+    assert both.results()[0].rms == again.results()[0].rms
+
+
+def test_damaged_files(pipeline, reference, tmp_path, refuses):
+    cells = plan_cells(pipeline, [2])
+    made = sweep(pipeline, tmp_path / "s", reference, cells, teacher=4)
+    finished(made)
+    for name in ("teacher-0-4", f"cells/{cells[0].key}/first-0"):
+        path = tmp_path / "s" / f"{name}.safetensors"
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with refuses(f"{path} cannot be read, remove it"):
+            made.results()
+        path.write_bytes(whole)
+
+
+def test_a_reference_without_spread_is_refused_before_the_work(pipeline, tmp_path, refuses):
+    images = torch.zeros(8, 1, 8, 8)
+    same = collect(EXTRACTOR, [(range(8), images)], "one image")
+    with refuses("the same features for every one of the 8 images"):
+        sweep(pipeline, tmp_path / "s", same, plan_cells(pipeline, [2]))
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_is_left_is_known_without_reading_features(
+    pipeline, reference, tmp_path, monkeypatch, refuses
+):
+    cells = plan_cells(pipeline, [2])
+    finished(sweep(pipeline, tmp_path / "s", reference, cells))
+    monkeypatch.setattr("ddim.evaluate.sweep.kept.Statistics.load", None)
+    assert sweep(pipeline, tmp_path / "s", reference, cells, seeds=[0, 1, 2]).work() == 2 * N
+    path = tmp_path / "s" / "cells" / cells[0].key / "seed-1.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with refuses(f"{path} cannot be read as statistics of images"):
+        sweep(pipeline, tmp_path / "s", reference, cells).work()
+
+
+def test_figures_are_computed_once(pipeline, reference, tmp_path, monkeypatch):
+    made = sweep(pipeline, tmp_path / "s", reference, plan_cells(pipeline, [2, 3]))
+    first = finished(made)
+    monkeypatch.setattr("ddim.evaluate.sweep.sweep.compare", None)
+    assert [r.seeds for r in made.results()] == [r.seeds for r in first]
+
+
+def test_cells_can_be_added_and_nothing_else_changed(pipeline, reference, tmp_path, refuses):
+    folder = tmp_path / "s"
+    finished(sweep(pipeline, folder, reference, plan_cells(pipeline, [2])))
+    more = sweep(pipeline, folder, reference, plan_cells(pipeline, [2, 3]))
+    assert more.work() == 2 * N * 3
+    for options, match in (
+        ({"n": 30}, "begun with n = 24, not 30"),
+        ({"tile": 5}, "begun with tile = 4, not 5"),
+    ):
+        with refuses(match):
+            sweep(pipeline, folder, reference, plan_cells(pipeline, [2]), **options)
+    torch.manual_seed(1)
+    other = dataclasses.replace(pipeline, net=Network().requires_grad_(False))
+    with refuses("begun with identity"):
+        sweep(other, folder, reference, plan_cells(other, [2]))
+
+
+def test_plans(pipeline, refuses):
+    assert plan_cells(pipeline, [5, 50, 12]) == [
+        Cell("ddim", "uniform", 5, 0.0),
+        Cell("ddim", "uniform", 12, 0.0),
+    ]
+    with refuses("unknown method 'ddmi'"):
+        plan_cells(pipeline, [5], methods=["ddmi"])
+    with refuses("unknown nodes 'quadratc'"):
+        plan_cells(pipeline, [5], nodes=["quadratc"])
+    with refuses("η is chosen for all samplers together"):
+        plan_cells(pipeline, [5], methods=["ddim:eta=0.5"])
+    with refuses("'dpmpp' has no option 'gamma': it has order, form"):
+        plan_cells(pipeline, [5], methods=["dpmpp:gamma=1"])
+    with refuses("KEY=VALUE, not 'order'"):
+        plan_cells(pipeline, [5], methods=["dpmpp:order"])
+    with refuses("no sampler to measure"):
+        plan_cells(pipeline, [])
+    with refuses("has no calibration"):
+        plan_cells(pipeline, [5], nodes=["calibrated"])
+    sampler = CalibratedSampler((12, 6, 3, 0), "dpmpp")
+    found = Calibration(sampler, {}, (12, 0), np.array([0.5]), (12, 0), (1, 1, 1))
+    write_calibration(pipeline.calibration, pipeline.identity, pipeline.schedule, found, {})
+    cells = plan_cells(pipeline, [3, 5], nodes=["calibrated"])
+    assert cells == [Cell("calibrated", "calibrated", 3)]
+    assert cells[0].tableau(pipeline).method == "calibrated dpmpp"
+    with refuses("calibrated for 3 steps, not 4, 5"):
+        plan_cells(pipeline, [4, 5], nodes=["calibrated"])
+    # The optimal variance has η, which is 1 unless a number above 0 is given.
+    cells = plan_cells(pipeline, [3], [0.0, 0.5, 1.0, "sigma-hat"], ["analytic"])
+    assert [cell.eta for cell in cells] == [0.5, 1.0]
+    half, whole = (cell.tableau(pipeline) for cell in cells)
+    assert 0 < half.rows[0].noise < whole.rows[0].noise
+    (default,) = plan_cells(pipeline, [3], [0.0], ["analytic"])
+    assert default.eta is None and default.tableau(pipeline).rows == whole.rows
+
+
+def test_a_new_calibration_is_measured_anew(pipeline, reference, tmp_path):
+    def measured(nodes, method):
+        found = Calibration(
+            CalibratedSampler(nodes, method), {}, (12, 0), np.array([0.5]), (12, 0), (1, 1, 1)
+        )
+        write_calibration(pipeline.calibration, pipeline.identity, pipeline.schedule, found, {})
+        made = sweep(
+            pipeline, tmp_path / "sweep", reference, plan_cells(pipeline, [3], nodes=["calibrated"])
+        )
+        left = made.work()
+        return left, finished(made)[0].fd
+
+    first = measured((12, 6, 3, 0), "ddim")
+    second = measured((12, 9, 2, 0), "ddim")
+    third = measured((12, 9, 2, 0), "dpmpp")
+    assert first[0] == second[0] == third[0] == 2 * N * 3
+    assert len({first[1], second[1], third[1]}) == 3
+    assert measured((12, 6, 3, 0), "ddim") == (0, first[1])
+
+
+def test_bad_numbers(pipeline, reference, tmp_path, refuses):
+    cells = plan_cells(pipeline, [2])
+    for options, match in (
+        ({"n": 1}, "at least 2 images, not 1"),
+        ({"seeds": ()}, "seeds must be different"),
+        ({"seeds": (1, 1)}, "seeds must be different"),
+        ({"teacher": -1}, "not be fewer than 0"),
+    ):
+        with refuses(match):
+            sweep(pipeline, tmp_path / "s", reference, cells, **options)
+    other = dataclasses.replace(EXTRACTOR, identity=Identity("others", "otherwise", 4))
+    with refuses("the reference was not measured as the samples will be"):
+        Sweep(pipeline, cells, tmp_path / "s", other, reference, n=4)
+
+
+def test_images_that_are_not_finite_stop_it(pipeline, reference, tmp_path):
+    pipeline.net.conv.bias.data.fill_(float("nan"))
+    with pytest.raises(RunError, match="draws images that are not finite: leave it out"):
+        finished(sweep(pipeline, tmp_path / "s", reference, plan_cells(pipeline, [2])))
+
+
+@pytest.fixture
+def results(pipeline, reference, tmp_path):
+    cells = plan_cells(pipeline, [2, 6], [0.0, 1.0, "sigma-hat"], ["ddim", "heun"])
+    return finished(sweep(pipeline, tmp_path / "s", reference, cells, teacher=2))
+
+
+def test_the_front_is_what_nothing_beats(results):
+    front = reports.pareto(results)
+    for one in results:
+        beaten = [
+            o
+            for o in results
+            if (o.calls <= one.calls and o.fd < one.fd) or (o.calls < one.calls and o.fd <= one.fd)
+        ]
+        assert (one.cell in front) == (not beaten)
+    assert min(results, key=lambda r: r.fd).cell in front
+    by_time = reports.pareto(results, lambda r: r.seconds)
+    assert min(results, key=lambda r: r.seconds).cell in by_time
+    turned = reports.pareto(results, lambda r: -r.calls)
+    assert max(results, key=lambda r: (r.calls, -r.fd)).cell in turned
+
+
+def test_tables(results):
+    one = reports.table_one(results)
+    assert [row["eta"] for row in one] == ["0", "1", "σ̂"]
+    assert list(one[0]) == ["nodes", "eta", "S=2", "S=6"]
+    assert one[1]["S=6"] == str(results[3].summary.figures["fd"])
+    rows = reports.rows(results)
+    assert [row["calls"] for row in rows if row["method"] == "heun"] == [
+        r.calls for r in results if r.cell.method == "heun"
+    ]
+    lines = reports.csv_text(results).splitlines()
+    assert len(lines) == len(results) + 1
+    assert lines[0].split(",")[:5] == ["method", "nodes", "eta", "steps", "calls"]
+    text = reports.markdown(reports.compact(results))
+    assert text.count("\n") == len(results) + 2 and "means-FD" in text
+    assert "chi2" not in text  # no classes: the column is left out
+    json.dumps(rows)
+
+
+def test_the_page_needs_nothing_but_itself(results):
+    page = reports.html_report("Title <&>", {"command": "ddim <x>"}, results, b"png", ["a note"])
+    assert "Title &lt;&amp;&gt;" in page and "ddim &lt;x&gt;" in page
+    assert "http" not in page.replace("http-equiv", "") and "<script" not in page
+    assert page.count("data:image/png;base64,") == len(results) + 1
+    assert page.count("<tr>") >= 1 + 3 + len(results)
+
+
+def test_other_clipping_is_another_sweep(pipeline, reference, tmp_path, refuses):
+    """It changes every image, and no weight."""
+    cells = plan_cells(pipeline, [3])
+    finished(sweep(pipeline, tmp_path / "out", reference, cells))
+    clipped = dataclasses.replace(pipeline, clipping=Clipping("clip", 1.0))
+    assert clipped.identity == pipeline.identity
+    with refuses("sweep.json was begun with clipping"):
+        sweep(clipped, tmp_path / "out", reference, cells)
