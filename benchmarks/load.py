@@ -34,7 +34,7 @@ from pathlib import Path
 logging.disable()
 from ddim.checkpoints.official import official_picks
 from ddim.nets import UNet, UNetConfig
-from ddim.pipeline import Pipeline
+from ddim.model import Model
 from ddim.schedule import Schedule
 from ddim.target import Target
 
@@ -56,7 +56,7 @@ raw = {"module." + k: v for k, v in flat.items()}
 average = {k: v.clone() for k, v in flat.items()}
 torch.save([raw, optimizer, 1, 1, average], folder / "list.pth")
 torch.save({k: v.half() for k, v in flat.items()}, folder / "half.ckpt")
-Pipeline(net, Schedule.linear(1000), Target.EPS, (3, 256, 256)).save(folder / "folder")
+Model(net, Schedule.linear(1000), Target.EPS, (3, 256, 256)).save(folder / "folder")
 """
 
 OPEN = """

@@ -15,7 +15,7 @@ images
     float32, from drawing the noise to float images in [0, 1], η = 0: for the shipped ``mnist``
     model, and for the network of the DDPM paper for CIFAR-10 with random weights (it predicts v,
     because what such weights make of eps overflows). Loading is left out, and so is writing files.
-    The tile is the batch. Once in each case both are given the same noise, and the largest
+    The batch is the batch. Once in each case both are given the same noise, and the largest
     difference of a pixel is printed.
 
 tables
@@ -78,11 +78,11 @@ class Scale(torch.nn.Module):
 torch.set_num_threads(1)
 network, steps = sys.argv[1:]
 if network == "mnist":
-    ddim.sample(ddim.load("mnist"), 32, steps=int(steps), tile=32)
+    ddim.sample(ddim.load("mnist"), 32, steps=int(steps), batch_size=32)
 else:
     schedule = ddim.Schedule.linear(1000)
-    pipeline = ddim.Pipeline(Scale(), schedule, ddim.Target.V, (3, 128, 128))
-    ddim.sample(pipeline, 16, steps=int(steps), tile=16)
+    model = ddim.Model(Scale(), schedule, ddim.Target.V, (3, 128, 128))
+    ddim.sample(model, 16, steps=int(steps), batch_size=16)
 status = pathlib.Path("/proc/self/status")
 lines = status.read_text().splitlines() if status.exists() else []
 peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
@@ -217,7 +217,7 @@ def _grid(*axes: list[int]) -> list[tuple[int, ...]]:
     return grid
 
 
-def _opened(name: str, folder: Path) -> tuple[ddim.Pipeline, DDIMPipeline]:
+def _opened(name: str, folder: Path) -> tuple[ddim.Model, DDIMPipeline]:
     """The same weights, in a folder that both open."""
     if name == "mnist":
         ddim.load("mnist").save(folder)
@@ -226,14 +226,14 @@ def _opened(name: str, folder: Path) -> tuple[ddim.Pipeline, DDIMPipeline]:
         torch.manual_seed(0)
         net = UNet(unet_config(config, (3, 32, 32), None)).eval()
         schedule = ddim.Schedule.from_spec(config.schedule_spec())
-        ddim.Pipeline(net, schedule, ddim.Target.V, (3, 32, 32)).save(folder)
+        ddim.Model(net, schedule, ddim.Target.V, (3, 32, 32)).save(folder)
     theirs = DDIMPipeline.from_pretrained(folder)
     theirs.set_progress_bar_config(disable=True)
     return ddim.load(folder), theirs
 
 
 def _one_case(
-    ours: ddim.Pipeline, theirs: DDIMPipeline, batch: int, steps: int, rounds: int, threads: int
+    ours: ddim.Model, theirs: DDIMPipeline, batch: int, steps: int, rounds: int, threads: int
 ) -> dict[str, Any]:
     draw = functools.partial(_ours, ours, batch, steps)
     call = functools.partial(_theirs, theirs, batch, steps)
@@ -247,13 +247,13 @@ def _one_case(
     return row | {"CPU ratio": by_cpu, "difference": difference}
 
 
-def _ours(pipeline: ddim.Pipeline, batch: int, steps: int) -> np.ndarray:
-    drawn = ddim.sample(pipeline, batch, steps=steps, tile=batch)
+def _ours(model: ddim.Model, batch: int, steps: int) -> np.ndarray:
+    drawn = ddim.sample(model, batch, steps=steps, batch_size=batch)
     return drawn.div(2).add_(0.5).clamp_(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-def _theirs(pipeline: DDIMPipeline, batch: int, steps: int) -> np.ndarray:
-    return pipeline(batch, num_inference_steps=steps, output_type="np").images
+def _theirs(model: DDIMPipeline, batch: int, steps: int) -> np.ndarray:
+    return model(batch, num_inference_steps=steps, output_type="np").images
 
 
 def _judge(report: Report, row: dict[str, Any]) -> None:
@@ -322,7 +322,7 @@ def memory(report: Report) -> None:
     for network, states in PEAK_CASES.items():
         row: dict[str, Any] = {"network": network, "states": states}
         rows.append(row | {f"{S} steps, MiB": _peak(network, S) for S in PEAK_STEPS})
-    report.table("memory", rows, "peak of a fresh process that draws one tile of images")
+    report.table("memory", rows, "peak of a fresh process that draws one batch of images")
     growth = rows[-1][f"{many} steps, MiB"] - rows[-1][f"{few} steps, MiB"]
     kept = (many - few) * PEAK_STATE
     report.target(

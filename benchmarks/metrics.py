@@ -2,7 +2,7 @@
 
     python benchmarks/metrics.py --json metrics.json
 
-The overhead is the time that measuring a tile of images takes (rounding, the classifier, the sums,
+The overhead is the time that measuring a batch of images takes (rounding, the classifier, the sums,
 the choice of features), beside the time of drawing it with the `mnist` model. Memory is the peak of
 a fresh process that measures N images of random pixels.
 """
@@ -32,11 +32,11 @@ PEAK = """
 import resource, sys, torch
 from ddim.evaluate import collect, lenet_extractor
 torch.set_num_threads(1)
-extractor, n, tile = lenet_extractor(), int(sys.argv[1]), 100
+extractor, n, batch_size = lenet_extractor(), int(sys.argv[1]), 100
 g = torch.Generator().manual_seed(0)
 batches = (
-    (range(i, i + tile), torch.rand(tile, 1, 28, 28, generator=g) * 2 - 1)
-    for i in range(0, n, tile)
+    (range(i, i + batch_size), torch.rand(batch_size, 1, 28, 28, generator=g) * 2 - 1)
+    for i in range(0, n, batch_size)
 )
 collect(extractor, batches, "noise", keep=1000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -83,11 +83,11 @@ def _seconds(report: Report) -> None:
 
 def _overhead(report: Report, steps: list[int], rounds: int) -> None:
     torch.set_num_threads(1)
-    pipeline, extractor = ddim.load("mnist"), lenet_extractor()
-    tile = 8
+    model, extractor = ddim.load("mnist"), lenet_extractor()
+    batch_size = 8
     rows = []
     for count in steps:
-        images = ddim.sample(pipeline, tile, steps=count)
+        images = ddim.sample(model, batch_size, steps=count)
         statistics = Statistics(extractor.identity, "samples")
         # A full choice of features, the dearest state to add to.
         rng = np.random.default_rng(0)
@@ -97,11 +97,11 @@ def _overhead(report: Report, steps: list[int], rounds: int) -> None:
 
         def add(images=images, statistics=statistics) -> None:
             nonlocal seen
-            statistics.add(*extractor(images), range(seen, seen + tile), images.shape[1:])
-            seen += tile
+            statistics.add(*extractor(images), range(seen, seen + batch_size), images.shape[1:])
+            seen += batch_size
 
         def draw(count=count) -> None:
-            ddim.sample(pipeline, tile, steps=count)
+            ddim.sample(model, batch_size, steps=count)
 
         timings = interleave({"draw": draw, "measure": add}, rounds)
         pairs = zip(timings["measure"], timings["draw"], strict=True)
@@ -112,7 +112,7 @@ def _overhead(report: Report, steps: list[int], rounds: int) -> None:
             f"measuring costs {share} of drawing in {count} steps, at most {MOST_OVERHEAD:g}",
             share.median <= MOST_OVERHEAD,
         )
-    report.table("overhead", rows, f"CPU milliseconds for {tile} images, one thread")
+    report.table("overhead", rows, f"CPU milliseconds for {batch_size} images, one thread")
 
 
 def _memory(report: Report, many: int) -> None:

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="the model's name")
     parser.add_argument("--output", type=Path, required=True, help="where the model folder goes")
     parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--tile", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -68,10 +68,10 @@ def main() -> None:
     write_bytes(arguments.output / "README.md", card.encode())
 
 
-def draw(model: ddim.Pipeline, cache: Path, arguments: argparse.Namespace) -> torch.Tensor:
+def draw(model: ddim.Model, cache: Path, arguments: argparse.Namespace) -> torch.Tensor:
     """The images, as the pixels that a file would hold; drawn in resumable chunks."""
     weights = torch.cat([p.flatten() for p in model.net.parameters()])
-    key = {"sum": float(weights.double().sum()), "tile": arguments.tile, "seed": arguments.seed}
+    key = {"sum": float(weights.double().sum()), "batch_size": arguments.batch_size, "seed": arguments.seed}
     cache.mkdir(exist_ok=True)
     marker = cache / "key.json"
     if marker.exists() and json.loads(marker.read_text()) != key:
@@ -86,7 +86,7 @@ def draw(model: ddim.Pipeline, cache: Path, arguments: argparse.Namespace) -> to
         if not path.exists():
             labels = [i % model.classes for i in indices] if model.classes else None
             drawn = generate(
-                model, tableau, indices, seed=arguments.seed, labels=labels, tile=arguments.tile
+                model, tableau, indices, seed=arguments.seed, labels=labels, batch_size=arguments.batch_size
             )
             pixels = [ddim.to_pixels(event.images) for event in drawn if event.images is not None]
             with replacing(path) as temporary:
@@ -128,7 +128,7 @@ def plot_loss(folders: Sequence[Path], output: Path) -> None:
 
 
 def write_card(
-    model: ddim.Pipeline,
+    model: ddim.Model,
     report: DigitReport,
     arguments: argparse.Namespace,
     runs: Sequence[TrainConfig],
@@ -177,7 +177,7 @@ The folder opens in `ddim` and in diffusers' `DDIMPipeline`; the weights are the
 {guidance}
 ## Figures
 
-{report.count:,} images by {sampler}, tile {arguments.tile}{labels}), judged by the
+{report.count:,} images by {sampler}, batch_size {arguments.batch_size}{labels}), judged by the
 classifier in `ddim/models/lenet`:
 
 | | this model | real test digits |

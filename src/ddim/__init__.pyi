@@ -35,7 +35,7 @@ from ddim.model.drawing import Drawn as Drawn
 from ddim.model.drawing import generate as generate
 from ddim.model.drawing import sample as sample
 from ddim.model.fitting import fit_conventions as fit_conventions
-from ddim.model.model import Pipeline as Pipeline
+from ddim.model.model import Model as Model
 from ddim.model.opening import load as load
 from ddim.model.opening import shipped as shipped
 from ddim.model.predictions import PredictionCheck as PredictionCheck

@@ -12,7 +12,7 @@ import torch
 
 from ddim.cli.main import main
 from ddim.denoisers.target import Target
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
 
@@ -48,14 +48,14 @@ def files(plain, tmp_path_factory):
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         net = UNet(UNetConfig(sample_size=8, block_out_channels=(32, 64), layers_per_block=1))
-    Pipeline(net, Schedule.linear(50), Target.EPS, (3, 8, 8)).save(folder / "ddpm-folder")
+    Model(net, Schedule.linear(50), Target.EPS, (3, 8, 8)).save(folder / "ddpm-folder")
     return folder
 
 
 def test_every_snippet_runs_in_order(files, monkeypatch, capsys):
     monkeypatch.chdir(files)
     module = import_module("ddim.model.drawing")  # ddim.generate is the function
-    monkeypatch.setattr(module, "tile_size", lambda *_: 2)  # no padding up to eight
+    monkeypatch.setattr(module, "pick_batch_size", lambda *_: 2)  # no padding up to eight
     blocks = re.findall(r"```(python|console)\n(.*?)```", PAGE, re.DOTALL)
     assert [kind for kind, _ in blocks].count("python") == 11
     for kind, text in blocks:

@@ -246,9 +246,9 @@ def test_a_changed_scheduler_prevails_over_our_own_record(folder):
 
 
 def ours(folder: Path, steps: int, indices: range, eta: float = 0.0) -> Tensor:
-    pipeline = load(folder)
-    rows = make_tableau(pipeline.schedule, uniform(pipeline.schedule, steps), "ddim", eta=eta)
-    events = generate(pipeline, rows, indices, seed=3)
+    model = load(folder)
+    rows = make_tableau(model.schedule, uniform(model.schedule, steps), "ddim", eta=eta)
+    events = generate(model, rows, indices, seed=3)
     return torch.cat([event.images for event in events if event.images is not None])
 
 

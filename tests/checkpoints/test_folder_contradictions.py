@@ -10,7 +10,7 @@ import torch
 
 from ddim.checkpoints.diffusers import read_folder
 from ddim.denoisers.target import Target
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.model.opening import load
 from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
@@ -33,7 +33,7 @@ def write(folder, **changes):
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         net = UNet(config)
-    Pipeline(net, Schedule.linear(20), Target.EPS, (1, 8, 8), name="tiny").save(folder)
+    Model(net, Schedule.linear(20), Target.EPS, (1, 8, 8), name="tiny").save(folder)
     return net
 
 
@@ -193,6 +193,6 @@ def test_the_old_eps_is_remembered(tmp_path):
     config = UNetConfig(**SMALL)
     clipping = Clipping("clip", stale_eps=True)
     net = UNet(config)
-    model = Pipeline(net, Schedule.linear(20), Target.EPS, (1, 8, 8), clipping=clipping)
+    model = Model(net, Schedule.linear(20), Target.EPS, (1, 8, 8), clipping=clipping)
     model.save(tmp_path / "m")
     assert load(tmp_path / "m").clipping == clipping

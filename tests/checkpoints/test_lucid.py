@@ -118,8 +118,8 @@ def test_a_bare_unet_leaves_more_open(plain, tmp_path):
     p, x = plain.Plain(), plain.randn(1, 1, 8, 8)
     plain.lucid(p, x, T[:1])
     torch.save(p.w, tmp_path / "unet.pt")
-    pipeline = load(tmp_path / "unet.pt")
-    assert pipeline.facts["assumed"] == [
+    model = load(tmp_path / "unet.pt")
+    assert model.facts["assumed"] == [
         "schedule sigmoid, T=1000",
         "target v",
         "image_size 28",

@@ -163,10 +163,10 @@ def test_diffusers_computes_the_same_from_the_converted_folder(made, diffusers, 
 def test_a_pipeline_samples_and_says_what_was_assumed(made, tmp_path, caplog):
     path = save(tmp_path / "model-790000.ckpt", made[0].w)
     with caplog.at_level(logging.WARNING, "ddim"):
-        pipeline = load(path)
+        model = load(path)
     assert "model-790000.ckpt: assumed schedule linear" in caplog.text
-    assert pipeline.name == "model-790000"
-    assert sample(pipeline, n=1, steps=2).shape == (1, 3, 32, 32)
+    assert model.name == "model-790000"
+    assert sample(model, n=1, steps=2).shape == (1, 3, 32, 32)
     caplog.clear()
     told = load(path, schedule=Schedule.cosine(100), hints=Hints(image_size=16, target="v"))
     assert (told.shape, told.schedule.T, told.target) == ((3, 16, 16), 100, Target.V)

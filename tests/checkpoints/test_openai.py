@@ -276,9 +276,9 @@ def test_diffusers_computes_the_same_from_the_converted_folder(plain, diffusers,
 def test_what_diffusers_cannot_express_is_not_saved(plain, tmp_path, refuses):
     p, x = plain.Plain(), plain.randn(1, 3, 16, 16)
     plain.openai(p, x, T[:1], mult=(1, 2, 4), attends=(1, 2))
-    pipeline = load(save(tmp_path / "model.pt", p.w))
+    model = load(save(tmp_path / "model.pt", p.w))
     with refuses("cannot express this network.*: 4 attention heads at every width, times multi"):
-        pipeline.save(tmp_path / "folder")
+        model.save(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ddim.cli.main import main
 from ddim.denoisers.target import Target
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
 
@@ -46,8 +46,8 @@ def _save(folder: Path, classes: int | None) -> Path:
         torch.manual_seed(0)
         net = UNet(config)
     schedule = Schedule.linear(20, 0.01, 0.4)
-    pipeline = Pipeline(net, schedule, Target.EPS, (1, 8, 8), classes, classes, name=folder.name)
-    pipeline.save(folder)
+    model = Model(net, schedule, Target.EPS, (1, 8, 8), classes, classes, name=folder.name)
+    model.save(folder)
     return folder
 
 

@@ -48,7 +48,7 @@ def test_there_and_back(ddim, encoded, tiny, noise_data, codec):
 def test_records_say_what_was_run(encoded, ddim, tiny):
     encoded()
     text = Path("l.safetensors.run.toml").read_text(encoding="utf-8")
-    assert "steps = 6" in text and "tile = 8" in text and "identity: " in text
+    assert "steps = 6" in text and "batch_size = 8" in text and "identity: " in text
     again = ddim("encode", "--config", "l.safetensors.run.toml", "--force", "--quiet")
     assert again.status == 0, again.err
 
@@ -77,7 +77,7 @@ def test_what_encode_and_decode_refuse(encoded, fails, tiny, noise_data):
     fails(2, "3 nodes are 2 steps, not 7", *encode, "--steps", 7, "--nodes", "20,10,0")
     fails(2, "safetensors", *encode, "--output", "x.png")
     fails(2, "-n", *encode, "-n", 0)
-    fails(2, "tile", *encode, "--tile", 0)
+    fails(2, "batch_size", *encode, "--batch-size", 0)
     fails(2, "no file", "decode", "--model", tiny, "-l", "nothing.safetensors")
     encoded()
     fails(2, "exists already", *encode, "--output", "l.safetensors")

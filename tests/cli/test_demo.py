@@ -29,13 +29,13 @@ def test_ddpm_in_all_steps_beside_ddim_in_few(ddim, request, tmp_path, kind):
 
 def test_json(ddim, tiny):
     fast = [a for a in FAST if a != "--quiet"]
-    answer = ddim("demo", "--model", tiny, "--json", "--tile", 2, *fast)
+    answer = ddim("demo", "--model", tiny, "--json", "--batch-size", 2, *fast)
     found = json.loads(answer.out)
-    assert {k: found[k] for k in ("output", "model", "images", "tile")} == {
+    assert {k: found[k] for k in ("output", "model", "images", "batch_size")} == {
         "output": "demo.png",
         "model": "tiny",
         "images": 4,
-        "tile": 2,
+        "batch_size": 2,
     }
     assert found["threads"] == torch.get_num_threads()
     runs = [(row["method"], row["network calls"]) for row in found["runs"]]
@@ -57,7 +57,7 @@ def test_without_ddpm_and_with_more_images_than_a_tile(ddim, tiny, tmp_path):
 def test_the_record_given_back(ddim, fails, tiny, tmp_path):
     assert ddim("demo", "--model", tiny, "--force", *FAST).status == 0
     record = (tmp_path / "demo.png.run.toml").read_text().splitlines()
-    assert {"force = false", "tile = 8", "steps = [5, 2]", "# model: tiny"} <= set(record)
+    assert {"force = false", "batch_size = 8", "steps = [5, 2]", "# model: tiny"} <= set(record)
     fails(2, "demo.png exists already", "demo", "--config", "demo.png.run.toml")
     assert ddim("demo", "--config", "demo.png.run.toml", "--output", "b.png").status == 0
 
@@ -68,7 +68,7 @@ def test_the_record_given_back(ddim, fails, tiny, tmp_path):
         ("steps must be from 1 to T = 20, not 50", ["--steps", 50]),
         ("steps must be from 1 to T = 20, not 0", ["--steps", 5, 0]),
         ("-n must be at least 1, not 0", ["-n", 0]),
-        ("tile must be at least 1, not 0", ["--tile", 0]),
+        ("batch_size must be at least 1, not 0", ["--batch-size", 0]),
         ("threads must be at least 1, not -1", ["--threads", -1]),
         ("seed must be from 0", ["--seed", -1]),
         ("--output is a .png file, not demo.jpg", ["--output", "demo.jpg"]),

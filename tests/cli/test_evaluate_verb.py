@@ -172,7 +172,7 @@ def splits(tmp_path):
 
 def test_bits_per_dimension(ddim, arguments, splits, tiny):
     """The command's figures are those of the library, and an interruption costs one batch."""
-    given = (*arguments, "--data", splits, "--bits", 5, "--tile", 2, "--output", "out")
+    given = (*arguments, "--data", splits, "--bits", 5, "--batch-size", 2, "--output", "out")
     dry = ddim(*given, "--dry-run")
     # 328 calls of the sweep; of each of 5 images 20 for the bound, 19 * 3 + 20 * 2 for the path.
     assert f"bits of 5: {328 + 5 * (20 + 97):,} network calls" in dry.out
@@ -241,7 +241,7 @@ def test_bits_of_a_class_conditional_model_use_the_labels(conditional, tmp_path)
     pixels = torch.randint(0, 256, (9, 1, 8, 8), generator=g, dtype=torch.uint8)
     data = ArrayData("noise", pixels, torch.arange(9) % 3, 3)
     model = load(str(conditional))
-    bits = BitsPerDimension(model, data, 4, tmp_path / "bits.json", tile=4)
+    bits = BitsPerDimension(model, data, 4, tmp_path / "bits.json", batch_size=4)
     assert list(bits.run()) == [4]
     chosen = torch.from_numpy(np.random.default_rng(0).permutation(9)[:4])
     every = make_nodes(model.schedule, "uniform", model.schedule.T)
@@ -260,9 +260,9 @@ def test_bits_of_other_data_in_memory_are_refused(conditional, tmp_path, refuses
     model, labels = load(str(conditional)), torch.arange(9) % 3
     pixels = torch.zeros(9, 1, 8, 8, dtype=torch.uint8)
     path = tmp_path / "bits.json"
-    made = BitsPerDimension(model, ArrayData("grey", pixels, labels, 3), 2, path, tile=2)
+    made = BitsPerDimension(model, ArrayData("grey", pixels, labels, 3), 2, path, batch_size=2)
     assert list(made.run()) == [2]
-    assert BitsPerDimension(model, ArrayData("same", pixels, labels, 3), 2, path, tile=2).left == 0
+    assert BitsPerDimension(model, ArrayData("same", pixels, labels, 3), 2, path, batch_size=2).left == 0
     if other == "pixels":
         pixels = pixels.index_fill(0, torch.tensor([7]), 1)
     if other == "labels":
@@ -272,7 +272,7 @@ def test_bits_of_other_data_in_memory_are_refused(conditional, tmp_path, refuses
     if other == "precision":
         model = model.to(dtype=torch.bfloat16)
     with refuses(f"is of another {'dtype' if other == 'precision' else 'data'}: give another"):
-        BitsPerDimension(model, ArrayData("other", pixels, labels, 3), 2, path, tile=2)
+        BitsPerDimension(model, ArrayData("other", pixels, labels, 3), 2, path, batch_size=2)
 
 
 def test_an_existing_folder_is_left_alone(fails, arguments):
@@ -376,7 +376,7 @@ def test_the_real_images_of_a_sweep_stay(ddim, fails, arguments, noise_data, spl
 
 def test_the_shipped_model_and_features(ddim):
     answer = ddim(
-        "evaluate", "--steps", 1, "-n", 4, "--teacher", 0, "--tile", 4, "--quiet", "--json",
+        "evaluate", "--steps", 1, "-n", 4, "--teacher", 0, "--batch-size", 4, "--quiet", "--json",
         "--output", "out",
     )  # fmt: skip
     document = json.loads(answer.out)
@@ -387,7 +387,7 @@ def test_the_shipped_model_and_features(ddim):
 
 def test_the_classifier_of_a_folder(ddim, tmp_path):
     folder = shutil.copytree(LENET_FOLDER, tmp_path / "classifier")
-    flags = ("evaluate", "--steps", 1, "-n", 4, "--teacher", 0, "--tile", 4, "--quiet", "--json")
+    flags = ("evaluate", "--steps", 1, "-n", 4, "--teacher", 0, "--batch-size", 4, "--quiet", "--json")
     shipped = ddim(*flags, "--output", "shipped")
     found = ddim(*flags, "--output", "found", "--features", folder)
     distances = [json.loads(answer.out)["rows"][0]["LeNet-FD"] for answer in (shipped, found)]
@@ -400,7 +400,7 @@ def copy(tiny, tmp_path):
 
 
 def test_calibrate_and_use(ddim, fails, copy, noise_data, features):
-    arguments = ("calibrate", copy, "--latents", 4, "--moves", 6, "--tile", 4, "--quiet")
+    arguments = ("calibrate", copy, "--latents", 4, "--moves", 6, "--batch-size", 4, "--quiet")
     answer = ddim(*arguments, "--calls", 3, 5)
     assert answer.status == 0, answer
     assert "3 calls:" in answer.out and "5 calls:" in answer.out
@@ -473,7 +473,7 @@ def test_the_optimal_variance_is_of_the_most_latents(ddim, copy):
     assert ddim(*arguments, "--calls", 5, "--latents", 8).status == 0
     assert moments()["latents"] == 8 and moments()["gamma"] != before["gamma"]
     entry = json.loads(path.read_text())["calls"]["4"]
-    assert (entry["teacher"], entry["tile"], entry["latents"]) == (20, 8, [2, 2, 4])
+    assert (entry["teacher"], entry["batch_size"], entry["latents"]) == (20, 8, [2, 2, 4])
 
 
 def test_a_stale_calibration(ddim, fails, copy, conditional):
@@ -512,7 +512,7 @@ def test_calibrate_with_classes(ddim, conditional, tmp_path):
         (["--latents", 0], "--latents must be at least 1, not 0"),
         (["--moves", -1], "--moves must not be negative: -1|expected"),
         (["--labels", 1], "has no classes: --labels means nothing"),
-        (["--tile", 0], "--tile must be at least 1"),
+        (["--batch-size", 0], "--batch-size must be at least 1"),
     ],
 )
 def test_bad_calibrations(fails, copy, flags, match):

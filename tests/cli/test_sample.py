@@ -50,7 +50,7 @@ def test_png_is_a_grid(ddim, tiny, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 8, 13])
 def test_trap_exact_count_of_images_in_an_array(ddim, tiny, tmp_path, n):
-    ddim("sample", "--model", tiny, "-n", n, "--tile", 8, "--output", "x.npz", *FAST)
+    ddim("sample", "--model", tiny, "-n", n, "--batch-size", 8, "--output", "x.npz", *FAST)
     with np.load(tmp_path / "x.npz") as archive:
         assert archive.files == ["images"]
         found = archive["images"]
@@ -59,7 +59,7 @@ def test_trap_exact_count_of_images_in_an_array(ddim, tiny, tmp_path, n):
 
 
 def test_trap_exact_count_of_images_in_a_folder(ddim, tiny, tmp_path):
-    ddim("sample", "--model", tiny, "-n", 13, "--tile", 8, "--output", "out", *FAST)
+    ddim("sample", "--model", tiny, "-n", 13, "--batch-size", 8, "--output", "out", *FAST)
     assert names(tmp_path / "out") == [f"{i:06d}.png" for i in range(13)] + ["run.toml"]
     for i, image in enumerate(expected(tiny, 13)):
         assert torch.equal(pixels(tmp_path / "out" / f"{i:06d}.png"), image), i
@@ -111,7 +111,7 @@ def test_classes_are_taken_in_turn_or_as_listed(ddim, conditional, tmp_path):
         (["--method", "ddpm"], {"method": "ddpm"}),
         (["--nodes", "quadratic"], {"nodes": "quadratic"}),
         (["--clip", "True"], {"clip": True}),
-        (["--tile", 1], {"tile": 1}),
+        (["--batch-size", 1], {"batch_size": 1}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -159,7 +159,7 @@ def test_json_is_on_stdout_and_progress_on_stderr(ddim, conditional):
         "method": "ddim",
         "steps": 3,
         "network_calls": 6,
-        "tile": 8,
+        "batch_size": 8,
         "dtype": "float32",
     }
     assert "6/6" in answer.err
@@ -193,7 +193,7 @@ def test_the_record_given_back_draws_the_same_bytes(ddim, conditional, tmp_path,
 def test_the_record_holds_what_was_resolved(ddim, tiny, tmp_path):
     ddim("sample", "--model", tiny, "-n", 1, "--force", "--json", "--device", "cpu", "--quiet")
     record = (tmp_path / "samples.png.run.toml").read_text()
-    for line in ("steps = 20", "tile = 8", "force = false", "json = false", "# model: tiny"):
+    for line in ("steps = 20", "batch_size = 8", "force = false", "json = false", "# model: tiny"):
         assert line in record.splitlines()
 
 
@@ -247,7 +247,7 @@ def test_resuming_with_other_options_is_refused(ddim, fails, tiny, conditional, 
         ("--seed", 1, "begun with seed = 0, not 1"),
         ("--steps", 4, "begun with steps = 3, not 4"),
         ("--eta", 0.5, "begun with eta = None, not 0.5"),
-        ("--tile", 1, "begun with tile = 8, not 1"),
+        ("--batch-size", 1, "begun with batch_size = 8, not 1"),
         ("--nodes", "quadratic", "begun with nodes = uniform, not quadratic"),
         ("--method", "ddpm", "begun with method = ddim, not ddpm"),
         ("--model", conditional, "begun with model = .*tiny, not .*conditional"),
@@ -349,7 +349,7 @@ def test_interrupted_in_the_middle_and_resumed(ddim, fails, tiny, tmp_path, monk
     assert len(names(tmp_path / "out")) == 5 + 1
     ddim(*arguments, "--resume")
     for i, image in enumerate(expected(tiny, 13)):
-        # Other images share the tile, and change nothing.
+        # Other images share the batch, and change nothing.
         assert torch.equal(pixels(tmp_path / "out" / f"{i:06d}.png"), image)
 
 
@@ -376,7 +376,7 @@ def test_interrupted_in_the_middle_and_resumed(ddim, fails, tiny, tmp_path, monk
         ("not trained for guidance: it has no 'none' label", ["--guidance", 2]),
         ("no device 'gpu' here", ["--device", "gpu"]),
         ("threads must be at least 1, not 0", ["--threads", 0]),
-        ("tile must be at least 1, not 0", ["--tile", 0]),
+        ("batch_size must be at least 1, not 0", ["--batch-size", 0]),
         ("columns must be at least 1, not 0", ["--columns", 0]),
         ("-n must be at least 1, not 0", ["-n", 0]),
         ("seed must be from 0", ["--seed", -1]),

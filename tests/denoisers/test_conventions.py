@@ -92,14 +92,14 @@ class Foreign(nn.Module):
         return out
 
 
-def model(net: Foreign, **options) -> ddim.Pipeline:
+def model(net: Foreign, **options) -> ddim.Model:
     return ddim.Model(net, net.schedule, net.target, SHAPE, **options)
 
 
-def draw(pipeline: ddim.Pipeline, method: str = "ddim", steps: int = 10, **options) -> Tensor:
-    nodes = make_nodes(pipeline.schedule, "uniform", steps)
-    tableau = make_tableau(pipeline.schedule, nodes, method, **options)
-    drawn = generate(pipeline, tableau, range(3), tile=3, dtype=torch.float64)
+def draw(model: ddim.Model, method: str = "ddim", steps: int = 10, **options) -> Tensor:
+    nodes = make_nodes(model.schedule, "uniform", steps)
+    tableau = make_tableau(model.schedule, nodes, method, **options)
+    drawn = generate(model, tableau, range(3), batch_size=3, dtype=torch.float64)
     return next(event.images for event in drawn if event.images is not None)
 
 
@@ -123,16 +123,16 @@ def native(
 
 @pytest.mark.parametrize("time", [*TIMES, *LEVEL_TIMES])
 def test_every_time_is_told_as_the_network_knows_it(time):
-    pipeline = model(Foreign(time=time), time=time)
-    assert torch.allclose(draw(pipeline), native(LINEAR), rtol=0, atol=1e-12)
+    model = model(Foreign(time=time), time=time)
+    assert torch.allclose(draw(model), native(LINEAR), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("time", [*TIMES, *LEVEL_TIMES])
 def test_times_between_nodes_follow(time):
     """DPM-Solver's inner stage; its time reaches networks as a float32, hence the tolerance."""
-    pipeline = model(Foreign(time=time), time=time)
+    model = model(Foreign(time=time), time=time)
     exact = native(LINEAR, "dpm-solver-2", 5)
-    assert torch.allclose(draw(pipeline, "dpm-solver-2", 5), exact, rtol=0, atol=2e-5)
+    assert torch.allclose(draw(model, "dpm-solver-2", 5), exact, rtol=0, atol=2e-5)
 
 
 def test_between_nodes_the_level_is_the_schedules():
@@ -148,9 +148,9 @@ def test_between_nodes_the_level_is_the_schedules():
 @pytest.mark.parametrize("target", ["eps", "x0", "v", "flow"])
 @pytest.mark.parametrize("data_range", RANGES, ids=str)
 def test_every_range_and_target_samples_the_same(data_range, target):
-    pipeline = model(Foreign(target=target, data_range=data_range), data_range=data_range)
+    model = model(Foreign(target=target, data_range=data_range), data_range=data_range)
     exact = native(LINEAR, data_range=data_range)
-    assert torch.allclose(draw(pipeline), exact, rtol=0, atol=1e-11)
+    assert torch.allclose(draw(model), exact, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -168,16 +168,16 @@ def test_every_range_and_target_samples_the_same(data_range, target):
 )
 def test_another_range_changes_no_step_of_any_sampler(method, options):
     data_range = (0.0, 1.0)
-    pipeline = model(Foreign(data_range=data_range), data_range=data_range)
+    model = model(Foreign(data_range=data_range), data_range=data_range)
     exact = native(LINEAR, method, data_range=data_range, **options)
-    assert torch.allclose(draw(pipeline, method, **options), exact, rtol=0, atol=1e-10)
+    assert torch.allclose(draw(model, method, **options), exact, rtol=0, atol=1e-10)
 
 
 def test_flow_on_data_from_0_to_1_with_fractions():
     flow = Schedule.flow(40)
     net = Foreign(flow, "flow", time="fraction", data_range=(0.0, 1.0))
-    pipeline = model(net, time="fraction", data_range=(0, 1))
-    assert torch.allclose(draw(pipeline), native(flow, data_range=(0.0, 1.0)), rtol=0, atol=1e-11)
+    model = model(net, time="fraction", data_range=(0, 1))
+    assert torch.allclose(draw(model), native(flow, data_range=(0.0, 1.0)), rtol=0, atol=1e-11)
 
 
 def test_zero_terminal_snr_in_another_range():
@@ -191,14 +191,14 @@ def test_zero_terminal_snr_in_another_range():
 @pytest.mark.parametrize("offset", [1, -1, 2])
 def test_levels_off_by_some(offset, time):
     net = Foreign(time=time, offset=offset)
-    pipeline = model(net, time=time, offset=offset)
+    model = model(net, time=time, offset=offset)
     kept = [0, *(k for k in range(1, 61) if 1 <= k + offset <= 60)]
     trimmed = Schedule.from_alpha_sigma(LINEAR.alpha[kept], LINEAR.sigma[kept])
-    assert abs(offset) == 60 - pipeline.schedule.T
-    assert (pipeline.schedule.alpha == trimmed.alpha).all()
-    steps = pipeline.schedule.T  # so that every level is visited
+    assert abs(offset) == 60 - model.schedule.T
+    assert (model.schedule.alpha == trimmed.alpha).all()
+    steps = model.schedule.T  # so that every level is visited
     exact = native(trimmed, "ddpm", steps)
-    assert torch.allclose(draw(pipeline, "ddpm", steps), exact, rtol=0, atol=1e-11)
+    assert torch.allclose(draw(model, "ddpm", steps), exact, rtol=0, atol=1e-11)
 
 
 def test_an_offset_of_one_means_that_the_first_time_is_clean_data():
@@ -208,14 +208,14 @@ def test_an_offset_of_one_means_that_the_first_time_is_clean_data():
             return torch.zeros_like(x)
 
     seen: list[Tensor] = []
-    pipeline = ddim.Model(Recorder(), LINEAR, "eps", SHAPE, offset=1)
-    ddim.sample(pipeline, 1, steps=None, tile=1)
+    model = ddim.Model(Recorder(), LINEAR, "eps", SHAPE, offset=1)
+    ddim.sample(model, 1, steps=None, batch_size=1)
     assert [int(t) for t in seen] == list(range(59, 0, -1))
     assert all(t.dtype == torch.int64 for t in seen)
 
 
 def test_an_ordinary_module_is_untouched():
-    """Bit for bit what a Pipeline of it gives."""
+    """Bit for bit what a Model of it gives."""
     net = nn.Conv2d(2, 2, 3, padding=1)
 
     class Plain(nn.Module):
@@ -227,7 +227,7 @@ def test_an_ordinary_module_is_untouched():
             return self.net(x) / (1 + t.view(-1, 1, 1, 1))
 
     ours = ddim.Model(Plain(), LINEAR, "eps", SHAPE)
-    plain = ddim.Pipeline(Plain(), LINEAR, Target.EPS, SHAPE)
+    plain = ddim.Model(Plain(), LINEAR, Target.EPS, SHAPE)
     for method in ("ddim", "dpm-solver-2"):
         options = {"steps": 4, "method": method}
         assert torch.equal(ddim.sample(ours, 2, **options), ddim.sample(plain, 2, **options))
@@ -271,9 +271,9 @@ def test_arguments_wrappings_and_the_variance_half(wrap, data_range):
     arguments = {"shift": torch.full((1, 2, 1, 1), 0.25), "strength": 2.0}
     options = {"arguments": arguments, "data_range": data_range, "classes": 3}
     x, labels = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1)), [2, 0]
-    pipeline = ddim.Model(Wide(wrap), LINEAR, "eps", SHAPE, **options)
-    level = pipeline.schedule.level(30)
-    prediction = pipeline.denoiser(torch.tensor(labels))(x, level)
+    model = ddim.Model(Wide(wrap), LINEAR, "eps", SHAPE, **options)
+    level = model.schedule.level(30)
+    prediction = model.denoiser(torch.tensor(labels))(x, level)
     assert prediction.var is not None
     assert torch.allclose(prediction.var, torch.tensor(0.65))
     seen = x if data_range == (-1, 1) else 0.5 * x + 0.5 * level.alpha
@@ -286,7 +286,7 @@ def test_arguments_wrappings_and_the_variance_half(wrap, data_range):
 
 
 def test_habits_and_arguments_are_part_of_the_identity_and_move_along():
-    def made(shift=0.25, **options) -> ddim.Pipeline:
+    def made(shift=0.25, **options) -> ddim.Model:
         arguments = {"shift": torch.tensor(shift)}
         return ddim.Model(Wide(), LINEAR, "eps", SHAPE, arguments=arguments, **options)
 
@@ -308,10 +308,10 @@ def test_networks_of_whole_times(refuses):
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             return 0.1 * x + self.table(t).view(-1, 1, 1, 1)
 
-    pipeline = ddim.Model(Table(), LINEAR, "eps", SHAPE, time_dtype=torch.long)
-    assert ddim.sample(pipeline, 1, steps=4).isfinite().all()
+    model = ddim.Model(Table(), LINEAR, "eps", SHAPE, time_dtype=torch.long)
+    assert ddim.sample(model, 1, steps=4).isfinite().all()
     with refuses("whole times only: .*inner='node'"):
-        ddim.sample(pipeline, 1, steps=4, method="dpm-solver-2")
+        ddim.sample(model, 1, steps=4, method="dpm-solver-2")
     with refuses("'fraction' is no whole number"):
         ddim.Model(Table(), LINEAR, "eps", SHAPE, time="fraction", time_dtype=torch.long)
 
@@ -325,18 +325,18 @@ def test_times_may_be_floating_point():
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             return x + self.embed(t[:, None])[:, :, None, None]
 
-    pipeline = ddim.Model(Linear(), LINEAR, "eps", SHAPE, time_dtype=torch.float32)
-    assert ddim.sample(pipeline, 1, steps=2).isfinite().all()
+    model = ddim.Model(Linear(), LINEAR, "eps", SHAPE, time_dtype=torch.float32)
+    assert ddim.sample(model, 1, steps=2).isfinite().all()
 
 
 @pytest.mark.parametrize("target", ["eps", "x0", "v", "flow"])
 def test_the_loss_of_a_perfect_network_is_the_native_one(target):
     """Other times for each image, and the adapted target is the outside schedule's."""
-    pipeline = model(Foreign(target=target, data_range=(0.0, 1.0)), data_range=(0, 1))
-    data, schedule = means()[:4], pipeline.schedule
+    model = model(Foreign(target=target, data_range=(0.0, 1.0)), data_range=(0, 1))
+    data, schedule = means()[:4], model.schedule
     noise = Noise(3, range(4), SHAPE, dtype=torch.float64)(0)
     k = torch.tensor([1, 7, 30, 60])
-    got = diffusion_loss(pipeline.net, data, k, noise, schedule, target)
+    got = diffusion_loss(model.net, data, k, noise, schedule, target)
     for i, node in enumerate(k.tolist()):
         level = schedule.level(node)
         x = level.alpha * data[i : i + 1] + level.sigma * noise[i : i + 1]
@@ -347,12 +347,12 @@ def test_the_loss_of_a_perfect_network_is_the_native_one(target):
 
 
 def test_latents_of_a_network_of_another_range():
-    pipeline = model(
+    model = model(
         Foreign(data_range=(0.0, 1.0), time="fraction"), data_range=(0, 1), time="fraction"
     )
     images = means()[:2]
-    latents = ddim.encode(pipeline, images, steps=10, dtype=torch.float64)
-    assert torch.allclose(ddim.decode(pipeline, latents), images, rtol=0, atol=1e-9)
+    latents = ddim.encode(model, images, steps=10, dtype=torch.float64)
+    assert torch.allclose(ddim.decode(model, latents), images, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -375,9 +375,9 @@ def test_what_is_no_network(refuses):
         ddim.Model(lambda x, t: x, LINEAR, "eps", SHAPE)  # type: ignore[arg-type]
     for value, message in (({}, "returned a dict"), (torch.zeros(1, 3), r"returned \(1, 3\)")):
         net = Wide(lambda out, value=value: value)
-        pipeline = ddim.Model(net, LINEAR, "eps", SHAPE, arguments={"shift": torch.zeros(1)})
+        model = ddim.Model(net, LINEAR, "eps", SHAPE, arguments={"shift": torch.zeros(1)})
         with refuses(message):
-            ddim.sample(pipeline, 1, steps=2)
+            ddim.sample(model, 1, steps=2)
 
 
 # -- fitting --------------------------------------------------------------------------------------
@@ -389,7 +389,7 @@ def clean(n: int = 32) -> Tensor:
     return means()[chosen] + 0.1 * Noise(9, range(n), SHAPE, dtype=torch.float64)(0)
 
 
-def fit(net: nn.Module, **options) -> ddim.Pipeline:
+def fit(net: nn.Module, **options) -> ddim.Model:
     return ddim.fit_conventions(net, clean(), **{"T": 30, "quiet": True, **options})
 
 
@@ -560,16 +560,16 @@ def test_trap_the_loop_by_hand_starts_where_sampling_does():
     """States of a schedule that does not preserve the variance start at √(α²+σ²), not at 1."""
     sigmas = torch.linspace(0, 8, 41).double().numpy() ** 2 / 2
     wide = Schedule.from_alpha_sigma([1.0] * 41, sigmas)
-    for pipeline in (
+    for model in (
         model(Foreign(data_range=(0.0, 1.0)), data_range=(0, 1)),
         model(Foreign(wide)),
     ):
-        nodes = make_nodes(pipeline.schedule, "uniform", 10)
-        tableau = make_tableau(pipeline.schedule, nodes)
+        nodes = make_nodes(model.schedule, "uniform", 10)
+        tableau = make_tableau(model.schedule, nodes)
         noise = Noise(3, range(4), SHAPE)
         start = tableau.start(noise(0))
-        (by_hand,) = final(integrate(pipeline.denoiser(), tableau, start, noise))
-        assert torch.equal(by_hand, ddim.sample(pipeline, 4, steps=10, seed=3, tile=4))
+        (by_hand,) = final(integrate(model.denoiser(), tableau, start, noise))
+        assert torch.equal(by_hand, ddim.sample(model, 4, steps=10, seed=3, batch_size=4))
         assert float(by_hand.std()) == pytest.approx(float(means().std()), rel=0.4)
 
 
@@ -593,15 +593,15 @@ class Nested(nn.Module):
 
 
 def test_tensors_within_arguments_move_and_tell_models_apart(refuses):
-    def made(first: float) -> ddim.Pipeline:
+    def made(first: float) -> ddim.Model:
         added = {"first": torch.full((1, 2, 1, 1), first), "rest": [torch.tensor(0.5), "text"]}
         return ddim.Model(Nested(), LINEAR, "eps", SHAPE, arguments={"added": added})
 
     one, other = made(0.25), made(0.5)
     assert one.identity == made(0.25).identity != other.identity
     x, level = torch.zeros(1, *SHAPE, dtype=torch.float64), LINEAR.level(30)
-    for pipeline, value in ((one, 0.75), (other, 1.0), (one.to(dtype=torch.float64), 0.75)):
-        assert torch.equal(pipeline.denoiser()(x, level).eps, torch.full_like(x, value))
+    for model, value in ((one, 0.75), (other, 1.0), (one.to(dtype=torch.float64), 0.75)):
+        assert torch.equal(model.denoiser()(x, level).eps, torch.full_like(x, value))
     assert one.denoiser()(x, level).eps.dtype == one.dtype == torch.float64
     for other in (object(), np.zeros(5000), [lambda: 1]):
         with refuses("arguments are numbers, text and tensors"):

@@ -44,7 +44,7 @@ def unet():
 
 @pytest.fixture(scope="module")
 def latent():
-    """A class-conditional latent diffusion pipeline with tiny random weights."""
+    """A class-conditional latent diffusion model with tiny random weights."""
     torch.manual_seed(0)
     transformer = DiTTransformer2DModel(
         num_attention_heads=2,
@@ -275,7 +275,7 @@ def test_unconditional_latent_diffusion():
 
 @torch.no_grad()
 def test_a_conditional_unet_with_guidance():
-    """A text-conditional network, guided by hand as Stable Diffusion's pipeline does it."""
+    """A text-conditional network, guided by hand as Stable Diffusion's model does it."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -349,7 +349,7 @@ def test_trap_an_eta_that_the_sampler_does_not_have_is_refused(unet):
 
 
 def test_a_state_that_was_handed_out_stays_what_it_is():
-    """What a pipeline makes of it before the next step goes into the sampler, not back into it."""
+    """What a model makes of it before the next step goes into the sampler, not back into it."""
     scheduler = diffusers_scheduler(ddim.Schedule.linear(1000), "dpmpp")
     scheduler.set_timesteps(4)
     x = torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ T = 100
 LISTED = (100, 83, 60, 33, 12, 4, 1, 0)
 
 
-def pipeline(clipping=None, target=Target.EPS):
+def model(clipping=None, target=Target.EPS):
     config = UNetConfig(
         sample_size=8,
         in_channels=1,
@@ -38,12 +38,12 @@ def pipeline(clipping=None, target=Target.EPS):
         torch.manual_seed(0)
         net = UNet(config).requires_grad_(False).eval()
     schedule = ddim.Schedule.linear(T, 1e-3, 0.2)
-    return ddim.Pipeline(
+    return ddim.Model(
         net, schedule, target, (1, 8, 8), clipping=clipping or Clipping(), name="tiny"
     )
 
 
-MODEL = pipeline()
+MODEL = model()
 
 
 def theirs(export, steps, x, generator=None):
@@ -149,7 +149,7 @@ def test_weights_are_left_out_and_that_is_said(x):
 
 
 def test_clipping_that_is_not_there_is_said():
-    clipping = pipeline(Clipping("clip"))
+    clipping = model(Clipping("clip"))
     (warning,) = export_scheduler(clipping, ddim.make_nodes(MODEL.schedule, "uniform", 7)).warnings
     assert "does not clip" in warning
     assert export_scheduler(clipping, ddim.make_nodes(MODEL.schedule, "uniform", 10)).warnings == ()
@@ -167,7 +167,7 @@ def test_what_diffusers_has_not(refuses):
     with refuses("falls to node 0"):
         export_scheduler(MODEL, LISTED[:-1])
     with refuses("flow"):
-        flow = ddim.Pipeline(MODEL.net, ddim.Schedule.flow(T), Target.FLOW, (1, 8, 8))
+        flow = ddim.Model(MODEL.net, ddim.Schedule.flow(T), Target.FLOW, (1, 8, 8))
         export_scheduler(flow, LISTED)
 
 

@@ -38,7 +38,7 @@ def model(seed=0, classes=None):
         torch.manual_seed(seed)
         net = UNet(config).eval()
     schedule = Schedule.linear(50, 0.002, 0.16)
-    return ddim.Pipeline(net, schedule, Target.EPS, (1, 8, 8), classes, classes, name=f"m{seed}")
+    return ddim.Model(net, schedule, Target.EPS, (1, 8, 8), classes, classes, name=f"m{seed}")
 
 
 @pytest.fixture
@@ -49,10 +49,10 @@ def images():
 @pytest.mark.parametrize("codec", ["obelm", "edict", "bdia"])
 @pytest.mark.parametrize(("dtype", "worst"), [(torch.float32, 1e-3), (torch.float64, 1e-11)])
 def test_exact_codecs(images, codec, dtype, worst):
-    pipeline = model().to(dtype=dtype)
-    latents = encode(pipeline, images, steps=10, codec=codec, dtype=dtype, tile=2)
+    model = model().to(dtype=dtype)
+    latents = encode(model, images, steps=10, codec=codec, dtype=dtype, batch_size=2)
     assert latents.dtype == dtype and len(latents.tensors) == 2
-    assert (decode(pipeline, latents) - images).abs().max() < worst
+    assert (decode(model, latents) - images).abs().max() < worst
 
 
 def test_a_network_in_bfloat16_is_refused(images):
@@ -65,51 +65,51 @@ def test_a_network_in_bfloat16_is_refused(images):
 
 def test_dropping_the_second_tensor_breaks_it(images):
     """Half of a pair is refused; another in its place does not lead back."""
-    pipeline = model().to(dtype=torch.float64)
-    latents = encode(pipeline, images, steps=10, dtype=torch.float64)
+    model = model().to(dtype=torch.float64)
+    latents = encode(model, images, steps=10, dtype=torch.float64)
     with pytest.raises(InputError, match="one alone"):
         dataclasses.replace(latents, tensors=latents.tensors[:1])
     wrong = dataclasses.replace(latents, tensors=(latents.tensors[0],) * 2)
-    assert (decode(pipeline, wrong) - images).abs().max() > 1e-3
+    assert (decode(model, wrong) - images).abs().max() > 1e-3
 
 
 def test_the_papers_codec_is_sampling_backwards(images):
     """Its decoder is `sample` from the latent; the round trip is near, and nearer with steps."""
-    pipeline = model().to(dtype=torch.float64)
+    model = model().to(dtype=torch.float64)
     errors = []
     for steps in (5, 50):
-        latents = encode(pipeline, images, steps=steps, codec="ddim", dtype=torch.float64)
-        errors.append((decode(pipeline, latents) - images).abs().max().item())
+        latents = encode(model, images, steps=steps, codec="ddim", dtype=torch.float64)
+        errors.append((decode(model, latents) - images).abs().max().item())
     assert errors[1] < errors[0] / 2
 
 
 def test_implicit_is_solved_or_says_so(images):
-    pipeline = model().to(dtype=torch.float64)
-    latents = encode(pipeline, images, steps=25, codec="implicit", dtype=torch.float64)
+    model = model().to(dtype=torch.float64)
+    latents = encode(model, images, steps=25, codec="implicit", dtype=torch.float64)
     assert latents.nodes[-1] == 1 and len(latents.tensors) == 1
     assert latents.residual.shape == (5,)
-    error = (decode(pipeline, latents) - images).flatten(1).square().mean(1).sqrt()
+    error = (decode(model, latents) - images).flatten(1).square().mean(1).sqrt()
     solved = [i for i in range(5) if i not in latents.unsolved]
     assert solved
     assert (error[solved] <= 100 * latents.residual[solved].clamp(min=1e-15)).all()
     few = encode(
-        pipeline, images, steps=5, codec="implicit", dtype=torch.float64, iterations=2, tile=5
+        model, images, steps=5, codec="implicit", dtype=torch.float64, iterations=2, batch_size=5
     )
     assert few.unsolved == [0, 1, 2, 3, 4] and few.calls == 10
 
 
 def test_an_image_is_encoded_whatever_is_beside_it(images):
-    pipeline = model()
+    model = model()
     for codec in ("obelm", "implicit"):
-        whole = encode(pipeline, images, steps=5, codec=codec, tile=2)
-        other = encode(pipeline, images[[3, 0]], steps=5, codec=codec, tile=2)
+        whole = encode(model, images, steps=5, codec=codec, batch_size=2)
+        other = encode(model, images[[3, 0]], steps=5, codec=codec, batch_size=2)
         for a, b in zip(whole.tensors, other.tensors, strict=True):
             assert torch.equal(a[3], b[0]) and torch.equal(a[0], b[1])
 
 
 def test_files_keep_everything(images, tmp_path):
-    pipeline = model(classes=3)
-    latents = encode(pipeline, images, steps=4, codec="implicit", labels=[0, 1, 2, 0, 1])
+    model = model(classes=3)
+    latents = encode(model, images, steps=4, codec="implicit", labels=[0, 1, 2, 0, 1])
     latents.save(tmp_path / "l.safetensors")
     again = Latents.load(tmp_path / "l.safetensors")
     for field in dataclasses.fields(Latents):
@@ -120,7 +120,7 @@ def test_files_keep_everything(images, tmp_path):
             assert torch.equal(value, loaded)
         else:
             assert value == loaded
-    assert torch.equal(decode(pipeline, latents), decode(pipeline, again))
+    assert torch.equal(decode(model, latents), decode(model, again))
 
 
 def test_other_models_are_refused(images):
@@ -137,9 +137,9 @@ def test_other_models_are_refused(images):
 
 
 def test_identity_is_of_the_weights_and_not_of_where_they_are():
-    pipeline = model()
-    assert pipeline.identity == model().identity == pipeline.to(dtype=torch.float64).identity
-    assert pipeline.identity != model(1).identity
+    model = model()
+    assert model.identity == model().identity == model.to(dtype=torch.float64).identity
+    assert model.identity != model(1).identity
 
 
 def test_clipping_is_refused(images):
@@ -152,14 +152,14 @@ def test_clipping_is_refused(images):
 
 
 def test_guidance_and_labels_edit_while_decoding(images):
-    pipeline = model(classes=3)
-    latents = encode(pipeline, images, steps=5, labels=[0] * 5)
-    same = decode(pipeline, latents)
+    model = model(classes=3)
+    latents = encode(model, images, steps=5, labels=[0] * 5)
+    same = decode(model, latents)
     assert (same - images).abs().max() < 1e-3
-    assert not torch.allclose(decode(pipeline, latents, labels=[1] * 5), same, atol=1e-3)
-    assert not torch.allclose(decode(pipeline, latents, guidance=3.0), same, atol=1e-3)
+    assert not torch.allclose(decode(model, latents, labels=[1] * 5), same, atol=1e-3)
+    assert not torch.allclose(decode(model, latents, guidance=3.0), same, atol=1e-3)
     with pytest.raises(InputError, match="labels were given"):
-        decode(pipeline, latents, labels=[1])
+        decode(model, latents, labels=[1])
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ def test_what_cannot_be_encoded(images, refuses):
     with refuses("there are no images"):
         encode(model(), images[:0], steps=3)
     for codec in ("obelm", "implicit"):
-        with refuses("tile must be at least 1, not 0"):
-            encode(model(), images, steps=3, codec=codec, tile=0)
+        with refuses("batch_size must be at least 1, not 0"):
+            encode(model(), images, steps=3, codec=codec, batch_size=0)
     with refuses("iterations must be at least 1, not 0"):
         encode(model(), images, steps=3, codec="implicit", iterations=0)
 
@@ -289,14 +289,14 @@ def test_latents_carry_schedule_and_dtype(images, tmp_path):
 
 
 def test_interpolation_between_two_and_four(images):
-    pipeline = model()
-    latents = encode(pipeline, images, steps=5)
+    model = model()
+    latents = encode(model, images, steps=5)
     line = interpolate(latents, [3, 1], [0.0, 0.5, 1.0])
     assert len(line) == 3
-    ends = decode(pipeline, line)
+    ends = decode(model, line)
     assert (ends[0] - images[3]).abs().max() < 1e-3 and (ends[2] - images[1]).abs().max() < 1e-3
     square = interpolate(latents, [0, 1, 2, 3], [0.0, 0.5, 1.0])
-    corners = decode(pipeline, square)[[0, 2, 6, 8]]
+    corners = decode(model, square)[[0, 2, 6, 8]]
     assert (corners - images[:4]).abs().max() < 1e-3
     left = interpolate(latents, [0, 2], [0.5])
     assert torch.allclose(square.tensors[1][3], left.tensors[1][0], atol=1e-6)
@@ -327,12 +327,12 @@ def test_real_digits_come_back_from_the_shipped_model(steps, count):
         pytest.skip(f"the MNIST files are not in {MNIST}")
     data = load_data(str(MNIST), split="test")
     digits = from_pixels(data.batch(torch.arange(count)))
-    pipeline = ddim.load("mnist")
-    error = decode(pipeline, encode(pipeline, digits, steps=steps)) - digits
+    model = ddim.load("mnist")
+    error = decode(model, encode(model, digits, steps=steps)) - digits
     assert error.square().mean().sqrt() <= 5e-5 and error.abs().max() <= 1e-3
     if steps > 20:
         return
-    double = pipeline.to(dtype=torch.float64)
+    double = model.to(dtype=torch.float64)
     latents = encode(double, digits.double(), steps=steps, dtype=torch.float64)
     assert (decode(double, latents) - digits).abs().max() <= 1e-11
 
@@ -349,9 +349,9 @@ def test_trap_any_half_precision_is_refused(images, dtype):
     whole, part = model().to(dtype=dtype), model()
     part.net.conv_out.to(dtype)  # the last of its layers
     name = str(dtype).removeprefix("torch.")
-    for pipeline in (whole, part):
+    for model in (whole, part):
         with pytest.raises(InputError, match=f"m0 is in {name}, where images do not come back"):
-            encode(pipeline, images, steps=4)
+            encode(model, images, steps=4)
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="autocast"):
         encode(model(), images, steps=4)
 
@@ -381,13 +381,13 @@ class Exactly(torch.nn.Module):
 def test_trap_codecs_begin_where_something_is_left_of_the_image(codec, kind, steps):
     """Undoing a step from σ/α of thousands, or without end, amplifies rounding as much."""
     schedule = SCHEDULES[kind]
-    pipeline = ddim.Pipeline(Exactly(schedule), schedule, "eps", (2, 32))
-    nodes = codec_nodes(pipeline, codec, steps=steps)
+    model = ddim.Model(Exactly(schedule), schedule, "eps", (2, 32))
+    nodes = codec_nodes(model, codec, steps=steps)
     assert len(nodes) == steps + 1 or (codec == "implicit" and nodes[0] == steps)
     assert schedule.rho[nodes[0]] <= 200 < (schedule.rho[nodes[0] + 1 :][:1] or [201])[0]
     x = 0.1 + 0.5 * torch.randn(4, 2, 32, generator=torch.Generator().manual_seed(0))
-    latents = encode(pipeline, x, steps=steps, codec=codec)
-    assert (decode(pipeline, latents) - x).abs().max() < (0.02 if codec == "edict" else 2e-4)
+    latents = encode(model, x, steps=steps, codec=codec)
+    assert (decode(model, latents) - x).abs().max() < (0.02 if codec == "edict" else 2e-4)
     spread = schedule.level(nodes[0]).spread
     for tensor in latents.tensors:
         # O-BELM's first is an extrapolation, of coarse steps a coarse one.
@@ -396,12 +396,12 @@ def test_trap_codecs_begin_where_something_is_left_of_the_image(codec, kind, ste
 
 def test_codecs_of_as_many_steps_as_there_are_nodes():
     schedule = SCHEDULES["cosine"]
-    pipeline = ddim.Pipeline(Exactly(schedule), schedule, "eps", (2, 32))
+    model = ddim.Model(Exactly(schedule), schedule, "eps", (2, 32))
     most = int((schedule.rho <= 200).sum()) - 1
-    assert codec_nodes(pipeline, "obelm", steps=most) == tuple(range(most, -1, -1))
+    assert codec_nodes(model, "obelm", steps=most) == tuple(range(most, -1, -1))
     with pytest.raises(InputError, match=f"takes at most {most} steps here"):
-        codec_nodes(pipeline, "obelm", steps=100)
-    assert codec_nodes(pipeline, "ddim", steps=100)[0] == 100
+        codec_nodes(model, "obelm", steps=100)
+    assert codec_nodes(model, "ddim", steps=100)[0] == 100
 
 
 @pytest.mark.parametrize(
@@ -429,15 +429,15 @@ def test_latents_are_indexed_by_anything(images, index, chosen):
 
 
 def test_one_label_serves_all(images):
-    pipeline = model(classes=3)
+    model = model(classes=3)
     for one in (2, np.int64(2), torch.tensor(2)):
-        latents = encode(pipeline, images, steps=4, labels=one)
+        latents = encode(model, images, steps=4, labels=one)
         assert latents.labels == (2,) * 5
     assert torch.equal(
-        decode(pipeline, latents, labels=1), decode(pipeline, latents, labels=[1] * 5)
+        decode(model, latents, labels=1), decode(model, latents, labels=[1] * 5)
     )
     with pytest.raises(InputError, match="labels are whole numbers"):
-        encode(pipeline, images, labels=1.5)
+        encode(model, images, labels=1.5)
 
 
 def test_trap_a_pair_is_turned_by_the_tensor_that_is_a_latent():
@@ -449,12 +449,12 @@ def test_trap_a_pair_is_turned_by_the_tensor_that_is_a_latent():
             return Gaussian(0.0, 0.5)(x, level).eps
 
     schedule = Schedule.flow(1000)
-    pipeline = ddim.Pipeline(Exact(), schedule, "eps", (64,))
+    model = ddim.Model(Exact(), schedule, "eps", (64,))
     x = 0.5 * torch.randn(2, 64, generator=torch.Generator().manual_seed(0)).double()
     nodes = (999, *range(980, -1, -20))
-    latents = encode(pipeline, x, nodes=nodes, dtype=torch.float64)
+    latents = encode(model, x, nodes=nodes, dtype=torch.float64)
     assert latents.tensors[0].std() > 1.1 * latents.tensors[1].std()
-    middle = decode(pipeline, interpolate(latents, [0, 1], [0.5]))
+    middle = decode(model, interpolate(latents, [0, 1], [0.5]))
     # What leads through a linear flow is what spherical interpolation of its ends is.
     (expected,) = slerp(x[:1], x[1:], 0.5)
     assert (middle - expected).square().mean().sqrt() < 0.02

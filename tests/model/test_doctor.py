@@ -40,7 +40,7 @@ def images():
 
 
 def model(target=Target.EPS, taken=None):
-    return ddim.Pipeline(Exact(target), SCHEDULE, taken or target, (1, 6, 6))
+    return ddim.Model(Exact(target), SCHEDULE, taken or target, (1, 6, 6))
 
 
 def levels(findings):
@@ -82,7 +82,7 @@ def test_a_wrong_schedule_is_a_problem(images):
 
 
 def test_predictions_do_not_depend_on_the_tile(images):
-    few = [check_predictions(model(), images[:10], tile=tile) for tile in (3, 10)]
+    few = [check_predictions(model(), images[:10], batch_size=batch_size) for batch_size in (3, 10)]
     for a, b in zip(*few, strict=True):
         assert a.missed == pytest.approx(b.missed, rel=1e-5)
 

@@ -16,8 +16,8 @@ import ddim
 from ddim.base.errors import RunError
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
-from ddim.model.drawing import default_tile, generate, sample
-from ddim.model.model import Pipeline
+from ddim.model.drawing import default_batch_size, generate, sample
+from ddim.model.model import Model
 from ddim.model.sampler import make_sampler
 from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.draws import Noise
@@ -30,7 +30,7 @@ T = 20
 SHAPE = (1, 8, 8)
 
 
-def pipeline(classes: int | None = None, clipping: Clipping | None = None) -> Pipeline:
+def model(classes: int | None = None, clipping: Clipping | None = None) -> Model:
     """An untrained model with attention in every place that has it."""
     config = UNetConfig(
         sample_size=8,
@@ -47,7 +47,7 @@ def pipeline(classes: int | None = None, clipping: Clipping | None = None) -> Pi
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         net = UNet(config).requires_grad_(False).eval()
-    return Pipeline(
+    return Model(
         net,
         Schedule.linear(T, 0.01, 0.4),
         Target.EPS,
@@ -59,8 +59,8 @@ def pipeline(classes: int | None = None, clipping: Clipping | None = None) -> Pi
     )
 
 
-PLAIN = pipeline()
-CONDITIONAL = pipeline(classes=3)
+PLAIN = model()
+CONDITIONAL = model(classes=3)
 KINDS = pytest.mark.parametrize(
     ("model", "guidance"),
     [(PLAIN, 1.0), (CONDITIONAL, 1.0), (CONDITIONAL, 2.5)],
@@ -73,11 +73,11 @@ def tableau(steps: int = 3, method: str = "ddpm", **options: float) -> Tableau:
 
 
 def draw(
-    model: Pipeline,
+    model: Model,
     indices: Sequence[int],
     *,
     guidance: float = 1.0,
-    tile: int | None = None,
+    batch_size: int | None = None,
     rows: Tableau | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[int, Tensor]:
@@ -89,7 +89,7 @@ def draw(
         indices,
         labels=labels,
         guidance=guidance,
-        tile=tile,
+        batch_size=batch_size,
         dtype=dtype,
     )
     found = {}
@@ -104,33 +104,33 @@ def same_bits(found: dict[int, Tensor], expected: dict[int, Tensor]) -> bool:
 
 
 @KINDS
-@pytest.mark.parametrize("tile", [1, 3, 8])
-def test_trap_image_depends_neither_on_the_batch_nor_on_the_order(model, guidance, tile):
-    expected = draw(model, range(11), guidance=guidance, tile=tile)
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_trap_image_depends_neither_on_the_batch_nor_on_the_order(model, guidance, batch_size):
+    expected = draw(model, range(11), guidance=guidance, batch_size=batch_size)
     assert list(expected) == list(range(11))
     orders = [range(n) for n in (1, 4, 9)]
     orders += [[10], [7, 3], range(10, -1, -1), random.Random(0).sample(range(11), 11)]
     for indices in orders:
-        found = draw(model, indices, guidance=guidance, tile=tile)
+        found = draw(model, indices, guidance=guidance, batch_size=batch_size)
         assert list(found) == list(indices)
         assert same_bits(found, expected), list(indices)
 
 
 @KINDS
-@pytest.mark.parametrize("tile", [2, 5, 8])
-def test_position_in_the_tile_and_padding_do_not_change_the_bits(model, guidance, tile):
-    alone = draw(model, [5], guidance=guidance, tile=tile)
-    for position in range(tile):
-        others = list(range(100, 100 + tile - 1))
+@pytest.mark.parametrize("batch_size", [2, 5, 8])
+def test_position_in_the_tile_and_padding_do_not_change_the_bits(model, guidance, batch_size):
+    alone = draw(model, [5], guidance=guidance, batch_size=batch_size)
+    for position in range(batch_size):
+        others = list(range(100, 100 + batch_size - 1))
         full = [*others[:position], 5, *others[position:]]
         short = full[: position + 1]
         for indices in (full, short):
-            found = draw(model, indices, guidance=guidance, tile=tile)
+            found = draw(model, indices, guidance=guidance, batch_size=batch_size)
             assert torch.equal(found[5], alone[5]), (position, len(indices))
 
 
-@pytest.mark.parametrize("tile", [3, 7])
-def test_position_does_not_matter_either_where_vectors_end_within_an_image(tile):
+@pytest.mark.parametrize("batch_size", [3, 7])
+def test_position_does_not_matter_either_where_vectors_end_within_an_image(batch_size):
     config = UNetConfig(
         sample_size=7,
         in_channels=1,
@@ -146,27 +146,27 @@ def test_position_does_not_matter_either_where_vectors_end_within_an_image(tile)
         torch.manual_seed(0)
         net = UNet(config).requires_grad_(False).eval()
     model = dataclasses.replace(PLAIN, net=net, shape=(1, 7, 7))
-    expected = draw(model, range(2 * tile), tile=tile)
-    assert same_bits(draw(model, range(2 * tile - 1, -1, -1), tile=tile), expected)
+    expected = draw(model, range(2 * batch_size), batch_size=batch_size)
+    assert same_bits(draw(model, range(2 * batch_size - 1, -1, -1), batch_size=batch_size), expected)
 
 
 @KINDS
-@pytest.mark.parametrize("tile", [3, 8])
-def test_position_and_batch_do_not_change_the_bits_in_bfloat16(model, guidance, tile):
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_position_and_batch_do_not_change_the_bits_in_bfloat16(model, guidance, batch_size):
     model = dataclasses.replace(model, net=copy.deepcopy(model.net)).to(dtype=torch.bfloat16)
-    expected = draw(model, range(11), guidance=guidance, tile=tile)
+    expected = draw(model, range(11), guidance=guidance, batch_size=batch_size)
     assert next(iter(expected.values())).dtype is torch.float32
     for indices in (range(10, -1, -1), [7], [9, 2, 5, 0]):
-        assert same_bits(draw(model, indices, guidance=guidance, tile=tile), expected)
+        assert same_bits(draw(model, indices, guidance=guidance, batch_size=batch_size), expected)
 
 
 @KINDS
 def test_other_tiles_agree_in_one_forward_pass(model, guidance):
     rows = tableau(1, "ddim")
-    expected = torch.stack([*draw(model, range(8), tile=8, guidance=guidance, rows=rows).values()])
+    expected = torch.stack([*draw(model, range(8), batch_size=8, guidance=guidance, rows=rows).values()])
     scale = float(expected.abs().max())
-    for tile in (1, 2, 3, 5):
-        found = draw(model, range(8), tile=tile, guidance=guidance, rows=rows).values()
+    for batch_size in (1, 2, 3, 5):
+        found = draw(model, range(8), batch_size=batch_size, guidance=guidance, rows=rows).values()
         assert (torch.stack([*found]) - expected).abs().max() < 1e-5 * max(scale, 1)
 
 
@@ -189,7 +189,7 @@ def test_trap_exact_count_of_images(n):
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 13, 19, 20])
 def test_trap_exact_number_of_steps_and_all_the_noise_removed(steps):
-    events = list(generate(PLAIN, tableau(steps, "ddim"), [0], tile=1))
+    events = list(generate(PLAIN, tableau(steps, "ddim"), [0], batch_size=1))
     assert len(events) == steps
     last = events[-1].step.row
     assert (last.level.alpha, last.level.sigma) == (1, 0)
@@ -268,7 +268,7 @@ def test_trap_nothing_leaves_the_device_inside_the_loop(model):
 
     labels = None if model.classes is None else [1, 2]
     guidance = 1.0 if labels is None else 2.0
-    events = generate(model, tableau(4), [0, 1], labels=labels, guidance=guidance, tile=2)
+    events = generate(model, tableau(4), [0, 1], labels=labels, guidance=guidance, batch_size=2)
     with Spy() as spy:
         list(events)
     assert "convolution" in spy.seen
@@ -277,15 +277,15 @@ def test_trap_nothing_leaves_the_device_inside_the_loop(model):
 
 
 def test_float64_states_and_network():
-    model = pipeline().to(dtype=torch.float64)
+    model = model().to(dtype=torch.float64)
     rows = tableau(T)
     exact = draw(model, range(3), rows=rows, dtype=torch.float64)
     assert all(image.dtype == torch.float64 for image in exact.values())
-    tiles = draw(model, range(3), rows=rows, dtype=torch.float64, tile=1)
+    batches = draw(model, range(3), rows=rows, dtype=torch.float64, batch_size=1)
     single = draw(PLAIN, range(3), rows=rows)
     for i, image in exact.items():
         scale = float(image.abs().max())
-        assert (tiles[i] - image).abs().max() < 1e-12 * scale
+        assert (batches[i] - image).abs().max() < 1e-12 * scale
         assert (single[i] - image).abs().max() < 1e-4 * scale
     assert sample(model, 1, steps=2).dtype == torch.float32
 
@@ -312,7 +312,7 @@ def test_guidance_of_zero_is_the_model_without_classes():
 
 
 def test_clipping_is_the_models_habit_unless_said_otherwise():
-    habit = pipeline(clipping=Clipping("clip", 0.5))
+    habit = model(clipping=Clipping("clip", 0.5))
     assert float(sample(habit, 2, steps=3).abs().max()) == 0.5
     assert float(sample(habit, 2, steps=3, clip=True).abs().max()) <= 1
     assert torch.equal(sample(habit, 2, steps=3, clip=False), sample(PLAIN, 2, steps=3))
@@ -337,7 +337,7 @@ def test_refusals_come_before_the_first_step(refuses):
     rows = tableau()
     for match, model, options in [
         ("number of images must be at least 1, not 0", PLAIN, {"indices": []}),
-        ("tile must be at least 1, not 0", PLAIN, {"tile": 0}),
+        ("batch_size must be at least 1, not 0", PLAIN, {"batch_size": 0}),
         ("seed must be from 0", PLAIN, {"seed": -1}),
         ("image index must be from 0", PLAIN, {"indices": [0, -1]}),
         ("tiny has no classes, so labels mean nothing", PLAIN, {"labels": [0, 1]}),
@@ -375,7 +375,7 @@ def test_a_mask_keeps_what_it_does_not_cover_for_every_method():
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[:, 4:] = True
     for method in METHODS:
-        drawn = sample(pipeline(), 3, steps=4, method=method, images=given, mask=mask, tile=2)
+        drawn = sample(model(), 3, steps=4, method=method, images=given, mask=mask, batch_size=2)
         assert torch.equal(drawn[..., :4], given[..., :4]), method
         assert not torch.equal(drawn[..., 4:], given[..., 4:])
 
@@ -383,7 +383,7 @@ def test_a_mask_keeps_what_it_does_not_cover_for_every_method():
 def test_strength_starts_from_the_noised_image():
     """At the last node above the data the image is one prediction from its noised self."""
     given = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    model = pipeline()
+    model = model()
     drawn = sample(model, 2, steps=T, images=given, strength=1 / T, seed=5)
     level = model.schedule.level(1)
     noisy = level.alpha * given + level.sigma * Noise(5, range(2), SHAPE)(0)
@@ -411,19 +411,19 @@ IMAGES = torch.zeros(2, *SHAPE)
 )
 def test_editing_refuses(refuses, match, options):
     with refuses(match):
-        sample(pipeline(), 2, steps=4, **options)
+        sample(model(), 2, steps=4, **options)
 
 
 def test_default_tile():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert default_tile((1, 28, 28), cpu) == default_tile((3, 64, 64), cpu) == 8
-    assert default_tile((3, 128, 128), cpu) == 1
-    assert default_tile((3, 32, 32), cuda) == 512
-    assert default_tile((3, 1024, 1024), cuda) == 1
+    assert default_batch_size((1, 28, 28), cpu) == default_batch_size((3, 64, 64), cpu) == 8
+    assert default_batch_size((3, 128, 128), cpu) == 1
+    assert default_batch_size((3, 32, 32), cuda) == 512
+    assert default_batch_size((3, 1024, 1024), cuda) == 1
 
 
 def test_what_is_not_finite_is_a_failure():
-    broken = pipeline()
+    broken = model()
     broken.net.conv_out.bias.fill_(float("nan"))
     with pytest.raises(RunError, match="what tiny draws by dpmpp is not finite"):
         sample(broken, 2, steps=3, method="dpmpp")

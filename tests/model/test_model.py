@@ -13,7 +13,7 @@ from ddim.base.errors import InputError
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
 from ddim.model.drawing import sample
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.model.opening import load, shipped
 from ddim.model.sampler import calibration_of, make_sampler
 from ddim.nets.unet import UNet, UNetConfig
@@ -24,7 +24,7 @@ from ddim.train.run import Run
 BETAS = np.linspace(0.01, 0.3, 20)
 
 
-def pipeline(classes: int | None = None) -> Pipeline:
+def model(classes: int | None = None) -> Model:
     config = UNetConfig(
         sample_size=8,
         in_channels=1,
@@ -40,7 +40,7 @@ def pipeline(classes: int | None = None) -> Pipeline:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         net = UNet(config).eval()
-    return Pipeline(
+    return Model(
         net,
         Schedule.linear(20, 0.01, 0.4),
         Target.EPS,
@@ -91,7 +91,7 @@ def same_weights(one: torch.nn.Module, two: torch.nn.Module) -> bool:
 
 @pytest.mark.parametrize("classes", [None, 3])
 def test_what_is_saved_is_loaded(tmp_path, classes):
-    saved = pipeline(classes)
+    saved = model(classes)
     saved.save(tmp_path / "model")
     loaded = load(tmp_path / "model")
     assert same_weights(saved.net, loaded.net)
@@ -107,7 +107,7 @@ def test_what_is_saved_is_loaded(tmp_path, classes):
 
 
 def test_a_loaded_model_saved_again_draws_the_same_bits(tmp_path):
-    pipeline(3).save(tmp_path / "one")
+    model(3).save(tmp_path / "one")
     one = load(tmp_path / "one")
     one.save(tmp_path / "two")
     two = load(str(tmp_path / "two"))
@@ -140,7 +140,7 @@ def test_a_loaded_model_saved_again_draws_the_same_bits(tmp_path):
 )
 def test_the_schedule_is_loaded_to_the_bit(tmp_path, schedule):
     target = Target.V if schedule.alpha[-1] == 0 else Target.EPS
-    dataclasses.replace(pipeline(), schedule=schedule, target=target).save(tmp_path)
+    dataclasses.replace(model(), schedule=schedule, target=target).save(tmp_path)
     loaded = load(tmp_path).schedule
     assert np.array_equal(loaded.alpha, schedule.alpha)
     assert np.array_equal(loaded.sigma, schedule.sigma)
@@ -148,7 +148,7 @@ def test_the_schedule_is_loaded_to_the_bit(tmp_path, schedule):
 
 @pytest.mark.parametrize("target", [Target.EPS, Target.X0, Target.V])
 def test_the_target_is_loaded(tmp_path, target):
-    dataclasses.replace(pipeline(), target=target).save(tmp_path)
+    dataclasses.replace(model(), target=target).save(tmp_path)
     assert load(tmp_path).target is target
 
 
@@ -157,7 +157,7 @@ def test_the_target_is_loaded(tmp_path, target):
     [Clipping(), Clipping("clip"), Clipping("clip", 2.5), Clipping("threshold", 1.5, 0.9)],
 )
 def test_the_clipping_is_loaded(tmp_path, clipping):
-    dataclasses.replace(pipeline(), clipping=clipping).save(tmp_path)
+    dataclasses.replace(model(), clipping=clipping).save(tmp_path)
     assert load(tmp_path).clipping == clipping
 
 
@@ -168,9 +168,9 @@ def test_what_diffusers_has_no_scheduler_for_is_not_saved(tmp_path, refuses):
         {"schedule": Schedule.from_alpha_sigma([1, 1, 1], [0, 1, 2])},
     ):
         with refuses("flow"):
-            dataclasses.replace(pipeline(), **change).save(tmp_path)
+            dataclasses.replace(model(), **change).save(tmp_path)
     with refuses("UNet2DModel cannot express a Linear .another architecture"):
-        dataclasses.replace(pipeline(), net=torch.nn.Linear(1, 1)).save(tmp_path)
+        dataclasses.replace(model(), net=torch.nn.Linear(1, 1)).save(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -202,7 +202,7 @@ def test_names_and_paths_that_lead_nowhere(tmp_path, refuses):
 
 
 def test_a_model_without_facts_is_named_after_its_folder(tmp_path):
-    pipeline(3).save(tmp_path / "digits")
+    model(3).save(tmp_path / "digits")
     (tmp_path / "digits" / "ddim.json").unlink()
     loaded = load(tmp_path / "digits")
     assert (loaded.name, loaded.facts) == ("digits", {})
@@ -252,7 +252,7 @@ def test_files_that_are_no_checkpoint(tmp_path, trained, refuses):
 
 
 def test_moving_and_precision(tmp_path):
-    pipeline().save(tmp_path)
+    model().save(tmp_path)
     loaded = load(tmp_path)
     assert loaded.device == torch.device("cpu")
     double = loaded.to(dtype=torch.float64)
@@ -262,7 +262,7 @@ def test_moving_and_precision(tmp_path):
 
 def test_the_identity_does_not_depend_on_the_processor():
     """NumPy's exp and log differ between processors in the last bits, and schedules with them."""
-    model = pipeline()
+    model = model()
     alpha, sigma = model.schedule.alpha, model.schedule.sigma
 
     def other(alpha: np.ndarray, sigma: np.ndarray) -> str:
@@ -297,7 +297,7 @@ def test_in_bfloat16_a_model_keeps_its_identity_and_its_calibration():
 
 
 def test_trap_a_model_whose_weights_changed_is_another_one():
-    model = pipeline()
+    model = model()
     images = torch.zeros(1, 1, 8, 8)
     latents, identity = ddim.encode(model, images, steps=4), model.identity
     with torch.no_grad():
@@ -319,7 +319,7 @@ def test_a_compiled_network_is_the_same_model():
         def forward(self, *args):
             return 0.5 * self.module(*args)
 
-    model = pipeline()
+    model = model()
     for wrap in (lambda net: torch.compile(net, backend="eager"), torch.nn.DataParallel):
         assert dataclasses.replace(model, net=wrap(model.net)).identity == model.identity
     assert dataclasses.replace(model, net=Halved(model.net)).identity != model.identity
@@ -339,34 +339,34 @@ def test_any_module_makes_a_model_or_is_told_why_not(refuses):
         def forward(self, x, t):
             return self.layers(0.5 * x)
 
-    made = Pipeline(Half(), Schedule.linear(20), "v", (2, 3))  # without parameters, target by name
+    made = Model(Half(), Schedule.linear(20), "v", (2, 3))  # without parameters, target by name
     assert made.target is Target.V and made.device.type == "cpu" and made.dtype is torch.float32
     latents = ddim.encode(made, torch.rand(2, 2, 3), steps=5)
     assert ddim.decode(made, latents).shape == sample(made, 2, steps=5).shape == (2, 2, 3)
     with refuses("did you mean 'eps'"):
-        Pipeline(Half(), Schedule.linear(20), "esp", (2, 3))
+        Model(Half(), Schedule.linear(20), "esp", (2, 3))
     for layer in (torch.nn.Dropout(0.1), torch.nn.BatchNorm1d(3)):
         with refuses("in training mode, where layers.0 makes every call another one"):
-            Pipeline(Half(layer), Schedule.linear(20), "eps", (2, 3))
-        Pipeline(Half(layer).eval(), Schedule.linear(20), "eps", (2, 3))
-    Pipeline(Half(torch.nn.Dropout(0.0)), Schedule.linear(20), "eps", (2, 3))
+            Model(Half(layer), Schedule.linear(20), "eps", (2, 3))
+        Model(Half(layer).eval(), Schedule.linear(20), "eps", (2, 3))
+    Model(Half(torch.nn.Dropout(0.0)), Schedule.linear(20), "eps", (2, 3))
 
 
 def test_labels_and_guidance_that_do_not_fit_the_model(refuses):
     labels = torch.tensor([0, 1])
     with refuses("tiny has no classes, so labels mean nothing to it"):
-        pipeline().denoiser(labels)
+        model().denoiser(labels)
     with refuses("tiny is class-conditional: give labels"):
-        pipeline(3).denoiser()
+        model(3).denoiser()
     with refuses("tiny was not trained for guidance"):
-        pipeline().denoiser(guidance=2.0)
+        model().denoiser(guidance=2.0)
     with refuses("tiny was not trained for guidance"):
-        dataclasses.replace(pipeline(3), null_label=None).denoiser(labels, guidance=2.0)
+        dataclasses.replace(model(3), null_label=None).denoiser(labels, guidance=2.0)
     with refuses("guidance must be a finite number, not inf"):
-        pipeline(3).denoiser(labels, guidance=float("inf"))
+        model(3).denoiser(labels, guidance=float("inf"))
 
 
 def test_the_public_names():
     assert ddim.load is load
-    assert ddim.Pipeline is Pipeline
+    assert ddim.Model is Model
     assert Path(ddim.__file__ or "").parent.joinpath("shipped", "mnist").is_dir()

@@ -215,20 +215,20 @@ def test_double_precision():
 @torch.no_grad()
 @pytest.mark.parametrize("config", [MNIST_CLASSES, RESIDUAL], ids=["mnist", "residual"])
 def test_neither_place_nor_neighbours_change_the_bits(config):
-    """In a tile of fixed size an image is the same to the last bit wherever it lies."""
+    """In a batch of fixed size an image is the same to the last bit wherever it lies."""
     net = build(config)
     shape = (config.in_channels, config.sample_size, config.sample_size)
-    tile = 4
+    batch_size = 4
     mine = randn(1, *shape, seed=1)
     label = labels_for(config, 3)[1:2]
     outputs = []
     for place, seed in ((0, 2), (3, 2), (1, 3)):
-        others, other_labels = randn(tile, *shape, seed=seed), labels_for(config, tile).flip(0)
+        others, other_labels = randn(batch_size, *shape, seed=seed), labels_for(config, batch_size).flip(0)
         x, labels = others.clone(), other_labels.clone()
         x[place], labels[place] = mine[0], label[0]
-        outputs.append(net(x, torch.full((tile,), 77), labels)[place])
-    padded = net(mine.expand(tile, *shape), torch.full((tile,), 77), label.expand(tile))
-    outputs.append(padded[tile - 1])
+        outputs.append(net(x, torch.full((batch_size,), 77), labels)[place])
+    padded = net(mine.expand(batch_size, *shape), torch.full((batch_size,), 77), label.expand(batch_size))
+    outputs.append(padded[batch_size - 1])
     for other in outputs[1:]:
         assert other.numpy().tobytes() == outputs[0].numpy().tobytes()
 

@@ -18,7 +18,7 @@ from ddim.samplers.methods.analytic import analytic_tableau
 NODES = (50, 31, 12, 4, 0)
 
 
-def pipeline(path, seed=0):
+def model(path, seed=0):
     config = UNetConfig(
         sample_size=8,
         in_channels=1,
@@ -34,7 +34,7 @@ def pipeline(path, seed=0):
         torch.manual_seed(seed)
         net = UNet(config).requires_grad_(False).eval()
     schedule = ddim.Schedule.linear(50, 0.002, 0.16)
-    return ddim.Pipeline(net, schedule, Target.EPS, (1, 8, 8), name="tiny", calibration=path)
+    return ddim.Model(net, schedule, Target.EPS, (1, 8, 8), name="tiny", calibration=path)
 
 
 def found(sampler, teacher=(50, 20, 5, 0), moments=(0.9, 0.5, 0.2)):
@@ -44,7 +44,7 @@ def found(sampler, teacher=(50, 20, 5, 0), moments=(0.9, 0.5, 0.2)):
 
 @pytest.fixture
 def model(tmp_path):
-    model = pipeline(tmp_path / "calibrated.json")
+    model = model(tmp_path / "calibrated.json")
     for sampler in (
         CalibratedSampler(NODES, "dpmpp", {"order": 2}),
         CalibratedSampler((50, 20, 0), "learned", {"weights": [[], [-0.4]]}),
@@ -98,7 +98,7 @@ def test_what_cannot_be_asked_of_it(model, refuses):
 
 
 def test_a_calibration_of_other_weights_is_stale(model, refuses):
-    other = pipeline(model.calibration, seed=1)
+    other = model(model.calibration, seed=1)
     with refuses("calibrated.json is stale, of other weights"):
         make_sampler(other, "calibrated", 4)
     schedule = ddim.Schedule.linear(50, 0.002, 0.15)
@@ -114,7 +114,7 @@ def test_a_calibration_of_other_weights_is_stale(model, refuses):
 def test_without_a_calibration(refuses, tmp_path):
     for path in (None, tmp_path / "calibrated.json"):
         with refuses("tiny has no calibration: `ddim calibrate MODEL --calls N` makes one"):
-            make_sampler(pipeline(path), "calibrated", 4)
+            make_sampler(model(path), "calibrated", 4)
 
 
 @pytest.mark.parametrize(

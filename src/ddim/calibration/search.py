@@ -214,21 +214,21 @@ def calibrate(
 
 
 def most_work(
-    calls: int, counts: tuple[int, int, int], tile: int, *, weights: bool = True, moves: int = MOVES
+    calls: int, counts: tuple[int, int, int], batch_size: int, *, weights: bool = True, moves: int = MOVES
 ) -> int:
     """The most images times network calls that :func:`calibrate` tells `watch` of.
 
     Args:
         calls: S.
         counts: latents to fit to, to choose by and to report on.
-        tile: how many of those to fit to are in one group.
+        batch_size: how many of those to fit to are in one group.
         weights: as there.
         moves: as there.
     """
     fit, choose, report = counts
     starts = 1 + len(START_RHOS)
     grids = starts * (len(POWERS) + 2 * len(RHO_POWERS))
-    quick = min(fit, -(-QUICK // tile) * tile)
+    quick = min(fit, -(-QUICK // batch_size) * batch_size)
     stages = 3 if weights else 2
     first = quick * (grids + BEST * len(METHODS)) + fit * 2 * BEST
     fitted = fit * (2 + BEST) if weights else 0

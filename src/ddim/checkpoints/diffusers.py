@@ -113,7 +113,7 @@ def _check_components(path: Path) -> None:
     if others:
         raise InputError(
             f"{path}: a {index.get('_class_name')} has {', '.join(sorted(others))} too, so that "
-            "its UNet makes no images by itself: keep its pipeline and give it a sampler with "
+            "its UNet makes no images by itself: keep its model and give it a sampler with "
             "ddim.diffusers_scheduler"
         )
 

@@ -18,7 +18,7 @@ from ddim.cli.sampler import RunOptions, open_model
 if TYPE_CHECKING:
     from ddim.calibration.search import Calibration
     from ddim.calibration.trajectory import Group
-    from ddim.model.model import Pipeline
+    from ddim.model.model import Model
 
 __all__ = ["CalibrateOptions", "main"]
 
@@ -65,10 +65,10 @@ def main(argv: Sequence[str]) -> int:
     from ddim.calibration.search import calibrate, most_work
     from ddim.calibration.trajectory import TEACHER_STEPS, follow
     from ddim.checkpoints.calibration import read_calibration, write_calibration
-    from ddim.model.drawing import tile_size
+    from ddim.model.drawing import pick_batch_size
 
-    pipeline = open_model(options.model, options)
-    T, path = pipeline.schedule.T, pipeline.calibration
+    model = open_model(options.model, options)
+    T, path = model.schedule.T, model.calibration
     assert path is not None  # it was opened from a file
     for calls in options.calls:
         if not 2 <= calls <= T:
@@ -77,21 +77,21 @@ def main(argv: Sequence[str]) -> int:
     if path.exists() and not options.force:
         before = read_calibration(path)
         there = sorted(set(options.calls) & before.samplers.keys())
-        if before.identity == pipeline.identity and there:
+        if before.identity == model.identity and there:
             raise InputError(
                 f"{path} has a calibration for {', '.join(map(str, there))} calls already: give "
                 "--force to replace it"
             )
     n = options.latents
-    tile = tile_size(pipeline, options.tile)
+    batch_size = pick_batch_size(model, options.batch_size)
     parts = [
-        _groups(pipeline, options, part, tile)
+        _groups(model, options, part, batch_size)
         for part in (range(n), range(n, 2 * n), range(2 * n, 4 * n))
     ]
     start, work, found = time.perf_counter(), 0, {}
     steps = min(T, max(TEACHER_STEPS, 4 * max(options.calls)))
     most = 4 * n * steps + sum(
-        most_work(calls, (n, n, 2 * n), tile, weights=options.weights, moves=options.moves)
+        most_work(calls, (n, n, 2 * n), batch_size, weights=options.weights, moves=options.moves)
         for calls in options.calls
     )
     settings = {"total": most, "unit": " calls", "unit_scale": True, "desc": "teacher"}
@@ -104,14 +104,14 @@ def main(argv: Sequence[str]) -> int:
             progress.update(done)
 
         teachers = [
-            follow(pipeline.schedule, groups, steps, watch=lambda done: watch("teacher", done))
+            follow(model.schedule, groups, steps, watch=lambda done: watch("teacher", done))
             for groups in parts
         ]
         facts = {
             "seed": options.seed,
             "moves": options.moves,
             "teacher": steps,
-            "tile": tile,
+            "batch_size": batch_size,
             **({"labels": list(options.labels)} if options.labels else {}),
         }
         for calls in options.calls:
@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
                 seed=options.seed,
                 watch=lambda stage, done, calls=calls: watch(f"{calls} calls: {stage}", done),
             )
-            write_calibration(path, pipeline.identity, pipeline.schedule, found[calls], facts)
+            write_calibration(path, model.identity, model.schedule, found[calls], facts)
     seconds = time.perf_counter() - start
     if options.json:
         document = {calls: _json(c) for calls, c in found.items()}
@@ -142,27 +142,27 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _groups(
-    pipeline: Pipeline, options: CalibrateOptions, indices: range, tile: int
+    model: Model, options: CalibrateOptions, indices: range, batch_size: int
 ) -> list[Group]:
-    """Latents in tiles, each with its denoiser."""
+    """Latents in batches, each with its denoiser."""
     from ddim.denoisers.network import NetworkDenoiser
     from ddim.model.inputs import check_labels
     from ddim.noise.draws import Noise
 
     labels = None
-    if pipeline.classes is not None:
-        cycle = options.labels or tuple(range(pipeline.classes))
+    if model.classes is not None:
+        cycle = options.labels or tuple(range(model.classes))
         labels = [cycle[i % len(cycle)] for i in indices]
     elif options.labels:
-        raise InputError(f"{pipeline.name} has no classes: --labels means nothing to it")
-    chosen = check_labels(pipeline, labels, len(indices))
-    network = NetworkDenoiser(pipeline.net, pipeline.target)
+        raise InputError(f"{model.name} has no classes: --labels means nothing to it")
+    chosen = check_labels(model, labels, len(indices))
+    network = NetworkDenoiser(model.net, model.target)
     groups = []
-    for at in range(0, len(indices), tile):
-        part = indices[at : at + tile]
-        noise = Noise(SEED + options.seed, part, pipeline.shape, pipeline.device)(0)
-        own = None if chosen is None else chosen[at : at + tile].to(pipeline.device)
-        groups.append((pipeline.denoiser(own, network=network), noise))
+    for at in range(0, len(indices), batch_size):
+        part = indices[at : at + batch_size]
+        noise = Noise(SEED + options.seed, part, model.shape, model.device)(0)
+        own = None if chosen is None else chosen[at : at + batch_size].to(model.device)
+        groups.append((model.denoiser(own, network=network), noise))
     return groups
 
 

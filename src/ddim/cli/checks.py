@@ -48,25 +48,25 @@ def main(argv: Sequence[str]) -> int:
     from ddim.model.doctor import check_model
     from ddim.model.predictions import check_predictions
 
-    pipeline = open_model(options.model, options)
+    model = open_model(options.model, options)
     predictions, used = [], 0
     if options.data:
-        images, labels = read_images(options, pipeline, options.n)
+        images, labels = read_images(options, model, options.n)
         used = len(images)
         predictions = check_predictions(
-            pipeline, images, labels=labels, seed=options.seed, tile=options.tile
+            model, images, labels=labels, seed=options.seed, batch_size=options.batch_size
         )
-    steps = min(50, pipeline.schedule.T) if options.steps is None else options.steps
-    findings = check_model(pipeline, steps=steps, predictions=predictions)
+    steps = min(50, model.schedule.T) if options.steps is None else options.steps
+    findings = check_model(model, steps=steps, predictions=predictions)
     model: dict[str, object] = {
-        "model": pipeline.name,
-        "shape": list(pipeline.shape),
-        "parameters": sum(p.numel() for p in pipeline.net.parameters()),
-        "network": type(pipeline.net).__name__,
-        "target": pipeline.target.value,
-        "classes": pipeline.classes,
-        "schedule": str(pipeline.schedule),
-        "identity": pipeline.identity,
+        "model": model.name,
+        "shape": list(model.shape),
+        "parameters": sum(p.numel() for p in model.net.parameters()),
+        "network": type(model.net).__name__,
+        "target": model.target.value,
+        "classes": model.classes,
+        "schedule": str(model.schedule),
+        "identity": model.identity,
     }
     rows = [
         {

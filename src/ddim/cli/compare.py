@@ -68,17 +68,17 @@ def main(argv: Sequence[str]) -> int:
 
     import torch
 
-    from ddim.model.drawing import generate, tile_size
+    from ddim.model.drawing import generate, pick_batch_size
 
-    pipeline = open_model(options.model, options)
-    tile = tile_size(pipeline, options.tile)
-    T = pipeline.schedule.T
+    model = open_model(options.model, options)
+    batch_size = pick_batch_size(model, options.batch_size)
+    T = model.schedule.T
     labels = None
-    if pipeline.classes is not None:
-        cycle = options.labels or tuple(range(pipeline.classes))
+    if model.classes is not None:
+        cycle = options.labels or tuple(range(model.classes))
         labels = [cycle[i % len(cycle)] for i in range(options.n)]
     elif options.labels:
-        raise InputError(f"{pipeline.name} has no classes: --labels means nothing to it")
+        raise InputError(f"{model.name} has no classes: --labels means nothing to it")
     plan = []
     for text in methods:
         method, *chosen = text.split(":")
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
             sampler = SamplerOptions(
                 method=method, steps=steps, nodes=options.nodes, option=tuple(chosen)
             )
-            tableau = make_sampler(sampler, pipeline, steps)[1]
+            tableau = make_sampler(sampler, model, steps)[1]
             # Calibrated nodes bring their own method.
             name = tableau.method if options.nodes == "calibrated" else text
             plan.append((name, steps, tableau))
@@ -95,9 +95,9 @@ def main(argv: Sequence[str]) -> int:
     for text, steps, tableau in plan:
         start = time.perf_counter()
         events = generate(
-            pipeline, tableau, range(options.n), seed=options.seed, labels=labels, tile=tile
+            model, tableau, range(options.n), seed=options.seed, labels=labels, batch_size=batch_size
         )
-        total = -(-options.n // tile) * len(tableau.rows)
+        total = -(-options.n // batch_size) * len(tableau.rows)
         bars = bar(events, total, f"{text}, {steps}", quiet=options.quiet)
         drawn.append(torch.cat([e.images.cpu() for e in bars if e.images is not None]))
         rows.append(
@@ -115,9 +115,9 @@ def main(argv: Sequence[str]) -> int:
             row["RMS"] = round((images - drawn[best]).square().mean().sqrt().item(), 4)
     captions = [f"{row['method']}, {row['network calls']} calls" for row in rows]
     write_bytes(output, _picture(drawn, captions))
-    record(output, "compare", options.resolved(tile=tile), model=pipeline.name)
+    record(output, "compare", options.resolved(batch_size=batch_size), model=model.name)
     if options.json:
-        print_json({"output": str(output), "model": pipeline.name, "tile": tile, "rows": rows})
+        print_json({"output": str(output), "model": model.name, "batch_size": batch_size, "rows": rows})
     else:
         print(table(rows))
         print(f"\n{output}: {options.n} images of each, from the same latents")

@@ -18,7 +18,7 @@ from ddim.cli.report import print_json, record
 if TYPE_CHECKING:
     from ddim.checkpoints.record import Hints
     from ddim.interop.export import Export
-    from ddim.model.model import Pipeline
+    from ddim.model.model import Model
     from ddim.noise.schedule import Schedule
 
 __all__ = ["ConvertOptions", "main"]
@@ -86,19 +86,19 @@ def main(argv: Sequence[str]) -> int:
 
     from ddim.model.opening import load
 
-    pipeline = load(
+    model = load(
         options.source, weights=options.weights, schedule=_schedule(options), hints=_hints(options)
     )
-    export = _export(options, pipeline)
+    export = _export(options, model)
     if export is None:
-        pipeline.save(dest)
+        model.save(dest)
     else:
-        pipeline.save(dest, export.config)
+        model.save(dest, export.config)
         for warning in export.warnings:
             print(f"ddim convert: {warning}", file=sys.stderr)
     record(dest, "convert", dataclasses.replace(options, force=False, json=False))
-    parameters = sum(p.numel() for p in pipeline.net.parameters())
-    facts = pipeline.facts
+    parameters = sum(p.numel() for p in model.net.parameters())
+    facts = model.facts
     if options.json:
         print_json(
             {
@@ -106,26 +106,26 @@ def main(argv: Sequence[str]) -> int:
                 "source": facts.get("source", "ddim"),
                 "weights": facts.get("weights", "only" if _is_folder(options) else options.weights),
                 "parameters": parameters,
-                "shape": list(pipeline.shape),
-                "classes": pipeline.classes,
-                "target": pipeline.target.value,
-                "schedule": dict(pipeline.schedule.spec),
+                "shape": list(model.shape),
+                "classes": model.classes,
+                "target": model.target.value,
+                "schedule": dict(model.schedule.spec),
                 "learned_variance": facts.get("learned_variance", False),
                 "assumed": list(facts.get("assumed", [])),
                 "scheduler": None if export is None else dataclasses.asdict(export),
             }
         )
         return 0
-    shape = " × ".join(map(str, pipeline.shape))
-    classes = f", {pipeline.classes} classes" if pipeline.classes else ""
+    shape = " × ".join(map(str, model.shape))
+    classes = f", {model.classes} classes" if model.classes else ""
     print(
         f"wrote {dest}: {facts.get('source', 'ddim')}, {parameters:,} parameters, {shape}"
-        f"{classes}, predicts {pipeline.target.value}, T={pipeline.schedule.T}"
+        f"{classes}, predicts {model.target.value}, T={model.schedule.T}"
     )
     return 0
 
 
-def _export(options: ConvertOptions, pipeline: Pipeline) -> Export | None:
+def _export(options: ConvertOptions, model: Model) -> Export | None:
     """The scheduler that is asked for, if one is."""
     from ddim.cli.sampler import SamplerOptions, make_sampler
     from ddim.interop.export import export_scheduler
@@ -139,12 +139,12 @@ def _export(options: ConvertOptions, pipeline: Pipeline) -> Export | None:
     sampler = SamplerOptions(
         method=options.method, steps=options.steps, nodes=options.nodes, option=options.option
     )
-    nodes, tableau = make_sampler(sampler, pipeline, 0)
+    nodes, tableau = make_sampler(sampler, model, 0)
     method, chosen = options.method, dict(tableau.options)
     if options.nodes == "calibrated":
-        found = calibration_of(pipeline).samplers[len(nodes) - 1]
+        found = calibration_of(model).samplers[len(nodes) - 1]
         method, chosen = found.method, dict(found.options)
-    return export_scheduler(pipeline, nodes, method, chosen)
+    return export_scheduler(model, nodes, method, chosen)
 
 
 def _is_folder(options: ConvertOptions) -> bool:

@@ -56,24 +56,24 @@ def main(argv: Sequence[str]) -> int:
     from ddim.latents.record import Latents
 
     latents = Latents.load(options.latents)
-    pipeline = open_model(options.model, options, str(latents.dtype).removeprefix("torch."))
+    model = open_model(options.model, options, str(latents.dtype).removeprefix("torch."))
     labels = None
     if options.labels:
         labels = [options.labels[i % len(options.labels)] for i in range(len(latents))]
     start = time.perf_counter()
     images = decode(
-        pipeline,
+        model,
         latents,
         labels=labels,
         guidance=options.guidance,
-        tile=options.tile,
+        batch_size=options.batch_size,
         progress=not options.quiet,
     )
     seconds = time.perf_counter() - start
     shown = labels if labels is not None else latents.labels
     write_images(output, to_pixels(images), options.columns, None if shown is None else [*shown])
-    resolved = options.resolved(tile=options.tile or latents.tile)
-    record(output, "decode", resolved, model=pipeline.name)
+    resolved = options.resolved(batch_size=options.batch_size or latents.batch_size)
+    record(output, "decode", resolved, model=model.name)
     steps = len(latents.nodes) - 1
     if options.json:
         print_json(

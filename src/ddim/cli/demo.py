@@ -45,7 +45,7 @@ class DemoOptions:
     """Draw the DDPM grid, which takes most of the time."""
     output: str = "demo.png"
     """The picture."""
-    tile: int | None = None
+    batch_size: int | None = None
     """Images in one network call."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
@@ -74,26 +74,26 @@ def main(argv: Sequence[str]) -> int:
     from ddim.base.device import pick_device, set_threads
     from ddim.base.files import write_bytes
     from ddim.data import pixels as images
-    from ddim.model.drawing import generate, tile_size
+    from ddim.model.drawing import generate, pick_batch_size
     from ddim.model.opening import load
     from ddim.model.sampler import calibration_of, make_sampler
     from ddim.noise.nodes import uniform
     from ddim.samplers.registry import make_tableau
 
     set_threads(options.threads)
-    pipeline = load(options.model, device=pick_device(options.device))
-    tile = tile_size(pipeline, options.tile)
+    model = load(options.model, device=pick_device(options.device))
+    batch_size = pick_batch_size(model, options.batch_size)
     labels = None
-    if pipeline.classes is not None:
-        labels = [i % pipeline.classes for i in range(options.n)]
-    plan = [("ddpm", pipeline.schedule.T)] * options.ddpm + [("ddim", s) for s in options.steps]
+    if model.classes is not None:
+        labels = [i % model.classes for i in range(options.n)]
+    plan = [("ddpm", model.schedule.T)] * options.ddpm + [("ddim", s) for s in options.steps]
     tableaux = [
-        make_tableau(pipeline.schedule, uniform(pipeline.schedule, steps), method)
+        make_tableau(model.schedule, uniform(model.schedule, steps), method)
         for method, steps in plan
     ]
-    there = pipeline.calibration is not None and pipeline.calibration.exists()
-    if there and CALIBRATED in calibration_of(pipeline).samplers:
-        tableaux.append(make_sampler(pipeline, "calibrated", CALIBRATED)[1])
+    there = model.calibration is not None and model.calibration.exists()
+    if there and CALIBRATED in calibration_of(model).samplers:
+        tableaux.append(make_sampler(model, "calibrated", CALIBRATED)[1])
     rows: list[dict[str, object]] = []
     grids: list[Tensor] = []
     for tableau in tableaux:
@@ -101,9 +101,9 @@ def main(argv: Sequence[str]) -> int:
         label = f"{name} {len(tableau.rows):>4} steps"
         start = time.perf_counter()
         drawn = generate(
-            pipeline, tableau, range(options.n), seed=options.seed, labels=labels, tile=tile
+            model, tableau, range(options.n), seed=options.seed, labels=labels, batch_size=batch_size
         )
-        total = -(-options.n // tile) * len(tableau.rows)
+        total = -(-options.n // batch_size) * len(tableau.rows)
         steps = bar(drawn, total, label, quiet=options.quiet)
         parts = [event.images.cpu() for event in steps if event.images is not None]
         seconds = time.perf_counter() - start
@@ -121,10 +121,10 @@ def main(argv: Sequence[str]) -> int:
         for row in rows
     ]
     write_bytes(output, _picture(grids, captions))
-    resolved = dataclasses.replace(options, tile=tile, force=False, quiet=False, json=False)
-    record(output, "demo", resolved, model=pipeline.name)
+    resolved = dataclasses.replace(options, batch_size=batch_size, force=False, quiet=False, json=False)
+    record(output, "demo", resolved, model=model.name)
     if options.json:
-        facts = {"output": str(output), "model": pipeline.name, "images": options.n, "tile": tile}
+        facts = {"output": str(output), "model": model.name, "images": options.n, "batch_size": batch_size}
         print_json({**facts, "threads": torch.get_num_threads(), "runs": rows})
     else:
         print(table(rows))

@@ -66,11 +66,11 @@ def main(argv: Sequence[str]) -> int:
     from ddim.latents.coding import encode
     from ddim.samplers.methods.reversible import amplification
 
-    pipeline = open_model(options.model, options, options.dtype)
-    images, labels = read_images(options, pipeline, options.n)
+    model = open_model(options.model, options, options.dtype)
+    images, labels = read_images(options, model, options.n)
     start = time.perf_counter()
     latents = encode(
-        pipeline,
+        model,
         images,
         steps=options.steps,
         codec=options.codec,
@@ -78,16 +78,16 @@ def main(argv: Sequence[str]) -> int:
         labels=labels,
         guidance=options.guidance,
         clip=options.clip,
-        tile=options.tile,
+        batch_size=options.batch_size,
         dtype=getattr(torch, options.dtype),
         progress=not options.quiet,
     )
     seconds = time.perf_counter() - start
     latents.save(output)
-    resolved = options.resolved(tile=latents.tile, n=len(latents))
+    resolved = options.resolved(batch_size=latents.batch_size, n=len(latents))
     if not options.nodes[:1].isdigit() and options.codec != "implicit":
         resolved = dataclasses.replace(resolved, steps=len(latents.nodes) - 1)
-    record(output, "encode", resolved, model=pipeline.name, identity=pipeline.identity)
+    record(output, "encode", resolved, model=model.name, identity=model.identity)
     facts: dict[str, object] = {
         "output": str(output),
         "images": len(latents),
@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
         "network_calls": latents.calls,
         "seconds": round(seconds, 3),
         "dtype": options.dtype,
-        "tile": latents.tile,
+        "batch_size": latents.batch_size,
     }
     if latents.codec == "edict":
         facts["amplification"] = amplification(0.93, len(latents.nodes) - 1)

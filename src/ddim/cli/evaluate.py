@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ddim.evaluate.likelihood.bits import BitsPerDimension
     from ddim.evaluate.sweep.cells import Cell
     from ddim.evaluate.sweep.sweep import Sweep
-    from ddim.model.model import Pipeline
+    from ddim.model.model import Model
 
 __all__ = ["EvaluateOptions", "main"]
 
@@ -104,26 +104,26 @@ def main(argv: Sequence[str]) -> int:
     from ddim.evaluate.likelihood.bits import BitsPerDimension
     from ddim.evaluate.sweep.cells import plan_cells
     from ddim.evaluate.sweep.sweep import Sweep
-    from ddim.model.drawing import tile_size
+    from ddim.model.drawing import pick_batch_size
 
-    pipeline = open_model(options.model, options, options.dtype)
-    tile = tile_size(pipeline, options.tile)
-    cells = plan_cells(pipeline, steps, etas, listed(options.methods), listed(options.nodes))
-    extractor = _extractor(options, pipeline)
+    model = open_model(options.model, options, options.dtype)
+    batch_size = pick_batch_size(model, options.batch_size)
+    cells = plan_cells(model, steps, etas, listed(options.methods), listed(options.nodes))
+    extractor = _extractor(options, model)
     density = None
     if options.bits:
         density = BitsPerDimension(
-            pipeline,
-            held_out(options, pipeline),
+            model,
+            held_out(options, model),
             options.bits,
             output / "bits.json",
-            tile=tile,
+            batch_size=batch_size,
             anew=options.force,
         )
-    reference, floor, notes = real_images(options, pipeline, extractor)
+    reference, floor, notes = real_images(options, model, extractor)
     notes += _left_out(cells, steps)
     sweep = Sweep(
-        pipeline,
+        model,
         cells,
         output,
         extractor,
@@ -132,17 +132,17 @@ def main(argv: Sequence[str]) -> int:
         seeds=seeds,
         floor=floor,
         teacher=options.teacher,
-        tile=tile,
+        batch_size=batch_size,
         anew=options.force,
     )
     if options.dry_run:
-        print(_ahead(sweep, density, pipeline, tile))
+        print(_ahead(sweep, density, model, batch_size))
         return 0
     sweep.begin()
-    record(output, "evaluate", options.resolved(tile=tile), model=pipeline.name)
+    record(output, "evaluate", options.resolved(batch_size=batch_size), model=model.name)
     facts = sweep_facts(options, sweep)
     if not options.quiet and (sweep.work() or (density is not None and density.left)):
-        print(_ahead(sweep, density, pipeline, tile), file=sys.stderr)
+        print(_ahead(sweep, density, model, batch_size), file=sys.stderr)
     bits = None
     if density is not None:
         _measure_bits(density, options.quiet)
@@ -177,13 +177,13 @@ def _left_out(cells: Sequence[Cell], steps: Sequence[int]) -> list[str]:
     return [f"The model is not calibrated for {missing} steps."] if there and missing else []
 
 
-def _extractor(options: EvaluateOptions, pipeline: Pipeline) -> Extractor:
+def _extractor(options: EvaluateOptions, model: Model) -> Extractor:
     from ddim.evaluate.features.extractor import Extractor, inception_extractor, lenet_extractor
 
     if options.inception:
-        return inception_extractor(options.inception, pipeline.device)
+        return inception_extractor(options.inception, model.device)
     if options.features and Path(options.features).is_dir():
-        return lenet_extractor(pipeline.device, options.features)
+        return lenet_extractor(model.device, options.features)
     if options.features:
         module, colon, name = options.features.partition(":")
         if not colon:
@@ -196,21 +196,21 @@ def _extractor(options: EvaluateOptions, pipeline: Pipeline) -> Extractor:
         finally:
             sys.path.pop(0)
         if callable(found) and not isinstance(found, Extractor):
-            found = _called(found, options.features, pipeline)
+            found = _called(found, options.features, model)
         if not isinstance(found, Extractor):
             raise InputError(
                 f"--features {options.features} is no Extractor (ddim.evaluate.features.extractor)"
             )
         return found
-    if pipeline.shape != (1, 28, 28):
+    if model.shape != (1, 28, 28):
         raise InputError(
-            f"{pipeline.name} has images of shape {pipeline.shape}, which the shipped classifier "
+            f"{model.name} has images of shape {model.shape}, which the shipped classifier "
             "does not read: give --inception or --features"
         )
-    return lenet_extractor(pipeline.device)
+    return lenet_extractor(model.device)
 
 
-def _called(function: Any, name: str, pipeline: Pipeline) -> object:
+def _called(function: Any, name: str, model: Model) -> object:
     """What a function without parameters returns; or an extractor made of a function of images."""
     import torch
 
@@ -221,7 +221,7 @@ def _called(function: Any, name: str, pipeline: Pipeline) -> object:
         needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
         if not needed:
             return function()
-        trial = function(torch.zeros(2, *pipeline.shape, device=pipeline.device))
+        trial = function(torch.zeros(2, *model.shape, device=model.device))
     except Exception as error:
         raise InputError(f"--features {name}: {type(error).__name__}: {error}") from error
     if not isinstance(trial, torch.Tensor) or trial.ndim != 2 or len(trial) != 2:
@@ -251,7 +251,7 @@ def _measure_bits(density: BitsPerDimension, quiet: bool) -> None:
             progress.update(done)
 
 
-def _ahead(sweep: Sweep, density: BitsPerDimension | None, pipeline: Pipeline, tile: int) -> str:
+def _ahead(sweep: Sweep, density: BitsPerDimension | None, model: Model, batch_size: int) -> str:
     """The work that is left, in network calls, GFLOP and hours on this machine."""
     import torch
 
@@ -259,10 +259,10 @@ def _ahead(sweep: Sweep, density: BitsPerDimension | None, pipeline: Pipeline, t
     from ddim.model.inputs import check_labels
     from ddim.nets.unet import UNet, count_flops
 
-    labels = check_labels(pipeline, None if pipeline.classes is None else [0] * tile, tile)
-    denoiser = pipeline.denoiser(None if labels is None else labels.to(pipeline.device))
-    x = torch.zeros(tile, *pipeline.shape, device=pipeline.device)
-    level = pipeline.schedule.level(pipeline.schedule.T)
+    labels = check_labels(model, None if model.classes is None else [0] * batch_size, batch_size)
+    denoiser = model.denoiser(None if labels is None else labels.to(model.device))
+    x = torch.zeros(batch_size, *model.shape, device=model.device)
+    level = model.schedule.level(model.schedule.T)
     times = []
     with torch.no_grad():
         for _ in range(3):
@@ -271,12 +271,12 @@ def _ahead(sweep: Sweep, density: BitsPerDimension | None, pipeline: Pipeline, t
             times.append(time.perf_counter() - start)
     calls = sweep.work()
     if density is not None:
-        calls += density.left * image_calls(pipeline)
-    hours = calls / tile * min(times) / 3600
+        calls += density.left * image_calls(model)
+    hours = calls / batch_size * min(times) / 3600
     flops = ""
-    if isinstance(pipeline.net, UNet):
-        flops = f" of {count_flops(pipeline.net) / 1e9:.3g} GFLOP"
-        flops += f", {calls * count_flops(pipeline.net) / 1e9:,.0f} GFLOP in all"
+    if isinstance(model.net, UNet):
+        flops = f" of {count_flops(model.net) / 1e9:.3g} GFLOP"
+        flops += f", {calls * count_flops(model.net) / 1e9:,.0f} GFLOP in all"
     count = f"{len(sweep.cells)} samplers x {len(sweep.seeds)} seeds x {sweep.n:,} images"
     if density is not None:
         count += f", bits of {density.count:,}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from ddim.model.model import Pipeline
+    from ddim.model.model import Model
 
 __all__ = [
     "DataOptions",
@@ -43,7 +43,7 @@ class DataOptions:
 
 def read_images(
     options: DataOptions,
-    pipeline: Pipeline,
+    model: Model,
     indices: list[int] | int,
     *,
     labelled: bool = True,
@@ -52,7 +52,7 @@ def read_images(
 
     Args:
         options: where they are.
-        pipeline: the model.
+        model: the model.
         indices: which of them, or how many from the first on; fewer if there are not as many.
         labelled: whether a class-conditional model needs the labels of these images.
 
@@ -67,9 +67,9 @@ def read_images(
     from ddim.data.pixels import from_pixels
 
     root = Path(options.data_root) if options.data_root else None
-    channels, height, width = pipeline.shape
+    channels, height, width = model.shape
     if height != width:
-        raise InputError(f"{pipeline.name} has images that are not square: {pipeline.shape}")
+        raise InputError(f"{model.name} has images that are not square: {model.shape}")
 
     def load(split: str):
         return load_data(options.data, split=split, size=height, channels=channels, root=root)
@@ -88,18 +88,18 @@ def read_images(
             raise InputError(f"there is no image {i} in {data.name}, which has {len(data)}")
     chosen = torch.tensor(indices)
     labels = None
-    if labelled and pipeline.classes is not None:
+    if labelled and model.classes is not None:
         given = data.labels(chosen)
-        if given is None or not labels_fit(data, pipeline.classes):
+        if given is None or not labels_fit(data, model.classes):
             raise InputError(
-                f"{pipeline.name} has {pipeline.classes} classes, and {data.name} has "
+                f"{model.name} has {model.classes} classes, and {data.name} has "
                 f"{'no labels' if data.classes is None else f'{data.classes} classes'}"
             )
         labels = given.tolist()
     return from_pixels(data.batch(chosen)), labels
 
 
-def read_mask(path: Path, pipeline: Pipeline) -> Tensor:
+def read_mask(path: Path, model: Model) -> Tensor:
     """An image as a mask, true where it is white, shape (1, H, W).
 
     Raises:
@@ -116,10 +116,10 @@ def read_mask(path: Path, pipeline: Pipeline) -> Tensor:
         raise InputError(f"there is no file {path}") from None
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(f"{path} is not an image, or is broken: {error}") from None
-    height, width = pipeline.shape[1:]
+    height, width = model.shape[1:]
     if grey.shape != (height, width):
         raise InputError(
-            f"{path} is {grey.shape[1]} x {grey.shape[0]} pixels; the images of {pipeline.name} "
+            f"{path} is {grey.shape[1]} x {grey.shape[0]} pixels; the images of {model.name} "
             f"are {width} x {height}"
         )
     return torch.from_numpy(grey > 127)[None]

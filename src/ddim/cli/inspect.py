@@ -14,7 +14,7 @@ from ddim.cli.report import print_json, record, table
 from ddim.cli.sampler import SamplerOptions, make_sampler
 
 if TYPE_CHECKING:
-    from ddim.model.model import Pipeline
+    from ddim.model.model import Model
     from ddim.noise.nodes import Nodes
     from ddim.noise.schedule import Schedule
     from ddim.samplers.tableau import Tableau
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _source(options: InspectOptions) -> Pipeline | Schedule:
+def _source(options: InspectOptions) -> Model | Schedule:
     from ddim.noise.schedule import Schedule
 
     if options.model is not None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ddim.latents.record import Latents
-    from ddim.model.model import Pipeline
+    from ddim.model.model import Model
 
 __all__ = ["InterpolateOptions", "main"]
 
@@ -90,23 +90,23 @@ def main(argv: Sequence[str]) -> int:
     if options.latents is not None:
         latents = Latents.load(options.latents)
         dtype = str(latents.dtype).removeprefix("torch.")
-        pipeline, corners = open_model(options.model, options, dtype), list(options.between)
-        latents.check(pipeline)
+        model, corners = open_model(options.model, options, dtype), list(options.between)
+        latents.check(model)
     else:
-        pipeline = open_model(options.model, options, options.dtype)
-        latents = _latents(options, pipeline)
+        model = open_model(options.model, options, options.dtype)
+        latents = _latents(options, model)
         corners = list(range(len(options.between)))
-    if options.tile is not None:
-        latents = dataclasses.replace(latents, tile=options.tile)
+    if options.batch_size is not None:
+        latents = dataclasses.replace(latents, batch_size=options.batch_size)
     shares = [i / (options.frames - 1) for i in range(options.frames)]
     between = interpolate(latents, corners, shares)
-    pixels = images.to_pixels(decode(pipeline, between, progress=not options.quiet))
+    pixels = images.to_pixels(decode(model, between, progress=not options.quiet))
     if kind == ".png":
         images.save_image(output, pixels, options.frames)
     else:
         images.save_animation(output, _there_and_back(pixels, options.frames))
     seconds = time.perf_counter() - start
-    record(output, "interpolate", options.resolved(tile=latents.tile), model=pipeline.name)
+    record(output, "interpolate", options.resolved(batch_size=latents.batch_size), model=model.name)
     failed = set(latents.unsolved)
     unsolved = [i for i, at in zip(options.between, corners, strict=True) if at in failed]
     facts = {
@@ -133,29 +133,29 @@ def main(argv: Sequence[str]) -> int:
     return 1 if unsolved else 0
 
 
-def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
+def _latents(options: InterpolateOptions, model: Model) -> Latents:
     """Latents of the images that are named, in their order."""
     import torch
 
     from ddim.latents.codecs import CODECS
     from ddim.latents.coding import codec_nodes, encode
     from ddim.latents.record import Latents
-    from ddim.model.drawing import tile_size
+    from ddim.model.drawing import pick_batch_size
     from ddim.noise.draws import Noise
 
     codec = options.codec or "ddim"
-    tile = tile_size(pipeline, options.tile)
+    batch_size = pick_batch_size(model, options.batch_size)
     dtype = getattr(torch, options.dtype)
     if options.data:
-        images, labels = read_images(options, pipeline, list(options.between))
+        images, labels = read_images(options, model, list(options.between))
         return encode(
-            pipeline,
+            model,
             images,
             steps=options.steps,
             codec=codec,
             nodes=options.nodes,
             labels=labels,
-            tile=tile,
+            batch_size=batch_size,
             dtype=dtype,
             progress=not options.quiet,
         )
@@ -164,26 +164,26 @@ def _latents(options: InterpolateOptions, pipeline: Pipeline) -> Latents:
     if codec != "ddim":
         raise InputError("images that are drawn have one latent, which is of the codec ddim")
     labels = None
-    if pipeline.classes is not None:
+    if model.classes is not None:
         if len(options.labels) not in (1, len(options.between)):
             raise InputError(
-                f"{pipeline.name} is class-conditional: give --labels, one or one for each corner"
+                f"{model.name} is class-conditional: give --labels, one or one for each corner"
             )
         labels = options.labels * (len(options.between) // len(options.labels))
     elif options.labels:
-        raise InputError(f"{pipeline.name} has no classes: --labels means nothing to it")
-    nodes = codec_nodes(pipeline, codec, options.nodes, options.steps)
-    spread = pipeline.schedule.level(nodes[0]).spread
-    noise = Noise(options.seed, options.between, pipeline.shape, pipeline.device, dtype)(0)
+        raise InputError(f"{model.name} has no classes: --labels means nothing to it")
+    nodes = codec_nodes(model, codec, options.nodes, options.steps)
+    spread = model.schedule.level(nodes[0]).spread
+    noise = Noise(options.seed, options.between, model.shape, model.device, dtype)(0)
     return Latents(
         ((spread * noise).cpu(),),
         codec,
         nodes,
-        pipeline.name,
-        pipeline.identity,
-        tile,
+        model.name,
+        model.identity,
+        batch_size,
         labels,
-        schedule=pipeline.schedule.spec,
+        schedule=model.schedule.spec,
     )
 
 

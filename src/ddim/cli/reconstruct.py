@@ -23,7 +23,7 @@ from ddim.cli.sampler import RunOptions, open_model
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddim.model.model import Pipeline
+    from ddim.model.model import Model
 
 __all__ = ["ReconstructOptions", "main"]
 
@@ -80,24 +80,24 @@ def main(argv: Sequence[str]) -> int:
 
     from ddim.latents.coding import codec_nodes
 
-    pipeline = open_model(options.model, options)
-    images, labels = read_images(options, pipeline, options.n)
+    model = open_model(options.model, options)
+    images, labels = read_images(options, model, options.n)
     cells = [(c, d, s) for c in options.codecs for d in options.dtypes for s in options.steps]
     for codec, _, steps in cells:
-        codec_nodes(pipeline, codec, options.nodes, steps)
-    from ddim.model.drawing import tile_size
+        codec_nodes(model, codec, options.nodes, steps)
+    from ddim.model.drawing import pick_batch_size
 
-    tile = tile_size(pipeline, options.tile)
-    resolved = options.resolved(tile=tile, n=len(images), resume=False)
-    subject = _subject(pipeline, images)
+    batch_size = pick_batch_size(model, options.batch_size)
+    resolved = options.resolved(batch_size=batch_size, n=len(images), resume=False)
+    subject = _subject(model, images)
     done = _earlier(output, resolved, subject) if options.resume else {}
     output.mkdir(parents=True, exist_ok=True)
-    record(output, "reconstruct", resolved, model=pipeline.name, identity=pipeline.identity)
+    record(output, "reconstruct", resolved, model=model.name, identity=model.identity)
     rows: dict[str, dict[str, Any]] = {}
     for codec, dtype, steps in cells:
         key = f"{codec} {dtype} {steps}"
         rows[key] = done.get(key) or _measure(
-            pipeline, images, labels, codec, dtype, steps, options, tile
+            model, images, labels, codec, dtype, steps, options, batch_size
         )
         write_json(output / "errors.json", {"of": subject, "rows": {**done, **rows}})
     shown = [_line(row) for row in rows.values()]
@@ -106,12 +106,12 @@ def main(argv: Sequence[str]) -> int:
         save_figure(output / "errors.png", _plot(list(rows.values())))
     except InputError as error:  # no matplotlib
         print(f"ddim reconstruct: no errors.png: {error}", file=sys.stderr)
-    _picture(output / "images.png", pipeline, images[:SHOWN], labels, options, tile)
+    _picture(output / "images.png", model, images[:SHOWN], labels, options, batch_size)
     if options.json:
         print_json({"output": str(output), "images": len(images), "rows": list(rows.values())})
     else:
         print(table(shown))
-        print(f"\n{output}: {len(images)} images of {options.data}, {pipeline.name}, tile {tile}")
+        print(f"\n{output}: {len(images)} images of {options.data}, {model.name}, batch_size {batch_size}")
     failed = [row for row in rows.values() if row["unsolved"]]
     for row in failed:
         listed = ", ".join(map(str, row["unsolved"][:20]))
@@ -124,10 +124,10 @@ def main(argv: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _subject(pipeline: Pipeline, images: Tensor) -> dict[str, str]:
+def _subject(model: Model, images: Tensor) -> dict[str, str]:
     """What the errors are of, by checksums."""
     digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
-    return {"model": pipeline.identity, "images": digest}
+    return {"model": model.identity, "images": digest}
 
 
 def _earlier(output: Path, resolved: ReconstructOptions, subject: dict[str, str]) -> dict[str, Any]:
@@ -152,14 +152,14 @@ def _earlier(output: Path, resolved: ReconstructOptions, subject: dict[str, str]
 
 
 def _measure(
-    pipeline: Pipeline,
+    model: Model,
     images: Tensor,
     labels: list[int] | None,
     codec: str,
     dtype: str,
     steps: int,
     options: ReconstructOptions,
-    tile: int,
+    batch_size: int,
 ) -> dict[str, Any]:
     import torch
 
@@ -167,21 +167,21 @@ def _measure(
     from ddim.samplers.methods.reversible import amplification
 
     kind = getattr(torch, dtype)
-    pipeline = pipeline.to(dtype=kind)
+    model = model.to(dtype=kind)
     start = time.perf_counter()
     latents = encode(
-        pipeline,
+        model,
         images,
         steps=steps,
         codec=codec,
         nodes=options.nodes,
         labels=labels,
         clip=False,
-        tile=tile,
+        batch_size=batch_size,
         dtype=kind,
         progress=not options.quiet,
     )
-    decoded = decode(pipeline, latents, progress=not options.quiet)
+    decoded = decode(model, latents, progress=not options.quiet)
     error = (decoded.double() - images.double()).flatten(1)
     unsolved = latents.unsolved
     kept = torch.ones(len(images), dtype=torch.bool)
@@ -191,7 +191,7 @@ def _measure(
         "codec": codec,
         "dtype": dtype,
         "steps": len(latents.nodes) - 1,
-        "calls": latents.calls + _decoder_calls(pipeline, latents),
+        "calls": latents.calls + _decoder_calls(model, latents),
         "mse01": error.square().mean().item() / 4,
         "rms": error.square().mean().sqrt().item(),
         "max": error.abs().max().item(),
@@ -211,10 +211,10 @@ def _measure(
     return row
 
 
-def _decoder_calls(pipeline: Pipeline, latents: Any) -> int:
+def _decoder_calls(model: Model, latents: Any) -> int:
     from ddim.latents.codecs import decoder
 
-    return decoder(pipeline.schedule, latents.nodes, latents.codec).calls
+    return decoder(model.schedule, latents.nodes, latents.codec).calls
 
 
 def _line(row: Mapping[str, Any]) -> dict[str, object]:
@@ -270,11 +270,11 @@ def _plot(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def _picture(
     path: Path,
-    pipeline: Pipeline,
+    model: Model,
     images: Tensor,
     labels: list[int] | None,
     options: ReconstructOptions,
-    tile: int,
+    batch_size: int,
 ) -> None:
     """Rows: originals; then, for each codec at the first number of steps, latents and decoded."""
     import torch
@@ -283,21 +283,21 @@ def _picture(
     from ddim.latents.coding import decode, encode
 
     kind = getattr(torch, options.dtypes[0])
-    pipeline = pipeline.to(dtype=kind)
+    model = model.to(dtype=kind)
     labels = None if labels is None else labels[: len(images)]
     rows = [images]
     for codec in options.codecs:
         latents = encode(
-            pipeline,
+            model,
             images,
             steps=options.steps[0],
             codec=codec,
             nodes=options.nodes,
             labels=labels,
             clip=False,
-            tile=tile,
+            batch_size=batch_size,
             dtype=kind,
         )
         # Noise of ±3 standard deviations fits into the scale of pictures.
-        rows += [latents.tensors[0].float() / 3, decode(pipeline, latents).float()]
+        rows += [latents.tensors[0].float() / 3, decode(model, latents).float()]
     save_image(path, torch.cat(rows), len(images))

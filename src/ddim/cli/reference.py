@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ddim.evaluate.distances.comparison import Comparison
     from ddim.evaluate.features.extractor import Extractor
     from ddim.evaluate.features.statistics import Statistics
-    from ddim.model.model import Pipeline
+    from ddim.model.model import Model
 
 __all__ = ["ReferenceOptions", "held_out", "real_images"]
 
@@ -34,7 +34,7 @@ class ReferenceOptions:
 
 
 def real_images(
-    options: EvaluateOptions, pipeline: Pipeline, extractor: Extractor
+    options: EvaluateOptions, model: Model, extractor: Extractor
 ) -> tuple[Statistics, Comparison | None, list[str]]:
     """Statistics of real images, what as many other real images measure, and notes on them.
 
@@ -50,10 +50,10 @@ def real_images(
             return Statistics.load(saved, extractor), None, [_no_floor("--data")]
         if extractor.identity.name != "LeNet":
             raise InputError("features other than the shipped ones need --data or --reference")
-        known = pipeline.facts.get("data", {}).get("name")
+        known = model.facts.get("data", {}).get("name")
         notes = []
         if known not in (None, "mnist"):
-            notes.append(f"The reference is MNIST; {pipeline.name} was trained on {known}.")
+            notes.append(f"The reference is MNIST; {model.name} was trained on {known}.")
         reference, test = shipped_statistics("train"), shipped_statistics("test")
         if options.n != test.count:
             return reference, None, [*notes, _no_floor(f"--data, or -n {test.count}")]
@@ -61,7 +61,7 @@ def real_images(
         return reference, compare(test, reference), notes
     import numpy as np
 
-    train, test = _splits(options, pipeline)
+    train, test = _splits(options, model)
     if options.dry_run:
         return Statistics(extractor.identity, f"{train.name} train"), None, []
     kept = Path(options.output) / "reference.safetensors" if saved is None else saved
@@ -74,12 +74,12 @@ def real_images(
     return reference, compare(real, reference), []
 
 
-def held_out(options: EvaluateOptions, pipeline: Pipeline) -> ImageData:
+def held_out(options: EvaluateOptions, model: Model) -> ImageData:
     """The test split of --data."""
     from ddim.data.load import NoSuchSplitError
 
     try:
-        return _load(options, pipeline, "test")
+        return _load(options, model, "test")
     except NoSuchSplitError:
         raise InputError(f"{options.data} has no test split, which --bits is measured on") from None
 
@@ -88,20 +88,20 @@ def _no_floor(needs: str) -> str:
     return f"There is no floor, what as many real test images measure: it takes {needs}."
 
 
-def _load(options: EvaluateOptions, pipeline: Pipeline, split: str) -> ImageData:
+def _load(options: EvaluateOptions, model: Model, split: str) -> ImageData:
     from ddim.data.load import load_data
 
     root = Path(options.data_root) if options.data_root else None
-    channels, height, _ = pipeline.shape
+    channels, height, _ = model.shape
     return load_data(options.data, split=split, size=height, channels=channels, root=root)
 
 
-def _splits(options: EvaluateOptions, pipeline: Pipeline) -> tuple[ImageData, ImageData | None]:
+def _splits(options: EvaluateOptions, model: Model) -> tuple[ImageData, ImageData | None]:
     from ddim.data.load import NoSuchSplitError
 
-    train = _load(options, pipeline, "train")
+    train = _load(options, model, "train")
     try:
-        return train, _load(options, pipeline, "test")
+        return train, _load(options, model, "test")
     except NoSuchSplitError:
         return train, None
 

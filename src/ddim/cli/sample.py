@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ddim.model.drawing import Drawn
-    from ddim.model.model import Pipeline
+    from ddim.model.model import Model
     from ddim.samplers.tableau import Tableau
 
 __all__ = ["SampleOptions", "main"]
@@ -68,7 +68,7 @@ class SampleOptions(SamplerOptions):
     """Where to write."""
     columns: int | None = None
     """Images in a row of the grid."""
-    tile: int | None = None
+    batch_size: int | None = None
     """Images in one network call; it decides the last bits. 1 is the mode of lowest latency."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
@@ -111,39 +111,39 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from ddim.base.device import pick_device, set_threads
-    from ddim.model.drawing import generate, noised, tile_size
+    from ddim.model.drawing import generate, noised, pick_batch_size
     from ddim.model.opening import load
 
     set_threads(options.threads)
     precision = getattr(torch, options.dtype)
     dtype = torch.promote_types(precision, torch.float32)
-    pipeline = load(options.model, device=pick_device(options.device)).to(dtype=precision)
-    nodes, tableau = make_sampler(options, pipeline, 50, options.strength)
-    given, mask = _edited(options, pipeline)
-    tile = tile_size(pipeline, options.tile)
-    labels = _labels(options, pipeline)
+    model = load(options.model, device=pick_device(options.device)).to(dtype=precision)
+    nodes, tableau = make_sampler(options, model, 50, options.strength)
+    given, mask = _edited(options, model)
+    batch_size = pick_batch_size(model, options.batch_size)
+    labels = _labels(options, model)
 
     # What decides the images, and not how they are asked for.
     resolved = dataclasses.replace(
-        options, steps=len(nodes) - 1, tile=tile, force=False, resume=False, quiet=False, json=False
+        options, steps=len(nodes) - 1, batch_size=batch_size, force=False, resume=False, quiet=False, json=False
     )
     wanted = list(range(options.n))
     if options.resume:
-        wanted = _missing(output, wanted, resolved, pipeline, tableau)
+        wanted = _missing(output, wanted, resolved, model, tableau)
     drawn: Iterator[Drawn] = iter(())
     if wanted:
         noisy = None
         if given is not None and options.strength is not None:
-            noisy = noised(pipeline, tableau, given[wanted], wanted, options.seed)
+            noisy = noised(model, tableau, given[wanted], wanted, options.seed)
         drawn = generate(
-            pipeline,
+            model,
             tableau,
             wanted,
             seed=options.seed,
             labels=None if labels is None else [labels[i] for i in wanted],
             guidance=options.guidance,
             clip=options.clip,
-            tile=tile,
+            batch_size=batch_size,
             dtype=dtype,
             start=None if noisy is None else [noisy],
             known=None if given is None or mask is None else (given[wanted], ~mask),
@@ -155,15 +155,15 @@ def main(argv: Sequence[str]) -> int:
             path.unlink()  # half an image, which a kill left
         if not options.resume:
             clear_images(output)  # which --force gave up
-        known = {"identity": pipeline.identity, "sampler": tableau.digest}
-        record(output, "sample", resolved, model=pipeline.name, **known)
+        known = {"identity": model.identity, "sampler": tableau.digest}
+        record(output, "sample", resolved, model=model.name, **known)
     start = time.perf_counter()
     if wanted:
-        total = -(-len(wanted) // tile) * len(tableau.rows)
+        total = -(-len(wanted) // batch_size) * len(tableau.rows)
         _write(output, bar(drawn, total, tableau.method, quiet=options.quiet), options, labels)
     seconds = time.perf_counter() - start
     if not folder:
-        record(output, "sample", resolved, model=pipeline.name)
+        record(output, "sample", resolved, model=model.name)
     steps = f"{len(nodes) - 1} steps"
     if options.strength is not None:
         first = tableau.initial[0].k
@@ -177,7 +177,7 @@ def main(argv: Sequence[str]) -> int:
         "steps": len(nodes) - 1,
         "network_calls": calls,
         "seconds": round(seconds, 3),
-        "tile": tile,
+        "batch_size": batch_size,
         "dtype": options.dtype,
     }
     if options.json:
@@ -191,16 +191,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _labels(options: SampleOptions, pipeline: Pipeline) -> list[int] | None:
-    if pipeline.classes is None:
+def _labels(options: SampleOptions, model: Model) -> list[int] | None:
+    if model.classes is None:
         if options.labels:
-            raise InputError(f"{pipeline.name} has no classes: --labels means nothing to it")
+            raise InputError(f"{model.name} has no classes: --labels means nothing to it")
         return None
-    cycle = options.labels or tuple(range(pipeline.classes))
+    cycle = options.labels or tuple(range(model.classes))
     return [cycle[i % len(cycle)] for i in range(options.n)]
 
 
-def _edited(options: SampleOptions, pipeline: Pipeline) -> tuple[Tensor | None, Tensor | None]:
+def _edited(options: SampleOptions, model: Model) -> tuple[Tensor | None, Tensor | None]:
     """The images to edit, one for each that is asked for, and the mask."""
     if options.images is None:
         if options.strength is not None or options.mask is not None:
@@ -209,17 +209,17 @@ def _edited(options: SampleOptions, pipeline: Pipeline) -> tuple[Tensor | None, 
     if options.strength is None and options.mask is None:
         raise InputError("--images are edited by --strength, --mask or both: give one")
     source = DataOptions(options.images, options.data_root)
-    found = read_images(source, pipeline, options.n, labelled=False)[0]
+    found = read_images(source, model, options.n, labelled=False)[0]
     # Fewer images than asked for are taken in turn, each time with other noise.
     given = found[[i % len(found) for i in range(options.n)]]
-    return given, None if options.mask is None else read_mask(Path(options.mask), pipeline)
+    return given, None if options.mask is None else read_mask(Path(options.mask), model)
 
 
 def _missing(
     output: Path,
     wanted: list[int],
     resolved: SampleOptions,
-    pipeline: Pipeline,
+    model: Model,
     tableau: Tableau,
 ) -> list[int]:
     """What an earlier run has left to draw; its options must be these, or the number larger."""
@@ -232,8 +232,8 @@ def _missing(
     for key, value in now.items():
         if key not in ("n", "output") and before.get(key) != value:
             raise InputError(f"{path} was begun with {key} = {before.get(key)}, not {value}")
-    if recorded(path, "identity") != pipeline.identity:
-        raise InputError(f"{path} was begun with other weights than {pipeline.name} has now")
+    if recorded(path, "identity") != model.identity:
+        raise InputError(f"{path} was begun with other weights than {model.name} has now")
     if recorded(path, "sampler") != tableau.digest:
         raise InputError(
             f"{path} was begun with another {tableau.method}: calibrated anew, perhaps"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ddim.base.errors import InputError
 
 if TYPE_CHECKING:
-    from ddim.model.model import Pipeline
+    from ddim.model.model import Model
     from ddim.noise.nodes import Nodes
     from ddim.noise.schedule import Schedule
     from ddim.samplers.tableau import Tableau
@@ -20,7 +20,7 @@ __all__ = ["RunOptions", "SamplerOptions", "make_sampler", "open_model"]
 class RunOptions:
     """How to run, for every verb that calls a network."""
 
-    tile: int | None = None
+    batch_size: int | None = None
     """Images in one network call; it decides the last bits. 1 is the mode of lowest latency."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
@@ -38,7 +38,7 @@ class RunOptions:
         return dataclasses.replace(self, force=False, json=False, quiet=False, **values)  # pyright: ignore[reportArgumentType]
 
 
-def open_model(model: str, options: RunOptions, dtype: str = "float32") -> Pipeline:
+def open_model(model: str, options: RunOptions, dtype: str = "float32") -> Model:
     """Load a model onto the device and in the precision that are asked for."""
     import torch
 
@@ -46,8 +46,8 @@ def open_model(model: str, options: RunOptions, dtype: str = "float32") -> Pipel
     from ddim.model.opening import load
 
     set_threads(options.threads)
-    if options.tile is not None and options.tile < 1:
-        raise InputError(f"--tile must be at least 1, not {options.tile}")
+    if options.batch_size is not None and options.batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, not {options.batch_size}")
     return load(model, device=pick_device(options.device)).to(dtype=getattr(torch, dtype))
 
 
@@ -72,7 +72,7 @@ class SamplerOptions:
 
 def make_sampler(
     options: SamplerOptions,
-    source: Pipeline | Schedule,
+    source: Model | Schedule,
     default_steps: int,
     strength: float | None = None,
 ) -> tuple[Nodes, Tableau]:

@@ -30,8 +30,8 @@ def sweep_facts(options: RunOptions, sweep: Sweep) -> dict[str, object]:
 
     from ddim import __version__
 
-    pipeline = sweep.pipeline
-    dtype = str(pipeline.dtype).removeprefix("torch.")
+    model = sweep.model
+    dtype = str(model.dtype).removeprefix("torch.")
     words = ["ddim", "evaluate"]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
@@ -41,14 +41,14 @@ def sweep_facts(options: RunOptions, sweep: Sweep) -> dict[str, object]:
         words += [f"--{field.name.replace('_', '-')}" if field.name != "n" else "-n", shown]
     return {
         "command": shlex.join(words),
-        "model": f"{pipeline.name} ({pipeline.identity[:12]})",
-        "parameters": f"{sum(p.numel() for p in pipeline.net.parameters()):,}",
-        "schedule": str(pipeline.schedule),
+        "model": f"{model.name} ({model.identity[:12]})",
+        "parameters": f"{sum(p.numel() for p in model.net.parameters()):,}",
+        "schedule": str(model.schedule),
         "images a cell and seed": f"{sweep.n:,}",
         "seeds": ", ".join(map(str, sweep.seeds)),
         "reference": f"{sweep.reference.data}, {sweep.reference.count:,} images",
         "features": f"{sweep.extractor.identity.name}, {sweep.extractor.identity.width} numbers",
-        "run on": f"{pipeline.device.type}, {torch.get_num_threads()} threads, tile {sweep.tile}, "
+        "run on": f"{model.device.type}, {torch.get_num_threads()} threads, batch_size {sweep.batch_size}, "
         f"network in {dtype}, ddim {__version__}, torch {torch.__version__}",
     }
 
@@ -113,6 +113,6 @@ def write_sweep(
             figure.savefig(buffer, format="png", dpi=110)
         plotted = buffer.getvalue()
         write_bytes(output / "quality.png", plotted)
-    page = report.html_report(f"Samplers of {sweep.pipeline.name}", facts, results, plotted, every)
+    page = report.html_report(f"Samplers of {sweep.model.name}", facts, results, plotted, every)
     write_bytes(output / "report.html", page.encode())
     return document

@@ -144,7 +144,7 @@ class Adapted(nn.Module):
     ) -> None:
         super().__init__()
         self.net, self.target, self.conventions = net, target, conventions
-        if next(net.parameters(), None) is None:  # a pipeline is where its parameters are
+        if next(net.parameters(), None) is None:  # a model is where its parameters are
             self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)
         self.times = schedule.T
         self.schedule = conventions.outside(schedule)

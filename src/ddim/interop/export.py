@@ -8,7 +8,7 @@ from typing import Any
 
 from ddim.base.errors import InputError
 from ddim.checkpoints.scheduler import scheduler_config
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.noise.foreign import COMPAT_NODES
 from ddim.noise.nodes import Nodes, check_nodes
 from ddim.samplers.registry import make_tableau
@@ -48,7 +48,7 @@ class Export:
 
 
 def export_scheduler(
-    pipeline: Pipeline,
+    model: Model,
     nodes: Nodes,
     method: str = "ddim",
     options: Mapping[str, object] | None = None,
@@ -60,7 +60,7 @@ def export_scheduler(
     which at order 1 is DDIM, and DDPMScheduler take ``set_timesteps(timesteps=…)``.
 
     Args:
-        pipeline: the model.
+        model: the model.
         nodes: falling, to 0.
         method: ``ddim`` (η = 0), ``ddpm``, ``dpmpp``, ``unipc``, or ``learned``, whose weights are
             left out.
@@ -72,11 +72,11 @@ def export_scheduler(
             same.
     """
     options = dict(options or {})
-    schedule = pipeline.schedule
+    schedule = model.schedule
     check_nodes(schedule, nodes)
     if nodes[-1] != 0 or nodes[0] < nodes[-1]:
         raise InputError("what is exported falls to node 0, the data")
-    base = scheduler_config(schedule, pipeline.target, pipeline.clipping)
+    base = scheduler_config(schedule, model.target, model.clipping)
     warnings: list[str] = []
     if method == "learned":
         warnings.append(
@@ -123,8 +123,8 @@ def export_scheduler(
             f"diffusers has no scheduler that runs {method}: ddim.diffusers_scheduler runs it in "
             "any of its pipelines"
         )
-    if method != "ddpm" and pipeline.clipping.kind == "clip":
-        warnings.append(f"{own['_class_name']} does not clip x0, which {pipeline.name} does")
+    if method != "ddpm" and model.clipping.kind == "clip":
+        warnings.append(f"{own['_class_name']} does not clip x0, which {model.name} does")
     if not trailing and takes_list:
         warnings.append(
             "the nodes are not in the configuration: call "

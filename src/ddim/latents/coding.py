@@ -1,4 +1,4 @@
-"""Images to latents and back with a model: what :mod:`ddim.latents.codecs` does, in tiles."""
+"""Images to latents and back with a model: what :mod:`ddim.latents.codecs` does, in batches."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ddim.denoisers.network import NetworkDenoiser
 from ddim.latents.codecs import decoder, encoder, tensors_of
 from ddim.latents.implicit import solve_encoding
 from ddim.latents.record import DTYPES, Latents
-from ddim.model.drawing import generate, tile_size, tiles
+from ddim.model.drawing import generate, pick_batch_size, batches
 from ddim.model.inputs import check_finite, check_images, check_labels, one_each
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.noise.nodes import check_nodes, make_nodes
 from ddim.noise.schedule import Schedule
 
@@ -29,7 +29,7 @@ FARTHEST = 2.0  # samples and decoded images overshoot [-1, 1] by less; bytes by
 
 
 def codec_nodes(
-    pipeline: Pipeline,
+    model: Model,
     codec: str,
     nodes: str | Sequence[int] = "uniform",
     steps: int | None = None,
@@ -43,7 +43,7 @@ def codec_nodes(
     ``implicit`` end at node 1.
 
     Args:
-        pipeline: the model.
+        model: the model.
         codec: see :data:`ddim.latents.codecs.CODECS`.
         nodes: a family's name or the nodes themselves, falling.
         steps: S; if None 50, or as many as the listed nodes are.
@@ -52,7 +52,7 @@ def codec_nodes(
         InputError: unknown names, or nodes that the codec cannot use.
     """
     explicit = not isinstance(nodes, str) or nodes[:1].isdigit()
-    schedule = pipeline.schedule
+    schedule = model.schedule
     if not explicit and codec != "ddim":
         last = bisect.bisect_right(schedule.rho.tolist(), NOISIEST) - 1
         if last < max(steps or 1, 1) <= schedule.T:
@@ -72,12 +72,12 @@ def codec_nodes(
         listed = listed[:-1] if listed[-2] == 1 else (*listed[:-1], 1)
         if len(listed) < 2:
             raise InputError("the implicit codec needs at least two nodes above the data")
-    decoder(pipeline.schedule, listed, codec)
+    decoder(model.schedule, listed, codec)
     return listed
 
 
 def encode(
-    pipeline: Pipeline,
+    model: Model,
     images: Tensor,
     *,
     steps: int | None = None,
@@ -86,7 +86,7 @@ def encode(
     labels: int | Sequence[int] | None = None,
     guidance: float = 1.0,
     clip: bool | None = None,
-    tile: int | None = None,
+    batch_size: int | None = None,
     dtype: torch.dtype = torch.float32,
     tolerance: float | None = None,
     iterations: int = 60,
@@ -95,7 +95,7 @@ def encode(
     """Images to latents.
 
     Args:
-        pipeline: the model, in the precision of ``dtype``: ``pipeline.to(dtype=…)``.
+        model: the model, in the precision of ``dtype``: ``model.to(dtype=…)``.
         images: shape (N, C, H, W), nominally in [-1, 1].
         steps: S, from 1 to T; if None 50, or as many as the listed nodes are.
         codec: ``obelm`` (exact, a pair of tensors), ``ddim`` (the paper's, approximate, one),
@@ -104,7 +104,7 @@ def encode(
         labels: one class for all or one for each image, for a class-conditional model.
         guidance: classifier-free guidance scale; 1 is none.
         clip: must come out as off, since clipping cannot be undone; None for the model's habit.
-        tile: images in one network call.
+        batch_size: images in one network call.
         dtype: of the states, float32 or float64.
         tolerance: of ``implicit``; see :func:`ddim.latents.implicit.solve_encoding`.
         iterations: likewise.
@@ -120,11 +120,11 @@ def encode(
         >>> bool(ddim.decode(model, latents).abs().max() < 1e-3)
         True
     """
-    _refuse_clipping(pipeline, clip)
-    _refuse_rounded(pipeline)
+    _refuse_clipping(model, clip)
+    _refuse_rounded(model)
     if dtype not in DTYPES.values():
         raise InputError(f"latents are float32 or float64, not {dtype}")
-    check_images(pipeline, images, len(images))
+    check_images(model, images, len(images))
     if len(images) == 0:
         raise InputError("there are no images to encode")
     if images.max() > FARTHEST and images.min() >= 0:
@@ -132,33 +132,33 @@ def encode(
             f"images are in [-1, 1]; these are from {images.min():.4g} to {images.max():.4g}: "
             "ddim.from_pixels makes them of bytes"
         )
-    listed = codec_nodes(pipeline, codec, nodes, steps)
-    size = tile_size(pipeline, tile)
+    listed = codec_nodes(model, codec, nodes, steps)
+    size = pick_batch_size(model, batch_size)
     latents = Latents(
         (images,) * tensors_of(codec),
         codec,
         listed,
-        pipeline.name,
-        pipeline.identity,
+        model.name,
+        model.identity,
         size,
         one_each(labels, len(images)),
         guidance,
-        schedule=pipeline.schedule.spec,
+        schedule=model.schedule.spec,
     )
     if codec == "implicit":
-        return _solve(pipeline, images, latents, dtype, tolerance, iterations, progress)
-    tableau = encoder(pipeline.schedule, listed, codec)
-    parts = _run(pipeline, tableau, latents, (images,), dtype, progress, f"{codec} encode")
+        return _solve(model, images, latents, dtype, tolerance, iterations, progress)
+    tableau = encoder(model.schedule, listed, codec)
+    parts = _run(model, tableau, latents, (images,), dtype, progress, f"{codec} encode")
     return dataclasses.replace(latents, tensors=parts, calls=tableau.calls * _evaluations(latents))
 
 
 def decode(
-    pipeline: Pipeline,
+    model: Model,
     latents: Latents,
     *,
     labels: int | Sequence[int] | None = None,
     guidance: float | None = None,
-    tile: int | None = None,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
     """Latents to images.
@@ -167,11 +167,11 @@ def decode(
     edit the images.
 
     Args:
-        pipeline: the model that encoded, in the precision of ``latents.dtype``.
+        model: the model that encoded, in the precision of ``latents.dtype``.
         latents: as :func:`encode` or :meth:`Latents.load` returns them.
         labels: one class for all or one for each image; those of the encoding if None.
         guidance: likewise.
-        tile: likewise; another one changes the last bits.
+        batch_size: likewise; another one changes the last bits.
         progress: show a bar on stderr.
 
     Returns:
@@ -180,16 +180,16 @@ def decode(
     Raises:
         InputError: latents of another model or shape, labels that do not fit.
     """
-    latents.check(pipeline)
-    nodes = check_nodes(pipeline.schedule, latents.nodes)
+    latents.check(model)
+    nodes = check_nodes(model.schedule, latents.nodes)
     classes = one_each(labels, len(latents))
-    changes: dict[str, Any] = {"labels": classes, "guidance": guidance, "tile": tile}
+    changes: dict[str, Any] = {"labels": classes, "guidance": guidance, "batch_size": batch_size}
     changes = {key: value for key, value in changes.items() if value is not None}
     latents = dataclasses.replace(latents, **changes)
-    _refuse_rounded(pipeline)
-    tableau = decoder(pipeline.schedule, nodes, latents.codec)
+    _refuse_rounded(model)
+    tableau = decoder(model.schedule, nodes, latents.codec)
     label = f"{latents.codec} decode"
-    return _run(pipeline, tableau, latents, latents.tensors, latents.dtype, progress, label)[0]
+    return _run(model, tableau, latents, latents.tensors, latents.dtype, progress, label)[0]
 
 
 def _evaluations(latents: Latents) -> int:
@@ -197,29 +197,29 @@ def _evaluations(latents: Latents) -> int:
     return 1 if latents.guidance == 1 else 2
 
 
-def _refuse_clipping(pipeline: Pipeline, clip: bool | None) -> None:
-    if clip or (clip is None and pipeline.clipping.kind != "none"):
-        by = "" if clip else f", which {pipeline.name} does by habit"
+def _refuse_clipping(model: Model, clip: bool | None) -> None:
+    if clip or (clip is None and model.clipping.kind != "none"):
+        by = "" if clip else f", which {model.name} does by habit"
         raise InputError(
             f"clipping x0{by}, cannot be undone: many states lead to one image; switch it off "
             "(--clip False, or clip=False)"
         )
 
 
-def _refuse_rounded(pipeline: Pipeline) -> None:
-    if torch.finfo(pipeline.dtype).bits == 16:
+def _refuse_rounded(model: Model) -> None:
+    if torch.finfo(model.dtype).bits == 16:
         raise InputError(
-            f"{pipeline.name} is in {str(pipeline.dtype).removeprefix('torch.')}, where images do "
+            f"{model.name} is in {str(model.dtype).removeprefix('torch.')}, where images do "
             "not come back from their latents: load it anew, in float32 or float64"
         )
-    if torch.is_autocast_enabled(pipeline.device.type):
+    if torch.is_autocast_enabled(model.device.type):
         raise InputError(
             "under autocast images do not come back from their latents: leave it for this call"
         )
 
 
 def _run(
-    pipeline: Pipeline,
+    model: Model,
     tableau: Any,
     latents: Latents,
     start: Sequence[Tensor],
@@ -230,21 +230,21 @@ def _run(
     """A codec's tableau over all images; its outputs on the CPU."""
     n = len(start[0])
     drawn = generate(
-        pipeline,
+        model,
         tableau,
         range(n),
         labels=latents.labels,
         guidance=latents.guidance,
         clip=False,
-        tile=latents.tile,
+        batch_size=latents.batch_size,
         dtype=dtype,
         start=start,
     )
-    total = -(-n // latents.tile) * len(tableau.rows)
+    total = -(-n // latents.batch_size) * len(tableau.rows)
     ends = [e.outputs for e in _bar(drawn, total, label, progress) if e.outputs]
     outputs = tuple(torch.cat(parts).cpu() for parts in zip(*ends, strict=True))
     for output in outputs:
-        check_finite(output, f"what {pipeline.name} makes by {tableau.method}")
+        check_finite(output, f"what {model.name} makes by {tableau.method}")
     return outputs
 
 
@@ -257,7 +257,7 @@ def _bar(items: Any, total: int, label: str, progress: bool) -> Any:
 
 
 def _solve(
-    pipeline: Pipeline,
+    model: Model,
     images: Tensor,
     latents: Latents,
     dtype: torch.dtype,
@@ -265,25 +265,25 @@ def _solve(
     iterations: int,
     progress: bool,
 ) -> Latents:
-    """The implicit codec: Anderson acceleration, tile by tile."""
-    n, device = len(images), pipeline.device
-    labels = check_labels(pipeline, latents.labels, n)
-    network = NetworkDenoiser(pipeline.net, pipeline.target)
+    """The implicit codec: Anderson acceleration, batch by batch."""
+    n, device = len(images), model.device
+    labels = check_labels(model, latents.labels, n)
+    network = NetworkDenoiser(model.net, model.target)
     found: list[Tensor] = []
     residuals: list[Tensor] = []
     calls = 0
     if tolerance is None:
         tolerance = 100 * torch.finfo(dtype).eps
-    total = -(-n // latents.tile) * (len(latents.nodes) - 1)
+    total = -(-n // latents.batch_size) * (len(latents.nodes) - 1)
     bar = _bar(None, total, "implicit encode", progress)
-    for positions, count in tiles(n, latents.tile):
+    for positions, count in batches(n, latents.batch_size):
         chosen = None if labels is None else labels[positions].to(device)
-        denoiser = pipeline.denoiser(chosen, latents.guidance, False, network=network)
+        denoiser = model.denoiser(chosen, latents.guidance, False, network=network)
         x = images[positions].to(device, dtype)
         worst = torch.zeros(len(positions), device=device, dtype=torch.float64)
         for solved in solve_encoding(
             denoiser,
-            pipeline.schedule,
+            model.schedule,
             latents.nodes,
             x,
             tolerance=tolerance,

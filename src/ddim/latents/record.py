@@ -17,7 +17,7 @@ from torch import Tensor
 from ddim.base.errors import InputError
 from ddim.base.files import write_bytes
 from ddim.latents.codecs import tensors_of
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 
 __all__ = ["DTYPES", "Latents"]
 
@@ -35,8 +35,8 @@ class Latents:
         codec: see :data:`ddim.latents.codecs.CODECS`.
         nodes: of the decoder, falling.
         model: the model's name, for people.
-        identity: the model's :attr:`~ddim.Pipeline.identity`.
-        tile: images in one network call.
+        identity: the model's :attr:`~ddim.Model.identity`.
+        batch_size: images in one network call.
         labels: of each image, or None for a model without classes.
         guidance: classifier-free guidance scale of the encoding; 1 is none.
         calls: network calls that each image took.
@@ -51,7 +51,7 @@ class Latents:
     nodes: tuple[int, ...]
     model: str
     identity: str
-    tile: int
+    batch_size: int
     labels: tuple[int, ...] | None = None
     guidance: float = 1.0
     calls: int = 0
@@ -93,22 +93,22 @@ class Latents:
             return []
         return [i for i, r in enumerate(self.residual.tolist()) if not r <= self.tolerance]
 
-    def check(self, pipeline: Pipeline) -> None:
+    def check(self, model: Model) -> None:
         """Refuse a model that these latents are not of.
 
         Raises:
             InputError: another shape, or another model (weights, schedule or target).
         """
         shape = tuple(self.tensors[0].shape[1:])
-        if shape != tuple(pipeline.shape):
+        if shape != tuple(model.shape):
             raise InputError(
-                f"these latents are of shape {shape}; {pipeline.name} makes images of shape "
-                f"{tuple(pipeline.shape)}"
+                f"these latents are of shape {shape}; {model.name} makes images of shape "
+                f"{tuple(model.shape)}"
             )
-        if self.identity != pipeline.identity:
+        if self.identity != model.identity:
             raise InputError(
                 f"these latents are of the model {self.model} ({self.identity[:12]}), not of "
-                f"{pipeline.name} ({pipeline.identity[:12]}): decode them with the one that "
+                f"{model.name} ({model.identity[:12]}): decode them with the one that "
                 "encoded them"
             )
 

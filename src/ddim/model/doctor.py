@@ -9,7 +9,7 @@ from typing import Literal
 
 from ddim.base.errors import InputError
 from ddim.denoisers.target import Target
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.model.predictions import PredictionCheck
 
 __all__ = ["Finding", "check_model"]
@@ -39,12 +39,12 @@ class Finding:
 
 
 def check_model(
-    pipeline: Pipeline, *, steps: int = 50, predictions: Sequence[PredictionCheck] = ()
+    model: Model, *, steps: int = 50, predictions: Sequence[PredictionCheck] = ()
 ) -> list[Finding]:
     """Look at everything about a model that people trip over.
 
     Args:
-        pipeline: the model.
+        model: the model.
         steps: S, of the sampler that is meant.
         predictions: as :func:`~ddim.model.predictions.check_predictions` returns them; they are what tells
             broken conventions.
@@ -52,19 +52,19 @@ def check_model(
     Raises:
         InputError: steps outside 1..T.
     """
-    schedule = pipeline.schedule
+    schedule = model.schedule
     if not 1 <= steps <= schedule.T:
         raise InputError(f"the number of steps must be from 1 to T = {schedule.T}, not {steps}")
-    findings = [*_weights(pipeline), *_assumed(pipeline), *_ends(pipeline)]
-    findings += [*_steps(pipeline, steps), *_eta(pipeline), *_clipping(pipeline)]
-    findings += _conditioning(pipeline)
+    findings = [*_weights(model), *_assumed(model), *_ends(model)]
+    findings += [*_steps(model, steps), *_eta(model), *_clipping(model)]
+    findings += _conditioning(model)
     findings += _predictions(predictions)
     return findings
 
 
-def _weights(pipeline: Pipeline) -> list[Finding]:
-    bad = [n for n, p in pipeline.net.named_parameters() if not bool(p.isfinite().all())]
-    dead = [n for n, p in pipeline.net.named_parameters() if p.numel() > 1 and not bool(p.any())]
+def _weights(model: Model) -> list[Finding]:
+    bad = [n for n, p in model.net.named_parameters() if not bool(p.isfinite().all())]
+    dead = [n for n, p in model.net.named_parameters() if p.numel() > 1 and not bool(p.any())]
     why = "every image passes through every weight"
     found = []
     if bad:
@@ -85,8 +85,8 @@ def _weights(pipeline: Pipeline) -> list[Finding]:
     return found or [Finding("ok", "all weights are finite, none is all zero", why)]
 
 
-def _assumed(pipeline: Pipeline) -> list[Finding]:
-    assumed = pipeline.facts.get("assumed") or []
+def _assumed(model: Model) -> list[Finding]:
+    assumed = model.facts.get("assumed") or []
     return [
         Finding(
             "note",
@@ -98,11 +98,11 @@ def _assumed(pipeline: Pipeline) -> list[Finding]:
     ]
 
 
-def _ends(pipeline: Pipeline) -> list[Finding]:
-    schedule = pipeline.schedule
+def _ends(model: Model) -> list[Finding]:
+    schedule = model.schedule
     left, first = float(schedule.alpha[-1]), float(schedule.sigma[1])
     found = []
-    if left == 0 and pipeline.target is Target.EPS:
+    if left == 0 and model.target is Target.EPS:
         found.append(
             Finding(
                 "problem",
@@ -156,8 +156,8 @@ def _ends(pipeline: Pipeline) -> list[Finding]:
     return found
 
 
-def _steps(pipeline: Pipeline, steps: int) -> list[Finding]:
-    T = pipeline.schedule.T
+def _steps(model: Model, steps: int) -> list[Finding]:
+    T = model.schedule.T
     stride = T // steps
     start = (steps - 1) * stride + 1
     why = "with 'leading' spacing others start below T, on noise that the network saw less of"
@@ -181,8 +181,8 @@ def _steps(pipeline: Pipeline, steps: int) -> list[Finding]:
     ]
 
 
-def _eta(pipeline: Pipeline) -> list[Finding]:
-    learned = bool(pipeline.facts.get("learned_variance"))
+def _eta(model: Model) -> list[Finding]:
+    learned = bool(model.facts.get("learned_variance"))
     what = "η multiplies the standard deviation of the injected noise: its variance goes with η²"
     why = (
         "0 is deterministic and 1 is DDPM with the posterior variance, here and in the paper; some "
@@ -200,8 +200,8 @@ def _eta(pipeline: Pipeline) -> list[Finding]:
     ]
 
 
-def _clipping(pipeline: Pipeline) -> list[Finding]:
-    clipping = pipeline.clipping
+def _clipping(model: Model) -> list[Finding]:
+    clipping = model.clipping
     if clipping.kind == "none":
         return [Finding("ok", "the predicted x0 is not clipped", "latents can be inverted")]
     return [
@@ -216,14 +216,14 @@ def _clipping(pipeline: Pipeline) -> list[Finding]:
     ]
 
 
-def _conditioning(pipeline: Pipeline) -> list[Finding]:
-    if pipeline.classes is None:
+def _conditioning(model: Model) -> list[Finding]:
+    if model.classes is None:
         return []
-    if pipeline.null_label is None:
+    if model.null_label is None:
         return [
             Finding(
                 "note",
-                f"{pipeline.classes} classes and no label for 'none'",
+                f"{model.classes} classes and no label for 'none'",
                 "classifier-free guidance needs one, and is refused",
                 "train with label dropout for it",
             )
@@ -231,7 +231,7 @@ def _conditioning(pipeline: Pipeline) -> list[Finding]:
     return [
         Finding(
             "ok",
-            f"{pipeline.classes} classes, and {pipeline.null_label} for 'none'",
+            f"{model.classes} classes, and {model.null_label} for 'none'",
             "classifier-free guidance is possible",
         )
     ]

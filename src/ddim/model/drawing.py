@@ -1,4 +1,4 @@
-"""Tiles of a fixed size through the loop, from noise or from given states, forwards or backwards.
+"""Batches of a fixed size through the loop, from noise or from given states, forwards or backwards.
 
 The network always sees the same number of images at once, so image i is always image i.
 """
@@ -16,7 +16,7 @@ from ddim.base.errors import InputError
 from ddim.denoisers.inpainting import Inpaint
 from ddim.denoisers.network import NetworkDenoiser
 from ddim.model.inputs import check_finite, check_images, check_labels, check_mask, one_each
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.model.sampler import make_sampler, method_options
 from ddim.noise.draws import Noise
 from ddim.samplers.loop import Step, integrate
@@ -24,23 +24,23 @@ from ddim.samplers.tableau import Tableau
 
 __all__ = [
     "Drawn",
-    "default_tile",
+    "default_batch_size",
     "generate",
     "noised",
     "sample",
-    "tile_size",
-    "tiles",
+    "pick_batch_size",
+    "batches",
 ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """One step of one tile.
+    """One step of one batch.
 
     Attributes:
-        indices: the images of the tile that were asked for; the rest of it is padding.
-        step: the step; its states have ``tile`` images.
-        outputs: after the tile's last step all that the tableau returns, else nothing; each of
+        indices: the images of the batch that were asked for; the rest of it is padding.
+        step: the step; its states have ``batch_size`` images.
+        outputs: after the batch's last step all that the tableau returns, else nothing; each of
             shape (len(indices), C, H, W).
     """
 
@@ -50,11 +50,11 @@ class Drawn:
 
     @property
     def images(self) -> Tensor | None:
-        """The tile's images in [-1, 1] after its last step: the first of the outputs."""
+        """The batch's images in [-1, 1] after its last step: the first of the outputs."""
         return self.outputs[0] if self.outputs else None
 
 
-def default_tile(shape: Sequence[int], device: torch.device) -> int:
+def default_batch_size(shape: Sequence[int], device: torch.device) -> int:
     """How many images pass through the network together.
 
     On a CPU 8 up to 64 × 64 pixels, else 1; on a GPU what fills it. Recorded with every output,
@@ -66,26 +66,26 @@ def default_tile(shape: Sequence[int], device: torch.device) -> int:
     return max(1, min(512, 512 * 32 * 32 // pixels))
 
 
-def tile_size(pipeline: Pipeline, tile: int | None) -> int:
-    """How many images in one network call: ``tile``, or :func:`default_tile` for None.
+def pick_batch_size(model: Model, batch_size: int | None) -> int:
+    """How many images in one network call: ``batch_size``, or :func:`default_batch_size` for None.
 
     Raises:
         InputError: below 1.
     """
-    if tile is None:
-        return default_tile(pipeline.shape, pipeline.device)
-    if tile < 1:
-        raise InputError(f"tile must be at least 1, not {tile}")
-    return tile
+    if batch_size is None:
+        return default_batch_size(model.shape, model.device)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    return batch_size
 
 
-def tiles(n: int, size: int) -> Iterator[tuple[list[int], int]]:
+def batches(n: int, size: int) -> Iterator[tuple[list[int], int]]:
     """Positions 0..n-1 in groups of ``size``, and how many of each are real.
 
     The last group is filled up with its last position.
 
     Example:
-        >>> list(tiles(5, 3))
+        >>> list(batches(5, 3))
         [([0, 1, 2], 3), ([3, 4, 4], 2)]
     """
     for offset in range(0, n, size):
@@ -94,7 +94,7 @@ def tiles(n: int, size: int) -> Iterator[tuple[list[int], int]]:
 
 
 def generate(
-    pipeline: Pipeline,
+    model: Model,
     tableau: Tableau,
     indices: Sequence[int],
     *,
@@ -102,25 +102,25 @@ def generate(
     labels: Sequence[int] | None = None,
     guidance: float = 1.0,
     clip: bool | None = None,
-    tile: int | None = None,
+    batch_size: int | None = None,
     dtype: torch.dtype = torch.float32,
     start: Sequence[Tensor] | None = None,
     known: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[Drawn]:
-    """Run a tableau on images, yielding after every step of every tile.
+    """Run a tableau on images, yielding after every step of every batch.
 
-    Image i depends on the seed, i, its label and its start alone, given equal ``tile``, device and
-    threads: the network always sees ``tile`` images, the last time filled up with padding.
+    Image i depends on the seed, i, its label and its start alone, given equal ``batch_size``, device and
+    threads: the network always sees ``batch_size`` images, the last time filled up with padding.
 
     Args:
-        pipeline: the model.
+        model: the model.
         tableau: the sampler, or the encoder or decoder of a codec.
         indices: which images of the seed, such as ``range(64)``.
         seed: of the noise.
         labels: one for each image, or None for a model without classes.
         guidance: classifier-free guidance scale; 1 is none.
         clip: clip x0 to [-1, 1]; None for the model's own habit.
-        tile: images in one network call; None for :func:`default_tile`.
+        batch_size: images in one network call; None for :func:`default_batch_size`.
         dtype: of the states.
         start: the tableau's initial states, each of shape (N, C, H, W); noise if None.
         known: images, shape (N, C, H, W), and a mask that broadcasts against them, true where
@@ -133,10 +133,10 @@ def generate(
     n = len(indices)
     if n < 1:
         raise InputError(f"the number of images must be at least 1, not {n}")
-    size = tile_size(pipeline, tile)
-    label_tensor = check_labels(pipeline, labels, n)
-    pipeline.denoiser(label_tensor, guidance, clip)
-    Noise(seed, indices, pipeline.shape)
+    size = pick_batch_size(model, batch_size)
+    label_tensor = check_labels(model, labels, n)
+    model.denoiser(label_tensor, guidance, clip)
+    Noise(seed, indices, model.shape)
     if start is None and len(tableau.initial) != 1:
         raise InputError(
             f"{tableau.method} starts from {len(tableau.initial)} states, which must be given"
@@ -147,18 +147,18 @@ def generate(
             "nodes that rise encode images, which must be given; draw by some that fall"
         )
     for states in start or ():
-        check_images(pipeline, states, n)
+        check_images(model, states, n)
     if known is not None:
-        check_images(pipeline, known[0], n)
+        check_images(model, known[0], n)
         check_mask(known[1], known[0])
 
     def drawn() -> Iterator[Drawn]:
-        device = pipeline.device
-        network = NetworkDenoiser(pipeline.net, pipeline.target)
-        for positions, count in tiles(n, size):
-            noise = Noise(seed, [indices[i] for i in positions], pipeline.shape, device, dtype)
+        device = model.device
+        network = NetworkDenoiser(model.net, model.target)
+        for positions, count in batches(n, size):
+            noise = Noise(seed, [indices[i] for i in positions], model.shape, device, dtype)
             chosen = None if label_tensor is None else label_tensor[positions].to(device)
-            denoiser = pipeline.denoiser(chosen, guidance, clip, network=network)
+            denoiser = model.denoiser(chosen, guidance, clip, network=network)
             images = mask = torch.empty(0)
             if known is not None:
                 images, mask = (part.expand_as(known[0])[positions].to(device) for part in known)
@@ -179,12 +179,12 @@ def generate(
 
 
 def noised(
-    pipeline: Pipeline, tableau: Tableau, images: Tensor, indices: Sequence[int], seed: int = 0
+    model: Model, tableau: Tableau, images: Tensor, indices: Sequence[int], seed: int = 0
 ) -> Tensor:
     """Images at the level that a tableau starts from, α·x0 + σ·(the seed's noise of each).
 
     Args:
-        pipeline: the model.
+        model: the model.
         tableau: with one initial state.
         images: shape (N, C, H, W) in [-1, 1].
         indices: which images of the seed they are.
@@ -196,14 +196,14 @@ def noised(
     Raises:
         InputError: images of another shape, or not finite.
     """
-    check_images(pipeline, images, len(images))
+    check_images(model, images, len(images))
     level = tableau.initial[0].level
-    noise = Noise(seed, indices, pipeline.shape, pipeline.device, images.dtype)(0)
+    noise = Noise(seed, indices, model.shape, model.device, images.dtype)(0)
     return level.alpha * images + level.sigma * noise.to(images.device)
 
 
 def sample(
-    pipeline: Pipeline,
+    model: Model,
     n: int = 64,
     *,
     steps: int | None = 50,
@@ -214,7 +214,7 @@ def sample(
     labels: int | Sequence[int] | Tensor | None = None,
     guidance: float = 1.0,
     clip: bool | None = None,
-    tile: int | None = None,
+    batch_size: int | None = None,
     images: Tensor | None = None,
     strength: float | None = None,
     mask: Tensor | None = None,
@@ -228,7 +228,7 @@ def sample(
     and the rest kept. The two can be combined.
 
     Args:
-        pipeline: as :func:`ddim.load` returns it.
+        model: as :func:`ddim.load` returns it.
         n: how many.
         steps: S, from 1 to T; None for T, or for the length of an explicit node list.
         method: see :data:`ddim.METHODS`; ``:KEY=VALUE`` sets an option, as in ``dpmpp:order=3``.
@@ -239,7 +239,7 @@ def sample(
             take the classes in turn.
         guidance: classifier-free guidance scale; 1 is none.
         clip: clip the predicted x0 to [-1, 1]; None for the model's own habit.
-        tile: images in one network call.
+        batch_size: images in one network call.
         images: what to edit, shape (n, C, H, W) in [-1, 1].
         strength: in (0, 1]; how much of the way to noise the images go. 1 forgets them.
         mask: of truth values, broadcasting against ``images``; true where they are to be painted.
@@ -258,45 +258,45 @@ def sample(
         torch.Size([2, 1, 28, 28])
     """
     classes = one_each(labels, n)
-    if classes is None and pipeline.classes is not None:
-        classes = tuple(i % pipeline.classes for i in range(n))
+    if classes is None and model.classes is not None:
+        classes = tuple(i % model.classes for i in range(n))
     if images is None and not (strength is None and mask is None):
         raise InputError("strength and mask need images to work on")
     if images is not None and strength is None and mask is None:
         raise InputError("images are edited by a strength, a mask, or both: give one")
     if images is not None:
-        check_images(pipeline, images, n)
+        check_images(model, images, n)
     if mask is not None and mask.dtype is not torch.bool:
         raise InputError(f"a mask is a tensor of truth values, not of {mask.dtype}")
     method, *given = method.split(":")
     options = {**method_options(method, given), **({} if eta is None else {"eta": eta})}
     listed = not isinstance(nodes, str) or nodes[:1].isdigit()
     count = None if listed else steps
-    _, tableau = make_sampler(pipeline, nodes, count, method, strength=strength, **options)
+    _, tableau = make_sampler(model, nodes, count, method, strength=strength, **options)
     start = known = None
     if images is not None:
         start = (
-            [noised(pipeline, tableau, images, range(n), seed)] if strength is not None else None
+            [noised(model, tableau, images, range(n), seed)] if strength is not None else None
         )
         known = (images, ~mask) if mask is not None else None
     drawn = generate(
-        pipeline,
+        model,
         tableau,
         range(n),
         seed=seed,
         labels=classes,
         guidance=guidance,
         clip=clip,
-        tile=tile,
+        batch_size=batch_size,
         start=start,
         known=known,
     )
     if progress:
         from tqdm import tqdm
 
-        size = tile_size(pipeline, tile)
+        size = pick_batch_size(model, batch_size)
         drawn = tqdm(drawn, total=-(-n // size) * len(tableau.rows), unit="step")
     parts = [event.images.to("cpu", torch.float32) for event in drawn if event.images is not None]
     found = torch.cat(parts)
-    check_finite(found, f"what {pipeline.name} draws by {tableau.method}")
+    check_finite(found, f"what {model.name} draws by {tableau.method}")
     return found

@@ -14,7 +14,7 @@ from ddim.base.errors import InputError
 from ddim.denoisers.conventions import TIMES, WHOLE_TIMES, Conventions
 from ddim.denoisers.target import Target
 from ddim.model.candidates import Candidate, compete, make_candidates
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.model.wrapping import Model
 from ddim.noise.schedule import Schedule
 
@@ -67,7 +67,7 @@ def fit_conventions(
     seed: int = 0,
     quiet: bool = False,
     name: str = "model",
-) -> Pipeline:
+) -> Model:
     """Find what a network predicts, and its time, its noise schedule and its data's range.
 
     Clean images are noised to the same six noise levels under every candidate and shown to the

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from ddim.base.errors import InputError, RunError
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 
 __all__ = ["check_finite", "check_images", "check_labels", "check_mask", "one_each"]
 
 
-def check_images(pipeline: Pipeline, images: Tensor, n: int) -> None:
+def check_images(model: Model, images: Tensor, n: int) -> None:
     """Refuse images that the model could not have made.
 
     Raises:
         InputError: another number or shape, or values that are not finite.
     """
-    if tuple(images.shape) != (n, *pipeline.shape):
+    if tuple(images.shape) != (n, *model.shape):
         raise InputError(
-            f"{pipeline.name} has images of shape {tuple(pipeline.shape)}: {n} of them have shape "
-            f"{(n, *pipeline.shape)}, not {tuple(images.shape)}"
+            f"{model.name} has images of shape {tuple(model.shape)}: {n} of them have shape "
+            f"{(n, *model.shape)}, not {tuple(images.shape)}"
         )
     if not images.is_floating_point() or not bool(images.isfinite().all()):
         raise InputError("images must be finite floating-point numbers in [-1, 1]")
@@ -77,7 +77,7 @@ def one_each(labels: int | Sequence[int] | Tensor | None, n: int) -> tuple[int, 
         raise InputError(f"labels are whole numbers, not {labels!r}") from None
 
 
-def check_labels(pipeline: Pipeline, labels: Sequence[int] | None, n: int) -> Tensor | None:
+def check_labels(model: Model, labels: Sequence[int] | None, n: int) -> Tensor | None:
     """Labels as a tensor of shape (n,).
 
     Raises:
@@ -85,13 +85,13 @@ def check_labels(pipeline: Pipeline, labels: Sequence[int] | None, n: int) -> Te
     """
     if labels is None:
         return None
-    if pipeline.classes is None:
-        raise InputError(f"{pipeline.name} has no classes, so labels mean nothing to it")
+    if model.classes is None:
+        raise InputError(f"{model.name} has no classes, so labels mean nothing to it")
     if len(labels) != n:
         raise InputError(f"{len(labels)} labels were given for {n} images")
-    allowed = range(pipeline.classes)
+    allowed = range(model.classes)
     for label in labels:
-        if label not in allowed and label != pipeline.null_label:
-            none = "" if pipeline.null_label is None else f", or {pipeline.null_label} for 'none'"
-            raise InputError(f"labels are from 0 to {pipeline.classes - 1}{none}, not {label}")
+        if label not in allowed and label != model.null_label:
+            none = "" if model.null_label is None else f", or {model.null_label} for 'none'"
+            raise InputError(f"labels are from 0 to {model.classes - 1}{none}, not {label}")
     return torch.tensor(list(labels))

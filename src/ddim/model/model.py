@@ -24,11 +24,11 @@ from ddim.denoisers.target import Target
 from ddim.nets.unet import UNet
 from ddim.noise.schedule import Schedule
 
-__all__ = ["Pipeline", "bare"]
+__all__ = ["Model", "bare"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Pipeline:
+class Model:
     """A network and what is needed to sample it.
 
     Attributes:
@@ -123,7 +123,7 @@ class Pipeline:
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Pipeline:
+    ) -> Model:
         """The same model elsewhere, or in another precision; the network itself is moved.
 
         While it is in 16 bits a model keeps its identity, and with it the calibration that was

@@ -16,7 +16,7 @@ from ddim.checkpoints.foreign import read_foreign
 from ddim.checkpoints.record import Hints
 from ddim.checkpoints.weights import fill, unfilled
 from ddim.denoisers.target import Target
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
 from ddim.train.checkpoint import is_checkpoint, read_checkpoint
@@ -39,7 +39,7 @@ def load(
     weights: str = "ema",
     schedule: Schedule | None = None,
     hints: Hints | None = None,
-) -> Pipeline:
+) -> Model:
     """Open a model.
 
     What a checkpoint of another program leaves open and nobody told is assumed, listed in
@@ -70,33 +70,33 @@ def load(
         raise unknown("weights", weights, ("ema", "net"))
     path = Path(source)
     if str(source) not in shipped() and path.is_file() and not is_checkpoint(path):
-        pipeline = _from_foreign(path, weights, schedule, hints)
+        model = _from_foreign(path, weights, schedule, hints)
     elif schedule is not None or hints is not None:
         raise InputError(f"{source} records its own schedule and network: give no other")
     elif str(source) in shipped():
         with resources.as_file(resources.files("ddim") / "shipped" / str(source)) as folder:
-            pipeline = _from_folder(folder, weights)
+            model = _from_folder(folder, weights)
     elif not path.exists():
         raise InputError(f"{unknown('model', str(source), shipped())} and there is no such path")
     elif path.is_file():
-        pipeline = _from_checkpoint(path, weights)
+        model = _from_checkpoint(path, weights)
     elif (path / "checkpoint.safetensors").exists():
-        pipeline = _from_checkpoint(path / "checkpoint.safetensors", weights)
+        model = _from_checkpoint(path / "checkpoint.safetensors", weights)
     elif (path / "metrics.jsonl").exists() and not (path / "model_index.json").exists():
         raise InputError(f"{path} is a training run that has saved no checkpoint yet")
     else:
-        pipeline = _from_folder(path, weights)
-    pipeline.net.requires_grad_(False).eval()
-    pipeline.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return pipeline.to(pick_device(device))
+        model = _from_folder(path, weights)
+    model.net.requires_grad_(False).eval()
+    model.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return model.to(pick_device(device))
 
 
-def _from_folder(folder: Path, weights: str) -> Pipeline:
+def _from_folder(folder: Path, weights: str) -> Model:
     parts = read_folder(folder, weights)
     facts = parts.facts
     config = parts.net.config
     classes = facts.get("classes", config.num_class_embeds)
-    return Pipeline(
+    return Model(
         parts.net,
         parts.schedule,
         parts.target,
@@ -112,11 +112,11 @@ def _from_folder(folder: Path, weights: str) -> Pipeline:
 
 def _from_foreign(
     path: Path, weights: str, schedule: Schedule | None, hints: Hints | None
-) -> Pipeline:
+) -> Model:
     loaded = read_foreign(path, weights, schedule, hints)
     if loaded.facts["assumed"]:
         log.warning("%s: assumed %s", path, "; ".join(loaded.facts["assumed"]))
-    return Pipeline(
+    return Model(
         loaded.net,
         loaded.schedule,
         loaded.target,
@@ -129,7 +129,7 @@ def _from_foreign(
     )
 
 
-def _from_checkpoint(path: Path, weights: str) -> Pipeline:
+def _from_checkpoint(path: Path, weights: str) -> Model:
     checkpoint = read_checkpoint(path)
     facts = checkpoint.facts
     try:
@@ -140,7 +140,7 @@ def _from_checkpoint(path: Path, weights: str) -> Pipeline:
         raise InputError(f"{path}: its header is damaged: {error}") from None
     net = unfilled(lambda: UNet(config))
     fill(net, checkpoint.weights(weights), path, f"its own record, as {weights} weights")
-    return Pipeline(
+    return Model(
         net,
         schedule,
         target,

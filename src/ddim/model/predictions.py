@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ddim.base.errors import InputError
-from ddim.model.drawing import tile_size, tiles
+from ddim.model.drawing import pick_batch_size, batches
 from ddim.model.inputs import check_images, check_labels
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.noise.draws import Noise
 
 __all__ = ["PredictionCheck", "check_predictions"]
@@ -40,47 +40,47 @@ class PredictionCheck:
 
 
 def check_predictions(
-    pipeline: Pipeline,
+    model: Model,
     images: Tensor,
     *,
     labels: Sequence[int] | None = None,
     nodes: Sequence[int] | None = None,
     seed: int = 0,
-    tile: int | None = None,
+    batch_size: int | None = None,
 ) -> list[PredictionCheck]:
     """Compare the network's ε with the true one on noised images.
 
     Args:
-        pipeline: the model; its clipping is left out.
+        model: the model; its clipping is left out.
         images: clean ones, shape (N, C, H, W) in [-1, 1]; 64 tell much already.
         labels: one for each, for a class-conditional model.
         nodes: where to look; five between 0.1·T and T if None.
         seed: of the noise.
-        tile: images in one network call.
+        batch_size: images in one network call.
 
     Raises:
         InputError: images or labels that do not fit, nodes outside 1..T.
     """
-    check_images(pipeline, images, len(images))
-    label_tensor = check_labels(pipeline, labels, len(images))
-    schedule, T = pipeline.schedule, pipeline.schedule.T
+    check_images(model, images, len(images))
+    label_tensor = check_labels(model, labels, len(images))
+    schedule, T = model.schedule, model.schedule.T
     if nodes is None:
         nodes = sorted({max(1, round(share * T)) for share in (0.1, 0.3, 0.5, 0.7, 0.95)})
     for k in nodes:
         if not 1 <= k <= T:
             raise InputError(f"a node to look at is in 1..{T}, not {k}")
-    size = tile_size(pipeline, tile)
+    size = pick_batch_size(model, batch_size)
     found = []
     for k in nodes:
         level = schedule.level(k)
         predicted = missed = true = 0.0
-        for positions, count in tiles(len(images), size):
+        for positions, count in batches(len(images), size):
             chosen = None if label_tensor is None else label_tensor[positions]
             if chosen is not None:
-                chosen = chosen.to(pipeline.device)
-            eps = Noise(seed, positions, pipeline.shape, pipeline.device)(k)
-            x = level.alpha * images[positions].to(pipeline.device) + level.sigma * eps
-            seen = pipeline.denoiser(chosen, clip=False)(x, level).eps[:count].double()
+                chosen = chosen.to(model.device)
+            eps = Noise(seed, positions, model.shape, model.device)(k)
+            x = level.alpha * images[positions].to(model.device) + level.sigma * eps
+            seen = model.denoiser(chosen, clip=False)(x, level).eps[:count].double()
             eps = eps[:count].double()
             predicted += seen.square().sum().item()
             missed += (eps - seen).square().sum().item()

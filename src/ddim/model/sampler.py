@@ -8,7 +8,7 @@ from typing import Any
 
 from ddim.base.errors import InputError
 from ddim.checkpoints.calibration import CalibrationFile, read_calibration
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.noise.nodes import Nodes, make_nodes, start_at
 from ddim.samplers.registry import check_option, default_options, make_tableau
 from ddim.samplers.tableau import Tableau
@@ -16,19 +16,19 @@ from ddim.samplers.tableau import Tableau
 __all__ = ["calibration_of", "make_sampler", "method_options"]
 
 
-def calibration_of(pipeline: Pipeline) -> CalibrationFile:
+def calibration_of(model: Model) -> CalibrationFile:
     """What calibration found for a model.
 
     Raises:
         InputError: nothing yet, or what was found for other weights, another schedule or target.
     """
-    path = pipeline.calibration
+    path = model.calibration
     if path is None or not path.exists():
         raise InputError(
-            f"{pipeline.name} has no calibration: `ddim calibrate MODEL --calls N` makes one"
+            f"{model.name} has no calibration: `ddim calibrate MODEL --calls N` makes one"
         )
     found = read_calibration(path)
-    if found.identity != pipeline.identity:
+    if found.identity != model.identity:
         raise InputError(
             f"{path} is stale, of other weights, another schedule or another target: "
             "calibrate again"
@@ -76,7 +76,7 @@ def _value(key: str, text: str, default: object) -> object:
 
 
 def make_sampler(
-    pipeline: Pipeline,
+    model: Model,
     nodes: str | Sequence[int] = "uniform",
     steps: int | None = None,
     method: str = "ddim",
@@ -87,7 +87,7 @@ def make_sampler(
     """The nodes and the tableau of a sampler for a model.
 
     Args:
-        pipeline: the model.
+        model: the model.
         nodes: a family's name, the nodes themselves, or ``calibrated``: those found for this model
             and so many steps, which come with their method.
         steps: S; T if None, or the length of a list.
@@ -108,36 +108,36 @@ def make_sampler(
     if isinstance(nodes, str) and nodes == "calibrated":
         if strength is not None:
             raise InputError("calibrated nodes lead from noise to an image: strength has no part")
-        return _calibrated(pipeline, steps, method, options)
-    listed = make_nodes(pipeline.schedule, nodes, steps)
-    taken = listed if strength is None else start_at(listed, strength, pipeline.schedule.T)
+        return _calibrated(model, steps, method, options)
+    listed = make_nodes(model.schedule, nodes, steps)
+    taken = listed if strength is None else start_at(listed, strength, model.schedule.T)
     if method == "analytic":
-        return listed, _analytic(pipeline, taken, **options)
-    return listed, make_tableau(pipeline.schedule, taken, method, **options)
+        return listed, _analytic(model, taken, **options)
+    return listed, make_tableau(model.schedule, taken, method, **options)
 
 
 def _calibrated(
-    pipeline: Pipeline, steps: int | None, method: str, options: Mapping[str, object]
+    model: Model, steps: int | None, method: str, options: Mapping[str, object]
 ) -> tuple[Nodes, Tableau]:
-    known = calibration_of(pipeline).samplers
+    known = calibration_of(model).samplers
     found = None if steps is None else known.get(steps)
     if found is None:
         counts = ", ".join(map(str, sorted(known)))
-        raise InputError(f"{pipeline.name} is calibrated for {counts} steps, not for {steps}")
+        raise InputError(f"{model.name} is calibrated for {counts} steps, not for {steps}")
     if method not in ("ddim", found.method) or options:
         raise InputError(
             f"calibrated nodes come with their own method, here {found.method}: give the nodes as "
             "a list to use another"
         )
-    tableau = found.tableau(pipeline.schedule)
+    tableau = found.tableau(model.schedule)
     return found.nodes, dataclasses.replace(tableau, method=f"calibrated {found.method}")
 
 
-def _analytic(pipeline: Pipeline, nodes: Nodes, **options: object) -> Tableau:
+def _analytic(model: Model, nodes: Nodes, **options: object) -> Tableau:
     from ddim.samplers.methods.analytic import analytic_tableau
 
     for name in options:
         check_option("analytic", name, ["eta"])
-    gamma = calibration_of(pipeline).gamma(pipeline.schedule, nodes)
+    gamma = calibration_of(model).gamma(model.schedule, nodes)
     eta = float(options.get("eta", 1.0))  # pyright: ignore[reportArgumentType]
-    return analytic_tableau(pipeline.schedule, nodes, gamma, eta=eta)
+    return analytic_tableau(model.schedule, nodes, gamma, eta=eta)

@@ -12,7 +12,7 @@ from ddim.base.errors import InputError
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.conventions import Adapted, Conventions
 from ddim.denoisers.target import Target
-from ddim.model.model import Pipeline, bare
+from ddim.model.model import Model, bare
 from ddim.nets.unet import UNet
 from ddim.noise.schedule import Schedule
 
@@ -37,7 +37,7 @@ def Model(  # noqa: N802
     clipping: Clipping | None = None,
     name: str = "model",
     facts: Mapping[str, Any] | None = None,
-) -> Pipeline:
+) -> Model:
     """A model made of any network, each of whose habits is one option.
 
     The network is put into evaluation mode. It may return a tensor, a tuple that begins with one,
@@ -85,7 +85,7 @@ def Model(  # noqa: N802
         facts: what is known of the training.
 
     Returns:
-        a :class:`~ddim.Pipeline`, for data in [-1, 1].
+        a :class:`~ddim.Model`, for data in [-1, 1].
 
     Raises:
         InputError: not a module, unknown names, or options that contradict each other.
@@ -127,7 +127,7 @@ def Model(  # noqa: N802
         )
     # A network of our own, used as we use it, stays what it is: fast, and fit to be saved.
     plain = isinstance(bare(net), UNet) and habits == Conventions() and not arguments
-    return Pipeline(
+    return Model(
         net.eval() if plain else Adapted(net, schedule, target, habits, arguments).eval(),
         habits.outside(schedule),
         target,

@@ -22,7 +22,7 @@ from ddim.data.base import ImageData
 from ddim.data.load import load_data
 from ddim.denoisers.target import Target
 from ddim.model.drawing import sample
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.model.opening import load
 from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
@@ -274,12 +274,12 @@ class Run:
             "interval": self._interval,
         }
         save_checkpoint(self.output / CHECKPOINT, self.state, self.config, facts)
-        self.pipeline().save(self.output / "model")
+        self.model().save(self.output / "model")
 
-    def pipeline(self) -> Pipeline:
+    def model(self) -> Model:
         """The averaged weights as a model."""
         classes = self.data.classes if self.config.classes else None
-        return Pipeline(
+        return Model(
             self.state.ema,
             self.schedule,
             Target.named(self.config.target),
@@ -293,7 +293,7 @@ class Run:
 
     def _draw(self) -> None:
         """A grid of samples by the averaged weights, always from the same latents."""
-        drawn = sample(self.pipeline(), 64, steps=min(50, self.schedule.T), clip=True)
+        drawn = sample(self.model(), 64, steps=min(50, self.schedule.T), clip=True)
         images.save_image(self._grid(self.state.step), drawn)
         if self._board is not None:
             seen = self.state.step * self.config.batch_size

@@ -26,9 +26,9 @@ class Network(torch.nn.Module):
 
 
 @pytest.fixture
-def pipeline():
+def model():
     torch.manual_seed(0)
-    return ddim.Pipeline(
+    return ddim.Model(
         Network().requires_grad_(False), ddim.Schedule.cosine(12), ddim.Target.EPS, (1, 8, 8)
     )
 
@@ -50,24 +50,24 @@ def test_the_teacher_is_the_exact_solution_on_gaussian_data():
         assert error(teacher_tableau(schedule)) < error(ddim.make_tableau(schedule, nodes, method))
 
 
-def test_errors_are_those_of_the_images(pipeline):
-    schedule = pipeline.schedule
+def test_errors_are_those_of_the_images(model):
+    schedule = model.schedule
     nodes = ddim.make_nodes(schedule, "uniform", 4)
     samplers = {m: ddim.make_tableau(schedule, nodes, m) for m in ("ddim", "dpmpp")}
     samplers["itself"] = teacher_tableau(schedule)
-    found = list(teacher_errors(pipeline, samplers, [5, 1, 3], seed=2, tile=2))
-    assert [tile.indices for tile in found] == [(5, 1), (3,)]
-    assert all(list(tile.rms) == ["ddim", "dpmpp", "itself"] for tile in found)
+    found = list(teacher_errors(model, samplers, [5, 1, 3], seed=2, batch_size=2))
+    assert [batch_size.indices for batch_size in found] == [(5, 1), (3,)]
+    assert all(list(batch_size.rms) == ["ddim", "dpmpp", "itself"] for batch_size in found)
     images = {}
     for name, tableau in samplers.items():
-        drawn = ddim.generate(pipeline, tableau, [5, 1, 3], seed=2, tile=2)
+        drawn = ddim.generate(model, tableau, [5, 1, 3], seed=2, batch_size=2)
         images[name] = torch.cat([d.images for d in drawn if d.images is not None])
     for name in samplers:
-        got = np.concatenate([tile.rms[name] for tile in found])
+        got = np.concatenate([batch_size.rms[name] for batch_size in found])
         expected = (images[name] - images["itself"]).square().mean(dim=(1, 2, 3)).sqrt()
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-9)
-    assert (np.concatenate([tile.rms["itself"] for tile in found]) == 0).all()
-    assert (np.concatenate([tile.rms["ddim"] for tile in found]) > 1e-3).all()
+    assert (np.concatenate([batch_size.rms["itself"] for batch_size in found]) == 0).all()
+    assert (np.concatenate([batch_size.rms["ddim"] for batch_size in found]) > 1e-3).all()
 
 
 def test_sums_are_over_all_pixels_and_images():
@@ -87,20 +87,20 @@ def test_psnr_is_of_the_range():
     assert psnr(0.0) == math.inf
 
 
-def test_refuses(pipeline, refuses):
-    schedule = pipeline.schedule
+def test_refuses(model, refuses):
+    schedule = model.schedule
     noisy = ddim.make_tableau(schedule, (12, 6, 0), "ddpm")
     plain = ddim.make_tableau(schedule, (12, 6, 0))
     with refuses("eta1 injects noise"):
-        teacher_errors(pipeline, {"eta1": noisy}, [0])
+        teacher_errors(model, {"eta1": noisy}, [0])
     with refuses("the teacher injects noise"):
-        teacher_errors(pipeline, {"ddim": plain}, [0], teacher=noisy)
+        teacher_errors(model, {"ddim": plain}, [0], teacher=noisy)
     with refuses("at least one"):
-        teacher_errors(pipeline, {}, [0])
+        teacher_errors(model, {}, [0])
     with refuses("at least 1, not 0"):
-        teacher_errors(pipeline, {"ddim": plain}, [])
+        teacher_errors(model, {"ddim": plain}, [])
     with refuses("no classes"):
-        teacher_errors(pipeline, {"ddim": plain}, [0], labels=[1])
+        teacher_errors(model, {"ddim": plain}, [0], labels=[1])
     with refuses("one shape"):
         image_errors(torch.zeros(2, 3), torch.zeros(3, 3))
     with refuses("diverged"):

@@ -212,12 +212,12 @@ class TestFlow:
         )
 
     def test_float32_is_enough_for_the_divergence_of_a_network(self):
-        pipeline = ddim.load("mnist")
+        model = ddim.load("mnist")
         x = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
         v = torch.sign(torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
-        level, found = pipeline.schedule.level(1), []
+        level, found = model.schedule.level(1), []
         for dtype in (torch.float32, torch.float64):
-            denoiser = NetworkDenoiser(pipeline.net.to(dtype), pipeline.target)
+            denoiser = NetworkDenoiser(model.net.to(dtype), model.target)
             found.append(_divergence(denoiser, x.to(dtype), level, [v.to(dtype)]))
         torch.testing.assert_close(*found, rtol=1e-3, atol=0)
 

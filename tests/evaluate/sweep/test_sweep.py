@@ -41,9 +41,9 @@ N = 24
 
 
 @pytest.fixture
-def pipeline(tmp_path):
+def model(tmp_path):
     torch.manual_seed(0)
-    return ddim.Pipeline(
+    return ddim.Model(
         Network().requires_grad_(False),
         ddim.Schedule.cosine(12),
         ddim.Target.EPS,
@@ -59,9 +59,9 @@ def reference():
     return collect(EXTRACTOR, [(range(80), images)], "real")
 
 
-def sweep(pipeline, folder, reference, cells, **options):
-    given = {"n": N, "seeds": (0, 1), "tile": 4, **options}
-    made = Sweep(pipeline, cells, folder, EXTRACTOR, reference, **given)
+def sweep(model, folder, reference, cells, **options):
+    given = {"n": N, "seeds": (0, 1), "batch_size": 4, **options}
+    made = Sweep(model, cells, folder, EXTRACTOR, reference, **given)
     made.begin()
     return made
 
@@ -72,18 +72,18 @@ def finished(made):
     return made.results()
 
 
-def test_a_cell_is_what_sampling_draws(pipeline, reference, tmp_path):
-    cells = plan_cells(pipeline, [3, 6], [0.0, "sigma-hat"], ["ddim", "dpmpp:order=3"], ["uniform"])
+def test_a_cell_is_what_sampling_draws(model, reference, tmp_path):
+    cells = plan_cells(model, [3, 6], [0.0, "sigma-hat"], ["ddim", "dpmpp:order=3"], ["uniform"])
     assert [(c.method, c.eta, c.steps) for c in cells] == [
         ("ddim", 0.0, 3), ("ddim", 0.0, 6), ("ddim", "sigma-hat", 3), ("ddim", "sigma-hat", 6),
         ("dpmpp:order=3", None, 3), ("dpmpp:order=3", None, 6),
     ]  # fmt: skip
-    results = finished(sweep(pipeline, tmp_path / "s", reference, cells, teacher=6))
+    results = finished(sweep(model, tmp_path / "s", reference, cells, teacher=6))
     assert [r.cell for r in results] == cells
     for result in results:
         for seed, one in zip((0, 1), result.seeds, strict=True):
             drawn = ddim.generate(
-                pipeline, result.cell.tableau(pipeline), range(N), seed=seed, tile=4
+                model, result.cell.tableau(model), range(N), seed=seed, batch_size=4
             )
             images = torch.cat([d.images for d in drawn if d.images is not None])
             own = collect(EXTRACTOR, [(range(N), images.clamp(-1, 1))], "own")
@@ -94,72 +94,72 @@ def test_a_cell_is_what_sampling_draws(pipeline, reference, tmp_path):
         assert result.summary.figures["fd"].sd == pytest.approx(np.std(fds, ddof=1))
     # The teacher's errors are those of the first images, of deterministic samplers alone.
     assert [r.rms is None for r in results] == [c.eta == "sigma-hat" for c in cells]
-    drawn = ddim.generate(pipeline, teacher_tableau(pipeline.schedule), range(6), tile=4)
+    drawn = ddim.generate(model, teacher_tableau(model.schedule), range(6), batch_size=4)
     exact = torch.cat([d.images for d in drawn if d.images is not None])
-    first = ddim.generate(pipeline, cells[0].tableau(pipeline), range(6), tile=4)
+    first = ddim.generate(model, cells[0].tableau(model), range(6), batch_size=4)
     first = torch.cat([d.images for d in first if d.images is not None])
     assert results[0].rms == pytest.approx((first - exact).square().mean().sqrt().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("after", [1, 3, 7, 13])
 def test_a_sweep_that_was_killed_goes_on_to_the_same_figures(
-    pipeline, reference, tmp_path, monkeypatch, after
+    model, reference, tmp_path, monkeypatch, after
 ):
     monkeypatch.setattr("ddim.evaluate.sweep.sweep.SAVE_SECONDS", 0.0)
-    cells = plan_cells(pipeline, [2, 5])
-    whole = finished(sweep(pipeline, tmp_path / "whole", reference, cells, teacher=3))
-    killed = sweep(pipeline, tmp_path / "killed", reference, cells, teacher=3)
+    cells = plan_cells(model, [2, 5])
+    whole = finished(sweep(model, tmp_path / "whole", reference, cells, teacher=3))
+    killed = sweep(model, tmp_path / "killed", reference, cells, teacher=3)
     total = killed.work()
     done = 0
     for n, (_, calls) in enumerate(killed.run(), start=1):
         done += calls
         if n == after:
             break
-    again = sweep(pipeline, tmp_path / "killed", reference, cells, teacher=3)
+    again = sweep(model, tmp_path / "killed", reference, cells, teacher=3)
     assert 0 < again.work() <= total - done + 4 * 12  # what was under way when it was killed
-    pipeline.net.calls = 0
+    model.net.calls = 0
     results = finished(again)
-    assert pipeline.net.calls <= total + 12  # the teacher's last tile is padded
+    assert model.net.calls <= total + 12  # the teacher's last batch_size is padded
     for one, other in zip(whole, results, strict=True):
         assert one.seeds == other.seeds
         assert one.rms == other.rms
         assert torch.equal(one.strip, other.strip)
-    assert sweep(pipeline, tmp_path / "killed", reference, cells, teacher=3).work() == 0
+    assert sweep(model, tmp_path / "killed", reference, cells, teacher=3).work() == 0
 
 
-def test_a_larger_teacher_looks_at_images_that_were_not_kept(pipeline, reference, tmp_path):
-    cells = plan_cells(pipeline, [2], [0.0, 1.0])
-    finished(sweep(pipeline, tmp_path / "s", reference, cells))
-    more = sweep(pipeline, tmp_path / "s", reference, cells, teacher=17)
-    pipeline.net.calls = 0
+def test_a_larger_teacher_looks_at_images_that_were_not_kept(model, reference, tmp_path):
+    cells = plan_cells(model, [2], [0.0, 1.0])
+    finished(sweep(model, tmp_path / "s", reference, cells))
+    more = sweep(model, tmp_path / "s", reference, cells, teacher=17)
+    model.net.calls = 0
     results = finished(more)
-    # Twelve first images were kept, in whole tiles; the other five are drawn again.
-    assert pipeline.net.calls == 20 * 12 + 2 * 8
-    fresh = finished(sweep(pipeline, tmp_path / "t", reference, cells, teacher=17))
+    # Twelve first images were kept, in whole batches; the other five are drawn again.
+    assert model.net.calls == 20 * 12 + 2 * 8
+    fresh = finished(sweep(model, tmp_path / "t", reference, cells, teacher=17))
     assert [r.rms for r in results] == [r.rms for r in fresh]
     assert results[0].rms > 0 and results[1].rms is None
     files = tmp_path / "s" / "cells" / cells[0].key / "first-0.safetensors"
     files.unlink()
-    assert finished(sweep(pipeline, tmp_path / "s", reference, cells, teacher=17))[0].rms == (
+    assert finished(sweep(model, tmp_path / "s", reference, cells, teacher=17))[0].rms == (
         fresh[0].rms
     )
 
 
-def test_the_teacher_has_the_seed_of_the_images(pipeline, reference, tmp_path):
-    cells = plan_cells(pipeline, [2])
+def test_the_teacher_has_the_seed_of_the_images(model, reference, tmp_path):
+    cells = plan_cells(model, [2])
     for seed in (0, 1):
-        finished(sweep(pipeline, tmp_path / "s", reference, cells, teacher=4, seeds=[seed]))
-        fresh = sweep(pipeline, tmp_path / f"t{seed}", reference, cells, teacher=4, seeds=[seed])
-        again = sweep(pipeline, tmp_path / "s", reference, cells, teacher=4, seeds=[seed])
+        finished(sweep(model, tmp_path / "s", reference, cells, teacher=4, seeds=[seed]))
+        fresh = sweep(model, tmp_path / f"t{seed}", reference, cells, teacher=4, seeds=[seed])
+        again = sweep(model, tmp_path / "s", reference, cells, teacher=4, seeds=[seed])
         assert again.results()[0].rms == finished(fresh)[0].rms
-    both = sweep(pipeline, tmp_path / "s", reference, cells, teacher=4, seeds=[1, 0])
+    both = sweep(model, tmp_path / "s", reference, cells, teacher=4, seeds=[1, 0])
     assert both.work() == 0
     assert both.results()[0].rms == again.results()[0].rms
 
 
-def test_damaged_files(pipeline, reference, tmp_path, refuses):
-    cells = plan_cells(pipeline, [2])
-    made = sweep(pipeline, tmp_path / "s", reference, cells, teacher=4)
+def test_damaged_files(model, reference, tmp_path, refuses):
+    cells = plan_cells(model, [2])
+    made = sweep(model, tmp_path / "s", reference, cells, teacher=4)
     finished(made)
     for name in ("teacher-0-4", f"cells/{cells[0].key}/first-0"):
         path = tmp_path / "s" / f"{name}.safetensors"
@@ -170,95 +170,95 @@ def test_damaged_files(pipeline, reference, tmp_path, refuses):
         path.write_bytes(whole)
 
 
-def test_a_reference_without_spread_is_refused_before_the_work(pipeline, tmp_path, refuses):
+def test_a_reference_without_spread_is_refused_before_the_work(model, tmp_path, refuses):
     images = torch.zeros(8, 1, 8, 8)
     same = collect(EXTRACTOR, [(range(8), images)], "one image")
     with refuses("the same features for every one of the 8 images"):
-        sweep(pipeline, tmp_path / "s", same, plan_cells(pipeline, [2]))
+        sweep(model, tmp_path / "s", same, plan_cells(model, [2]))
     assert not (tmp_path / "s").exists()
 
 
 def test_what_is_left_is_known_without_reading_features(
-    pipeline, reference, tmp_path, monkeypatch, refuses
+    model, reference, tmp_path, monkeypatch, refuses
 ):
-    cells = plan_cells(pipeline, [2])
-    finished(sweep(pipeline, tmp_path / "s", reference, cells))
+    cells = plan_cells(model, [2])
+    finished(sweep(model, tmp_path / "s", reference, cells))
     monkeypatch.setattr("ddim.evaluate.sweep.kept.Statistics.load", None)
-    assert sweep(pipeline, tmp_path / "s", reference, cells, seeds=[0, 1, 2]).work() == 2 * N
+    assert sweep(model, tmp_path / "s", reference, cells, seeds=[0, 1, 2]).work() == 2 * N
     path = tmp_path / "s" / "cells" / cells[0].key / "seed-1.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     with refuses(f"{path} cannot be read as statistics of images"):
-        sweep(pipeline, tmp_path / "s", reference, cells).work()
+        sweep(model, tmp_path / "s", reference, cells).work()
 
 
-def test_figures_are_computed_once(pipeline, reference, tmp_path, monkeypatch):
-    made = sweep(pipeline, tmp_path / "s", reference, plan_cells(pipeline, [2, 3]))
+def test_figures_are_computed_once(model, reference, tmp_path, monkeypatch):
+    made = sweep(model, tmp_path / "s", reference, plan_cells(model, [2, 3]))
     first = finished(made)
     monkeypatch.setattr("ddim.evaluate.sweep.sweep.compare", None)
     assert [r.seeds for r in made.results()] == [r.seeds for r in first]
 
 
-def test_cells_can_be_added_and_nothing_else_changed(pipeline, reference, tmp_path, refuses):
+def test_cells_can_be_added_and_nothing_else_changed(model, reference, tmp_path, refuses):
     folder = tmp_path / "s"
-    finished(sweep(pipeline, folder, reference, plan_cells(pipeline, [2])))
-    more = sweep(pipeline, folder, reference, plan_cells(pipeline, [2, 3]))
+    finished(sweep(model, folder, reference, plan_cells(model, [2])))
+    more = sweep(model, folder, reference, plan_cells(model, [2, 3]))
     assert more.work() == 2 * N * 3
     for options, match in (
         ({"n": 30}, "begun with n = 24, not 30"),
-        ({"tile": 5}, "begun with tile = 4, not 5"),
+        ({"batch_size": 5}, "begun with batch_size = 4, not 5"),
     ):
         with refuses(match):
-            sweep(pipeline, folder, reference, plan_cells(pipeline, [2]), **options)
+            sweep(model, folder, reference, plan_cells(model, [2]), **options)
     torch.manual_seed(1)
-    other = dataclasses.replace(pipeline, net=Network().requires_grad_(False))
+    other = dataclasses.replace(model, net=Network().requires_grad_(False))
     with refuses("begun with identity"):
         sweep(other, folder, reference, plan_cells(other, [2]))
 
 
-def test_plans(pipeline, refuses):
-    assert plan_cells(pipeline, [5, 50, 12]) == [
+def test_plans(model, refuses):
+    assert plan_cells(model, [5, 50, 12]) == [
         Cell("ddim", "uniform", 5, 0.0),
         Cell("ddim", "uniform", 12, 0.0),
     ]
     with refuses("unknown method 'ddmi'"):
-        plan_cells(pipeline, [5], methods=["ddmi"])
+        plan_cells(model, [5], methods=["ddmi"])
     with refuses("unknown nodes 'quadratc'"):
-        plan_cells(pipeline, [5], nodes=["quadratc"])
+        plan_cells(model, [5], nodes=["quadratc"])
     with refuses("η is chosen for all samplers together"):
-        plan_cells(pipeline, [5], methods=["ddim:eta=0.5"])
+        plan_cells(model, [5], methods=["ddim:eta=0.5"])
     with refuses("'dpmpp' has no option 'gamma': it has order, form"):
-        plan_cells(pipeline, [5], methods=["dpmpp:gamma=1"])
+        plan_cells(model, [5], methods=["dpmpp:gamma=1"])
     with refuses("KEY=VALUE, not 'order'"):
-        plan_cells(pipeline, [5], methods=["dpmpp:order"])
+        plan_cells(model, [5], methods=["dpmpp:order"])
     with refuses("no sampler to measure"):
-        plan_cells(pipeline, [])
+        plan_cells(model, [])
     with refuses("has no calibration"):
-        plan_cells(pipeline, [5], nodes=["calibrated"])
+        plan_cells(model, [5], nodes=["calibrated"])
     sampler = CalibratedSampler((12, 6, 3, 0), "dpmpp")
     found = Calibration(sampler, {}, (12, 0), np.array([0.5]), (12, 0), (1, 1, 1))
-    write_calibration(pipeline.calibration, pipeline.identity, pipeline.schedule, found, {})
-    cells = plan_cells(pipeline, [3, 5], nodes=["calibrated"])
+    write_calibration(model.calibration, model.identity, model.schedule, found, {})
+    cells = plan_cells(model, [3, 5], nodes=["calibrated"])
     assert cells == [Cell("calibrated", "calibrated", 3)]
-    assert cells[0].tableau(pipeline).method == "calibrated dpmpp"
+    assert cells[0].tableau(model).method == "calibrated dpmpp"
     with refuses("calibrated for 3 steps, not 4, 5"):
-        plan_cells(pipeline, [4, 5], nodes=["calibrated"])
+        plan_cells(model, [4, 5], nodes=["calibrated"])
     # The optimal variance has η, which is 1 unless a number above 0 is given.
-    cells = plan_cells(pipeline, [3], [0.0, 0.5, 1.0, "sigma-hat"], ["analytic"])
+    cells = plan_cells(model, [3], [0.0, 0.5, 1.0, "sigma-hat"], ["analytic"])
     assert [cell.eta for cell in cells] == [0.5, 1.0]
-    half, whole = (cell.tableau(pipeline) for cell in cells)
+    half, whole = (cell.tableau(model) for cell in cells)
     assert 0 < half.rows[0].noise < whole.rows[0].noise
-    (default,) = plan_cells(pipeline, [3], [0.0], ["analytic"])
-    assert default.eta is None and default.tableau(pipeline).rows == whole.rows
+    (default,) = plan_cells(model, [3], [0.0], ["analytic"])
+    assert default.eta is None and default.tableau(model).rows == whole.rows
 
 
-def test_a_new_calibration_is_measured_anew(pipeline, reference, tmp_path):
+def test_a_new_calibration_is_measured_anew(model, reference, tmp_path):
     def measured(nodes, method):
         found = Calibration(
             CalibratedSampler(nodes, method), {}, (12, 0), np.array([0.5]), (12, 0), (1, 1, 1)
         )
-        write_calibration(pipeline.calibration, pipeline.identity, pipeline.schedule, found, {})
+        write_calibration(model.calibration, model.identity, model.schedule, found, {})
         made = sweep(
-            pipeline, tmp_path / "sweep", reference, plan_cells(pipeline, [3], nodes=["calibrated"])
+            model, tmp_path / "sweep", reference, plan_cells(model, [3], nodes=["calibrated"])
         )
         left = made.work()
         return left, finished(made)[0].fd
@@ -271,8 +271,8 @@ def test_a_new_calibration_is_measured_anew(pipeline, reference, tmp_path):
     assert measured((12, 6, 3, 0), "ddim") == (0, first[1])
 
 
-def test_bad_numbers(pipeline, reference, tmp_path, refuses):
-    cells = plan_cells(pipeline, [2])
+def test_bad_numbers(model, reference, tmp_path, refuses):
+    cells = plan_cells(model, [2])
     for options, match in (
         ({"n": 1}, "at least 2 images, not 1"),
         ({"seeds": ()}, "seeds must be different"),
@@ -280,22 +280,22 @@ def test_bad_numbers(pipeline, reference, tmp_path, refuses):
         ({"teacher": -1}, "not be fewer than 0"),
     ):
         with refuses(match):
-            sweep(pipeline, tmp_path / "s", reference, cells, **options)
+            sweep(model, tmp_path / "s", reference, cells, **options)
     other = dataclasses.replace(EXTRACTOR, identity=Identity("others", "otherwise", 4))
     with refuses("the reference was not measured as the samples will be"):
-        Sweep(pipeline, cells, tmp_path / "s", other, reference, n=4)
+        Sweep(model, cells, tmp_path / "s", other, reference, n=4)
 
 
-def test_images_that_are_not_finite_stop_it(pipeline, reference, tmp_path):
-    pipeline.net.conv.bias.data.fill_(float("nan"))
+def test_images_that_are_not_finite_stop_it(model, reference, tmp_path):
+    model.net.conv.bias.data.fill_(float("nan"))
     with pytest.raises(RunError, match="draws images that are not finite: leave it out"):
-        finished(sweep(pipeline, tmp_path / "s", reference, plan_cells(pipeline, [2])))
+        finished(sweep(model, tmp_path / "s", reference, plan_cells(model, [2])))
 
 
 @pytest.fixture
-def results(pipeline, reference, tmp_path):
-    cells = plan_cells(pipeline, [2, 6], [0.0, 1.0, "sigma-hat"], ["ddim", "heun"])
-    return finished(sweep(pipeline, tmp_path / "s", reference, cells, teacher=2))
+def results(model, reference, tmp_path):
+    cells = plan_cells(model, [2, 6], [0.0, 1.0, "sigma-hat"], ["ddim", "heun"])
+    return finished(sweep(model, tmp_path / "s", reference, cells, teacher=2))
 
 
 def test_the_front_is_what_nothing_beats(results):
@@ -340,11 +340,11 @@ def test_the_page_needs_nothing_but_itself(results):
     assert page.count("<tr>") >= 1 + 3 + len(results)
 
 
-def test_other_clipping_is_another_sweep(pipeline, reference, tmp_path, refuses):
+def test_other_clipping_is_another_sweep(model, reference, tmp_path, refuses):
     """It changes every image, and no weight."""
-    cells = plan_cells(pipeline, [3])
-    finished(sweep(pipeline, tmp_path / "out", reference, cells))
-    clipped = dataclasses.replace(pipeline, clipping=Clipping("clip", 1.0))
-    assert clipped.identity == pipeline.identity
+    cells = plan_cells(model, [3])
+    finished(sweep(model, tmp_path / "out", reference, cells))
+    clipped = dataclasses.replace(model, clipping=Clipping("clip", 1.0))
+    assert clipped.identity == model.identity
     with refuses("sweep.json was begun with clipping"):
         sweep(clipped, tmp_path / "out", reference, cells)

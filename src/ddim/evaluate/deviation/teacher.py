@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddim.base.errors import InputError
-from ddim.model.drawing import generate, tile_size
-from ddim.model.model import Pipeline
+from ddim.model.drawing import generate, pick_batch_size
+from ddim.model.model import Model
 from ddim.noise.schedule import Schedule
 from ddim.samplers.registry import make_tableau
 from ddim.samplers.tableau import Tableau
@@ -37,7 +37,7 @@ PEAK = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class SolverErrors:
-    """The errors of one tile of images.
+    """The errors of one batch of images.
 
     Attributes:
         indices: The images.
@@ -133,7 +133,7 @@ def teacher_tableau(schedule: Schedule) -> Tableau:
 
 
 def teacher_errors(
-    pipeline: Pipeline,
+    model: Model,
     samplers: Mapping[str, Tableau],
     indices: Sequence[int],
     *,
@@ -141,35 +141,35 @@ def teacher_errors(
     labels: Sequence[int] | None = None,
     guidance: float = 1.0,
     clip: bool | None = None,
-    tile: int | None = None,
+    batch_size: int | None = None,
     dtype: torch.dtype = torch.float32,
     teacher: Tableau | None = None,
 ) -> Iterator[SolverErrors]:
-    """Run samplers and their teacher from the same noise, tile by tile.
+    """Run samplers and their teacher from the same noise, batch by batch.
 
-    Nothing is kept of a tile once its errors are out. The teacher runs once for all samplers.
+    Nothing is kept of a batch once its errors are out. The teacher runs once for all samplers.
 
     Args:
-        pipeline: The model.
+        model: The model.
         samplers: By name; deterministic ones, with one initial state.
         indices: Which images of the seed.
         seed: Of the noise.
         labels: As for :func:`ddim.model.drawing.generate`, and so the rest.
         guidance: Of both.
         clip: Of both.
-        tile: Images in one network call.
+        batch_size: Images in one network call.
         dtype: Of the states.
         teacher: What to measure against; :func:`teacher_tableau` if None.
 
     Yields:
-        The errors of a tile; :class:`ErrorSummary` adds them up.
+        The errors of a batch; :class:`ErrorSummary` adds them up.
 
     Raises:
         InputError: A sampler injects noise, so that it has no one solution; or as for
             :func:`ddim.model.drawing.generate`. At once, before the first step.
     """
     if teacher is None:
-        teacher = teacher_tableau(pipeline.schedule)
+        teacher = teacher_tableau(model.schedule)
     for name, tableau in {**samplers, "the teacher": teacher}.items():
         if tableau.stochastic:
             raise InputError(
@@ -178,26 +178,26 @@ def teacher_errors(
             )
     if not samplers:
         raise InputError("there is no sampler to measure: give at least one")
-    size = tile_size(pipeline, tile)
+    size = pick_batch_size(model, batch_size)
     wanted = list(indices)
 
     def run(tableau: Tableau, part: slice) -> Tensor:
         drawn = generate(
-            pipeline,
+            model,
             tableau,
             wanted[part],
             seed=seed,
             labels=None if labels is None else list(labels)[part],
             guidance=guidance,
             clip=clip,
-            tile=size,
+            batch_size=size,
             dtype=dtype,
         )
         return torch.cat([event.images for event in drawn if event.images is not None])
 
     # A generator of everything, made for its checks alone: it has not begun.
     generate(
-        pipeline, teacher, wanted, seed=seed, labels=labels, guidance=guidance, clip=clip, tile=size
+        model, teacher, wanted, seed=seed, labels=labels, guidance=guidance, clip=clip, batch_size=size
     )
 
     def errors() -> Iterator[SolverErrors]:

@@ -17,7 +17,7 @@ from ddim.data.base import ImageData, labels_fit
 from ddim.data.pixels import from_pixels
 from ddim.evaluate.likelihood.bound import elbo
 from ddim.evaluate.likelihood.ode import NODES, ode_bits
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.noise.nodes import make_nodes
 
 __all__ = ["BitsPerDimension", "Estimate", "image_calls"]
@@ -34,9 +34,9 @@ class Estimate:
         return f"{self.mean:.3f} ± {self.error:.3f}"
 
 
-def image_calls(pipeline: Pipeline) -> int:
+def image_calls(model: Model) -> int:
     """Network calls that both figures of one image take."""
-    T = pipeline.schedule.T
+    T = model.schedule.T
     nodes = min(NODES, T)
     return T + 3 * (nodes - 1) + 2 * nodes
 
@@ -49,11 +49,11 @@ class BitsPerDimension:
     (:func:`~ddim.evaluate.likelihood.ode.ode_bits`). They are of different models, and not compared.
 
     Args:
-        pipeline: the model. A class-conditional one is told each image's class.
+        model: the model. A class-conditional one is told each image's class.
         data: real images it was not trained on.
         count: how many of them, in an order that seed 0 shuffles.
         path: the file; a measurement that was interrupted goes on from it.
-        tile: images in one network call.
+        batch_size: images in one network call.
         anew: begin anew, whatever is in the file.
 
     Raises:
@@ -63,29 +63,29 @@ class BitsPerDimension:
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        model: Model,
         data: ImageData,
         count: int,
         path: Path,
         *,
-        tile: int = 8,
+        batch_size: int = 8,
         anew: bool = False,
     ) -> None:
         if not 2 <= count <= len(data):
             raise InputError(f"bits of {count} images: {data.name} has 2 to {len(data)} for that")
-        if pipeline.schedule.T < 4:
+        if model.schedule.T < 4:
             raise InputError("bits per dimension need a schedule of at least 4 steps")
-        if pipeline.classes is not None and not labels_fit(data, pipeline.classes):
-            raise InputError(f"{data.name} has no labels for the {pipeline.classes} classes")
-        self.pipeline, self.data, self.count, self.tile = pipeline, data, count, tile
+        if model.classes is not None and not labels_fit(data, model.classes):
+            raise InputError(f"{data.name} has no labels for the {model.classes} classes")
+        self.model, self.data, self.count, self.batch_size = model, data, count, batch_size
         self.chosen = np.random.default_rng(0).permutation(len(data))[:count]
         self.path = Path(path)
         self._about = {
-            "model": pipeline.identity,
+            "model": model.identity,
             "data": sorted(data.checksums.values()) or _digest(data),
             "images": [len(data), *data.shape],
-            "dtype": str(pipeline.dtype).removeprefix("torch."),
-            "tile": tile,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "batch_size": batch_size,
         }
         self._values: dict[str, list[float]] = {"elbo": [], "ode": []}
         if self.path.exists() and not anew:
@@ -105,19 +105,19 @@ class BitsPerDimension:
 
     def run(self) -> Iterator[int]:
         """Measure what is left. Yields the images done, batch by batch."""
-        schedule = self.pipeline.schedule
+        schedule = self.model.schedule
         every = make_nodes(schedule, "uniform", schedule.T)
         while self.left:
             first = len(self._values["elbo"])
-            indices = range(first, min(first + self.tile, self.count))
+            indices = range(first, min(first + self.batch_size, self.count))
             wanted = torch.from_numpy(self.chosen[first : indices.stop])
-            x0 = from_pixels(self.data.batch(wanted)).to(self.pipeline.device)
+            x0 = from_pixels(self.data.batch(wanted)).to(self.model.device)
             labels = None
-            if self.pipeline.classes is not None:
+            if self.model.classes is not None:
                 found = self.data.labels(wanted)
                 assert found is not None
-                labels = found.to(self.pipeline.device)
-            denoiser = self.pipeline.denoiser(labels, clip=False)
+                labels = found.to(self.model.device)
+            denoiser = self.model.denoiser(labels, clip=False)
             bound = elbo(denoiser, schedule, every, x0, indices=indices).total
             density = ode_bits(denoiser, schedule, x0, indices=indices)
             self._values["elbo"] += bound.tolist()

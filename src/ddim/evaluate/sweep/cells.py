@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddim.base.errors import InputError
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.model.sampler import calibration_of, make_sampler, method_options
 from ddim.samplers.tableau import Tableau
 
@@ -46,14 +46,14 @@ class Cell:
         eta = {None: -1.0, SIGMA_HAT: math.inf}.get(self.eta, self.eta)
         return self.method != "ddim", self.method, self.nodes, eta, self.steps
 
-    def tableau(self, pipeline: Pipeline) -> Tableau:
+    def tableau(self, model: Model) -> Tableau:
         """The rows.
 
         Raises:
             InputError: unknown names, numbers out of range, a calibration that is not there.
         """
         if self.nodes == "calibrated":
-            return make_sampler(pipeline, self.nodes, self.steps)[1]
+            return make_sampler(model, self.nodes, self.steps)[1]
         name, *given = self.method.split(":")
         options: dict[str, Any] = method_options(name, given)
         if "eta" in options:
@@ -62,11 +62,11 @@ class Cell:
             name, options = "ddpm", {"variance": "large"}
         elif self.eta is not None:
             options["eta"] = self.eta
-        return make_sampler(pipeline, self.nodes, self.steps, name, **options)[1]
+        return make_sampler(model, self.nodes, self.steps, name, **options)[1]
 
 
 def plan_cells(
-    pipeline: Pipeline,
+    model: Model,
     steps: Sequence[int],
     etas: Sequence[float | str] = (0.0,),
     methods: Sequence[str] = ("ddim",),
@@ -81,15 +81,15 @@ def plan_cells(
     Raises:
         InputError: a cell that cannot be made; nothing to do.
     """
-    T = pipeline.schedule.T
+    T = model.schedule.T
     counts = list(dict.fromkeys(min(s, T) for s in steps))
     cells: list[Cell] = []
     for family in nodes:
         if family == "calibrated":
-            known = calibration_of(pipeline).samplers
+            known = calibration_of(model).samplers
             if known.keys().isdisjoint(counts):
                 there, asked = (", ".join(map(str, v)) for v in (sorted(known), counts))
-                raise InputError(f"{pipeline.name} is calibrated for {there} steps, not {asked}")
+                raise InputError(f"{model.name} is calibrated for {there} steps, not {asked}")
             cells += [Cell("calibrated", family, s) for s in counts if s in known]
             continue
         for method in methods:
@@ -99,7 +99,7 @@ def plan_cells(
     if not cells:
         raise InputError("there is no sampler to measure: give steps, methods and nodes")
     for cell in cells:
-        cell.tableau(pipeline)
+        cell.tableau(model)
     return cells
 
 

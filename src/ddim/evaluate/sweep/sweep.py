@@ -27,7 +27,7 @@ from ddim.evaluate.sweep.cells import Cell
 from ddim.evaluate.sweep.kept import CellFiles, load_images, save_images
 from ddim.evaluate.sweep.result import STRIP, Result
 from ddim.model.drawing import generate
-from ddim.model.model import Pipeline
+from ddim.model.model import Model
 from ddim.samplers.tableau import Tableau
 
 __all__ = ["Sweep"]
@@ -39,7 +39,7 @@ class Sweep:
     """Cells × seeds of one model in one folder.
 
     Args:
-        pipeline: the model.
+        model: the model.
         cells: as :func:`plan_cells` returns them.
         folder: where everything is kept. What is there already is gone on with.
         extractor: what images are measured by.
@@ -48,17 +48,17 @@ class Sweep:
         seeds: of the noise.
         floor: what as many real images measure, if known.
         teacher: on how many of the first images solver error is measured; 0 for none.
-        tile: images in one network call.
+        batch_size: images in one network call.
         anew: begin anew: what is in the folder goes when it begins.
 
     Raises:
         InputError: numbers out of range, a reference that was measured otherwise, or a folder that
-            was begun with another model, clipping, reference, N, tile or extractor.
+            was begun with another model, clipping, reference, N, batch_size or extractor.
     """
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        model: Model,
         cells: Sequence[Cell],
         folder: Path,
         extractor: Extractor,
@@ -68,7 +68,7 @@ class Sweep:
         seeds: Sequence[int] = (0,),
         floor: Comparison | None = None,
         teacher: int = 0,
-        tile: int = 8,
+        batch_size: int = 8,
         anew: bool = False,
     ) -> None:
         if n < 2:
@@ -77,19 +77,19 @@ class Sweep:
             raise InputError(f"seeds must be different numbers, at least one: {list(seeds)}")
         if teacher < 0:
             raise InputError(f"the teacher's images must not be fewer than 0: {teacher}")
-        self.pipeline, self.cells, self.folder = pipeline, list(cells), Path(folder)
+        self.model, self.cells, self.folder = model, list(cells), Path(folder)
         self.extractor, self.reference, self.floor = extractor, reference, floor
-        self.n, self.seeds, self.tile = n, list(seeds), tile
+        self.n, self.seeds, self.batch_size = n, list(seeds), batch_size
         self.teacher = min(teacher, n)
         self.labels = None
-        if pipeline.classes is not None:
-            self.labels = [i % pipeline.classes for i in range(n)]
-        self.tableaux = {cell: cell.tableau(pipeline) for cell in self.cells}
+        if model.classes is not None:
+            self.labels = [i % model.classes for i in range(n)]
+        self.tableaux = {cell: cell.tableau(model) for cell in self.cells}
         self._files = {
             cell: CellFiles(cell, self._folder(cell, tableau), extractor)
             for cell, tableau in self.tableaux.items()
         }
-        self._teacher = teacher_tableau(pipeline.schedule)
+        self._teacher = teacher_tableau(model.schedule)
         self._compared: dict[tuple[Path, int], Comparison] = {}
         self._anew = anew
         difference = extractor.identity.difference(reference.identity)
@@ -116,14 +116,14 @@ class Sweep:
 
     def _facts(self) -> dict[str, Any]:
         return {
-            "identity": self.pipeline.identity,
+            "identity": self.model.identity,
             "reference": self.reference.data,
-            "clipping": dataclasses.asdict(self.pipeline.clipping),
+            "clipping": dataclasses.asdict(self.model.clipping),
             "n": self.n,
-            "tile": self.tile,
+            "batch_size": self.batch_size,
             "threads": torch.get_num_threads(),
-            "device": self.pipeline.device.type,
-            "dtype": str(self.pipeline.dtype).removeprefix("torch."),
+            "device": self.model.device.type,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
             "extractor": dataclasses.asdict(self.extractor.identity),
         }
 
@@ -208,7 +208,7 @@ class Sweep:
         self, tableau: Tableau, seed: int, wanted: Sequence[int]
     ) -> Iterator[tuple[Tensor, list[int]]]:
         labels = None if self.labels is None else [self.labels[i] for i in wanted]
-        events = generate(self.pipeline, tableau, wanted, seed=seed, labels=labels, tile=self.tile)
+        events = generate(self.model, tableau, wanted, seed=seed, labels=labels, batch_size=self.batch_size)
         for event in events:
             if event.images is not None:
                 yield event.images, list(event.indices)
@@ -251,7 +251,7 @@ class Sweep:
             if files is None or files.cell in self.tableaux:
                 continue
             try:
-                tableau = files.cell.tableau(self.pipeline)
+                tableau = files.cell.tableau(self.model)
             except InputError:
                 continue  # of a calibration that is gone
             if self._folder(files.cell, tableau) == folder:
@@ -263,7 +263,7 @@ class Sweep:
     def _result(self, files: CellFiles, tableau: Tableau, seeds: list[int]) -> Result:
         figures = tuple(self._comparison(files, seed) for seed in seeds)
         kept = ((seed, files.first(seed)) for seed in (self.seeds[0], *seeds))
-        nothing = (self.seeds[0], torch.zeros(0, *self.pipeline.shape))
+        nothing = (self.seeds[0], torch.zeros(0, *self.model.shape))
         shown, first = next(((s, x) for s, x in kept if x is not None), nothing)
         path, errors = self._teacher_path(shown), ErrorSummary()
         if not tableau.stochastic and 0 < self.teacher <= len(first) and path.exists():
@@ -304,4 +304,4 @@ class Sweep:
 
     def _first(self, cell: Cell) -> Tensor:
         kept = None if self._anew else self._files[cell].first(self.seeds[0])
-        return torch.zeros(0, *self.pipeline.shape) if kept is None else kept
+        return torch.zeros(0, *self.model.shape) if kept is None else kept
