@@ -11,8 +11,9 @@ import tyro
 
 from ddim.base.errors import InputError
 from ddim.base.files import check_writable
+from ddim.base.progress import meter
 from ddim.cli.options import parse
-from ddim.cli.report import meter, print_json, table
+from ddim.cli.report import print_json, table
 from ddim.cli.sampler import RunOptions, open_model
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ import tyro
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing, write_bytes
+from ddim.base.progress import bar
 from ddim.cli.options import listed, numbers, parse
-from ddim.cli.report import bar, print_json, record, table
+from ddim.cli.report import print_json, record, table
 from ddim.cli.sampler import RunOptions, SamplerOptions, make_sampler, open_model
 
 if TYPE_CHECKING:
@@ -95,7 +96,12 @@ def main(argv: Sequence[str]) -> int:
     for text, steps, tableau in plan:
         start = time.perf_counter()
         events = generate(
-            model, tableau, range(options.n), seed=options.seed, labels=labels, batch_size=batch_size
+            model,
+            tableau,
+            range(options.n),
+            seed=options.seed,
+            labels=labels,
+            batch_size=batch_size,
         )
         total = -(-options.n // batch_size) * len(tableau.rows)
         bars = bar(events, total, f"{text}, {steps}", quiet=options.quiet)
@@ -117,7 +123,9 @@ def main(argv: Sequence[str]) -> int:
     write_bytes(output, _picture(drawn, captions))
     record(output, "compare", options.resolved(batch_size=batch_size), model=model.name)
     if options.json:
-        print_json({"output": str(output), "model": model.name, "batch_size": batch_size, "rows": rows})
+        print_json(
+            {"output": str(output), "model": model.name, "batch_size": batch_size, "rows": rows}
+        )
     else:
         print(table(rows))
         print(f"\n{output}: {options.n} images of each, from the same latents")

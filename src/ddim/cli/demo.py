@@ -12,8 +12,9 @@ import tyro
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
+from ddim.base.progress import bar
 from ddim.cli.options import parse
-from ddim.cli.report import bar, print_json, record, table
+from ddim.cli.report import print_json, record, table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +102,12 @@ def main(argv: Sequence[str]) -> int:
         label = f"{name} {len(tableau.rows):>4} steps"
         start = time.perf_counter()
         drawn = generate(
-            model, tableau, range(options.n), seed=options.seed, labels=labels, batch_size=batch_size
+            model,
+            tableau,
+            range(options.n),
+            seed=options.seed,
+            labels=labels,
+            batch_size=batch_size,
         )
         total = -(-options.n // batch_size) * len(tableau.rows)
         steps = bar(drawn, total, label, quiet=options.quiet)
@@ -121,10 +127,17 @@ def main(argv: Sequence[str]) -> int:
         for row in rows
     ]
     write_bytes(output, _picture(grids, captions))
-    resolved = dataclasses.replace(options, batch_size=batch_size, force=False, quiet=False, json=False)
+    resolved = dataclasses.replace(
+        options, batch_size=batch_size, force=False, quiet=False, json=False
+    )
     record(output, "demo", resolved, model=model.name)
     if options.json:
-        facts = {"output": str(output), "model": model.name, "images": options.n, "batch_size": batch_size}
+        facts = {
+            "output": str(output),
+            "model": model.name,
+            "images": options.n,
+            "batch_size": batch_size,
+        }
         print_json({**facts, "threads": torch.get_num_threads(), "runs": rows})
     else:
         print(table(rows))

@@ -16,9 +16,10 @@ import tyro
 from ddim.base.checksum import digest
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
+from ddim.base.progress import meter
 from ddim.cli.options import listed, numbers, parse
 from ddim.cli.reference import ReferenceOptions, held_out, real_images
-from ddim.cli.report import meter, print_json, record, table
+from ddim.cli.report import print_json, record, table
 from ddim.cli.sampler import RunOptions, open_model
 from ddim.cli.sweep_report import BITS, sweep_facts, write_sweep
 

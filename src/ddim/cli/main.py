@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from ddim import __version__
-from ddim.base.errors import InputError, unknown
+from ddim.base.errors import InputError, RunError, unknown
 
 __all__ = ["VERBS", "main"]
 
@@ -97,7 +97,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f" {error.filename}" if error.filename else ""
         text = f"cannot write or read{where}: {error.strerror}"
-    expected = isinstance(error, (InputError, OSError)) or type(error).__module__ == "ddim.errors"
+    expected = isinstance(error, (InputError, RunError, OSError))
     return text if expected else f"{type(error).__name__}: {text} (--debug shows where)"
 
 

@@ -15,8 +15,9 @@ import tyro
 
 from ddim.base.errors import InputError
 from ddim.base.files import read_json, refuse_existing, write_bytes, write_json
+from ddim.base.records import read_toml
 from ddim.cli.files import DataOptions, make_figure, read_images, save_figure
-from ddim.cli.options import parse, read_toml
+from ddim.cli.options import parse
 from ddim.cli.report import print_json, record, table
 from ddim.cli.sampler import RunOptions, open_model
 
@@ -111,7 +112,10 @@ def main(argv: Sequence[str]) -> int:
         print_json({"output": str(output), "images": len(images), "rows": list(rows.values())})
     else:
         print(table(shown))
-        print(f"\n{output}: {len(images)} images of {options.data}, {model.name}, batch_size {batch_size}")
+        print(
+            f"\n{output}: {len(images)} images of {options.data}, {model.name}, "
+            f"batch_size {batch_size}"
+        )
     failed = [row for row in rows.values() if row["unsolved"]]
     for row in failed:
         listed = ", ".join(map(str, row["unsolved"][:20]))

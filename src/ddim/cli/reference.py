@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddim.base.errors import InputError
-from ddim.cli.report import meter
+from ddim.base.progress import meter
 
 if TYPE_CHECKING:
     from ddim.cli.evaluate import EvaluateOptions

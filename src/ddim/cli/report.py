@@ -1,45 +1,19 @@
-"""What the verbs share in talking to people: tables, JSON, bars, the record of a run."""
+"""What the verbs share in talking to people: tables, JSON, the record of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import platform
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from ddim import __version__
 from ddim.base.files import write_bytes
-from ddim.cli.options import to_toml
+from ddim.base.records import to_toml
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-__all__ = ["bar", "meter", "print_json", "record", "recorded", "table"]
-
-T = TypeVar("T")
-
-
-def bar(
-    items: Iterable[T], total: int, label: str, *, quiet: bool, unit: str = "step"
-) -> Iterator[T]:
-    """A progress bar on stderr, over the items."""
-    return iter(meter(quiet=quiet, iterable=items, total=total, desc=label, unit=unit))
-
-
-def meter(*, quiet: bool, **settings: Any) -> tqdm:
-    """A progress bar on stderr; where that is a file it speaks every ten seconds only.
-
-    Args:
-        quiet: none at all.
-        settings: tqdm's own.
-    """
-    from tqdm import tqdm
-
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(disable=quiet, file=sys.stderr, mininterval=interval, **settings)
+__all__ = ["print_json", "record", "recorded", "table"]
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:

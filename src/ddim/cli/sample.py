@@ -13,6 +13,8 @@ import tyro
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
+from ddim.base.progress import bar
+from ddim.base.records import read_toml
 from ddim.cli.files import (
     DataOptions,
     clear_images,
@@ -21,8 +23,8 @@ from ddim.cli.files import (
     read_mask,
     write_images,
 )
-from ddim.cli.options import parse, read_toml
-from ddim.cli.report import bar, print_json, record, recorded
+from ddim.cli.options import parse
+from ddim.cli.report import print_json, record, recorded
 from ddim.cli.sampler import SamplerOptions, make_sampler
 
 if TYPE_CHECKING:
@@ -125,7 +127,13 @@ def main(argv: Sequence[str]) -> int:
 
     # What decides the images, and not how they are asked for.
     resolved = dataclasses.replace(
-        options, steps=len(nodes) - 1, batch_size=batch_size, force=False, resume=False, quiet=False, json=False
+        options,
+        steps=len(nodes) - 1,
+        batch_size=batch_size,
+        force=False,
+        resume=False,
+        quiet=False,
+        json=False,
     )
     wanted = list(range(options.n))
     if options.resume:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
+from ddim.base.progress import meter
 from ddim.cli.options import parse
-from ddim.cli.report import meter, print_json, record
+from ddim.cli.report import print_json, record
 from ddim.train.config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:

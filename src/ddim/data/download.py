@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from ddim.base.checksum import mismatch
 from ddim.base.errors import RunError
+from ddim.base.progress import meter
 
 __all__ = ["fetch"]
 
@@ -73,17 +75,15 @@ def _attempt(url: str, part: Path, dest: Path, checksum: str, of_uncompressed: b
 
 def _stream(url: str, part: Path) -> None:
     """Write what is at `url` to `part`, with the length that the server announced."""
-    from tqdm import tqdm
-
     request = urllib.request.Request(url, headers={"User-Agent": _USER_AGENT})
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, part.open("wb") as file:
         total = response.length  # None where the server does not say
         name = url.rpartition("/")[2]
-        # disable=None: no bar unless stderr is a terminal.
-        with tqdm(desc=name, total=total, unit="B", unit_scale=True, disable=None) as bar:
+        quiet = not sys.stderr.isatty()
+        with meter(quiet=quiet, desc=name, total=total, unit="B", unit_scale=True) as progress:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
-                bar.update(len(chunk))
+                progress.update(len(chunk))
         # http.client notices a connection that closed early only when it reads to the end at once.
         if total is not None and file.tell() != total:
             raise ConnectionError(f"truncated, {file.tell()} of {total} bytes")
