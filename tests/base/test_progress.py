@@ -1,12 +1,13 @@
-"""What the verbs share in talking to people."""
+"""Bars on a terminal, in a file and not at all."""
 
 import io
+import subprocess
 import sys
 import time
 
 import pytest
 
-from ddim.cli.report import bar
+from ddim.base.progress import bar
 
 
 class Stream(io.StringIO):
@@ -33,3 +34,8 @@ def test_a_bar_moves_on_a_terminal_and_is_short_in_a_file(monkeypatch, terminal)
 def test_a_quiet_bar(capsys):
     assert list(bar([1, 2], 2, "drawing", quiet=True)) == [1, 2]
     assert capsys.readouterr() == ("", "")
+
+
+def test_tqdm_is_imported_when_a_bar_is_drawn():
+    script = "import sys, ddim.base.progress; sys.exit('tqdm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
