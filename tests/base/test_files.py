@@ -3,11 +3,23 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
-from ddim.base.files import read_json, refuse_existing, replacing, write_bytes, write_json
+from ddim.base.files import (
+    locked,
+    read_json,
+    refuse_existing,
+    replacing,
+    write_bytes,
+    write_json,
+)
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -97,3 +109,111 @@ def test_existing_output_is_refused_unless_forced(tmp_path, refuses):
         refuse_existing(path / "image.png", force=False)
     refuse_existing(path, force=True)
     assert json.dumps([p.name for p in path.iterdir()]) == '["image.png"]'
+    (path / "image.png").rename(path / ".lock")
+    refuse_existing(path, force=False)  # left by a killed process
+
+
+# -- locks ----------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from pathlib import Path
+from ddim.base.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    """Another process that holds the lock until its standard input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.fixture(params=["folder", "file", "new file"])
+def output(request, tmp_path) -> Path:
+    path = tmp_path / "out"
+    if request.param == "folder":
+        path.mkdir()
+    elif request.param == "file":
+        path.write_bytes(b"old")
+    return path
+
+
+def test_one_writer_for_each_output(tmp_path, output, refuses):
+    (tmp_path / "link").symlink_to(output)
+    with hold(output) as other:
+        for same in (output, tmp_path / "link", tmp_path / "." / ".." / tmp_path.name / "out"):
+            with refuses(f"^{same} is being written by another process"), locked(same):
+                pass
+        with locked(tmp_path / "another"):
+            pass
+        other.communicate()
+    assert other.returncode == 0
+    with locked(output):
+        pass
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith("lock")]
+
+
+def test_trap_a_killed_holder_blocks_nobody(tmp_path, output):
+    with hold(output) as other:
+        other.send_signal(signal.SIGKILL)
+        other.communicate()
+    assert other.returncode == -signal.SIGKILL
+    assert [path for path in tmp_path.rglob("*") if path.name.endswith("lock")]  # it was killed
+    with locked(output):
+        pass
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith("lock")]
+
+
+def test_a_lock_within_one_process(tmp_path, refuses):
+    with locked(tmp_path):
+        with refuses("is being written"), locked(tmp_path):
+            pass
+        with refuses("is being written"), locked(tmp_path):
+            pass  # a refusal has given nothing back
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path):
+        raise KeyboardInterrupt
+    held = locked(tmp_path)
+    held.__enter__()
+    thread = threading.Thread(target=held.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join()
+    with locked(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert not list(tmp_path.iterdir())
+
+
+COUNTER = """
+import sys
+from pathlib import Path
+from ddim.base.errors import InputError
+from ddim.base.files import locked
+path = Path(sys.argv[1])
+done = 0
+while done < 100:
+    try:
+        with locked(path):
+            path.write_text(str(int(path.read_text()) + 1))
+            done += 1
+    except InputError:
+        pass
+"""
+
+
+def test_trap_removing_the_lock_file_lets_no_second_writer_in(tmp_path):
+    """Whoever opened it before it went must not take it for the lock."""
+    path = tmp_path / "count"
+    path.write_text("0")
+    command = [sys.executable, "-c", COUNTER, str(path)]
+    writers = [subprocess.Popen(command) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert path.read_text() == "300"

@@ -85,8 +85,18 @@ def test_found_in_the_root_or_below_it(
 def test_root_from_the_environment(small_mnist: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DDIM_DATA", str(small_mnist))
     assert len(load_data("mnist", download=False)) == 3
-    monkeypatch.delenv("DDIM_DATA")
-    assert named.data_root() == Path.home() / ".cache/ddim/data"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="every system has a place of its own")
+def test_root_in_the_cache_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DDIM_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert named.data_root() == tmp_path / ".cache" / "ddim" / "data"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert named.data_root() == tmp_path / "caches" / "ddim" / "data"
+    monkeypatch.setenv("DDIM_DATA", "~/sets")
+    assert named.data_root() == tmp_path / "sets"
 
 
 def test_changed_file_is_refused(small_mnist: Path):

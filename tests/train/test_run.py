@@ -370,6 +370,28 @@ def test_a_run_begun_anew_forgets_the_old_one(tmp_path, config):
     assert lines(tmp_path / "anew") == []
 
 
+def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(tmp_path, config, refuses):
+    train(Run(config, tmp_path / "whole"))
+    folder = tmp_path / "one"
+    first = Run(config, folder)
+    for step in first.steps():
+        if step.step in (2, 6):  # before and after the first checkpoint
+            for resume in (False, True):
+                with refuses(f"{folder} is being written by another process"):
+                    Run(config, folder, resume=resume)
+    assert_same(tmp_path / "whole", folder)
+    assert Run(config, folder, resume=True).state.step == 12  # the first has ended
+    assert not (folder / ".lock").exists()
+
+
+def test_a_refused_checkpoint_gives_the_folder_back(tmp_path, config, refuses):
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_text("text, and quite some of it")
+    with refuses("is not a safetensors file"):
+        Run(config, tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+
+
 def test_checkpoints_that_cannot_be_resumed(tmp_path, config, refuses):
     path = tmp_path / "checkpoint.safetensors"
     path.write_text("text, and quite some of it")

@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves the old one or the new one, never half."""
+"""Writing files so that a kill leaves the old one or the new one, and one process at a time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ddim.base.errors import InputError
 
 __all__ = [
     "check_writable",
+    "locked",
     "read_json",
     "refuse_existing",
     "replacing",
@@ -80,6 +81,47 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep every other process, and every other call in this one, from writing the same output.
+
+    The system holds the lock, so that it goes with a process that is killed; the file that it is
+    held on, hidden in a folder and beside a file, is empty and removed at the end.
+
+    Args:
+        path: the output. A folder must exist; that of a file is made if need be.
+
+    Raises:
+        InputError: somebody else is writing it.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    lock = _lock_file(path)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    # Not a lock of the thread, which another thread could not give back.
+    held = FileLock(lock, timeout=0, thread_local=False, preserve_lock_file=True)
+    try:
+        held.acquire()
+    except Timeout:
+        raise InputError(
+            f"{path} is being written by another process: wait for it, or choose another output"
+        ) from None
+    try:
+        yield
+    finally:
+        # While it is held: whoever opened the file before it went is refused it, and whoever comes
+        # later makes a new one. Windows removes no open file; left there, it blocks nobody.
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        held.release()
+
+
+def _lock_file(path: Path) -> Path:
+    path = path.resolve()
+    return path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+
+
 def check_writable(path: Path) -> None:
     """Refuse a file that could not be written in the end, before the work for it is done.
 
@@ -98,11 +140,12 @@ def refuse_existing(path: Path, *, force: bool, other: str = "another --output")
     """Refuse to write over something, unless told to.
 
     Raises:
-        InputError: the path exists (as a folder: and is not empty), and ``force`` is off.
+        InputError: the path exists (as a folder: and holds more than the lock of a killed process),
+            and ``force`` is off.
     """
     path = Path(path)
     if force or not path.exists():
         return
-    if path.is_dir() and not any(path.iterdir()):
+    if path.is_dir() and all(p.name == ".lock" for p in path.iterdir()):
         return
     raise InputError(f"{path} exists already: give --force to write over it, or {other}")

@@ -47,7 +47,7 @@ def load_data(
             elsewhere it must be what the images have.
         channels: Number of channels, 1 or 3. Image files are converted to it (3 if None);
             elsewhere it must be what the images have.
-        root: Where named sets are kept; ``DDIM_DATA`` or ``~/.cache/ddim/data`` if None.
+        root: Where named sets are kept; :func:`~ddim.data.named.data_root` if None.
         download: Whether a named set that is not there may be downloaded.
 
     Raises:

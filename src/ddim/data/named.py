@@ -87,8 +87,17 @@ ALIASES = {"fashion": "fashion-mnist"}
 
 
 def data_root() -> Path:
-    """Where named sets are kept: the environment's ``DDIM_DATA``, or ``~/.cache/ddim/data``."""
-    return Path(os.environ.get("DDIM_DATA") or "~/.cache/ddim/data").expanduser()
+    """Where named sets are kept: the environment's ``DDIM_DATA``, or the user's cache folder.
+
+    That is ``~/.cache/ddim/data`` on Linux (below ``XDG_CACHE_HOME``, if set),
+    ``~/Library/Caches/ddim/data`` on macOS.
+    """
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get("DDIM_DATA")
+    if chosen:
+        return Path(chosen).expanduser()
+    return user_cache_path("ddim", appauthor=False) / "data"
 
 
 def load_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ddim.base.device import pick_device, set_threads
 from ddim.base.errors import InputError, RunError
-from ddim.base.files import read_json, write_bytes
+from ddim.base.files import locked, read_json, write_bytes
 from ddim.checkpoints.diffusers import FACTS
 from ddim.data import pixels as images
 from ddim.data.base import ImageData
@@ -103,6 +104,7 @@ class Run:
 
     ``metrics.jsonl`` gets a line every ``log_every`` steps; ``checkpoint.safetensors`` the whole
     state; ``model/`` the averaged weights as a model folder; ``samples/`` grids drawn with them.
+    From its making to the end of :meth:`steps` the run keeps every other out of its folder.
 
     Args:
         config: the run.
@@ -110,7 +112,8 @@ class Run:
         resume: go on from the folder's checkpoint, if it has one.
 
     Raises:
-        InputError: bad data, a network that does not fit it, a checkpoint of another run.
+        InputError: bad data, a network that does not fit it, a checkpoint of another run, a folder
+            that another run is writing.
     """
 
     def __init__(self, config: TrainConfig, output: Path, *, resume: bool = False) -> None:
@@ -133,25 +136,32 @@ class Run:
         self._interval = [0.0, 0.0]
         self.loss = float("nan")
         self._saved: TrainConfig | None = None
-        if resumed:
-            saved = read_checkpoint(checkpoint)
-            before, now = saved.facts["data"]["sha256"], self.data.checksums
-            if sorted(before.values()) != sorted(now.values()):
-                raise InputError(f"{config.data} is not the data that the run was begun with")
-            load_checkpoint(saved, self.state)
-            self._saved = saved.config
-            self.origin = saved.facts.get("init")
-            self._interval = list(saved.facts["interval"])
         board = _board_class() if config.tensorboard else None
-        # From here on nothing can be refused any more.
+        # A new run can be refused for one reason only from here on: that its folder is locked.
         self.output.mkdir(parents=True, exist_ok=True)
-        if not resumed:
-            checkpoint.unlink(missing_ok=True)
-            for name in ("samples", "tensorboard"):
-                shutil.rmtree(self.output / name, ignore_errors=True)
-        self._truncate_metrics()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(self.output))
+            if resumed:
+                self._load(checkpoint)
+            else:
+                checkpoint.unlink(missing_ok=True)
+                for name in ("samples", "tensorboard"):
+                    shutil.rmtree(self.output / name, ignore_errors=True)
+            self._truncate_metrics()
+            self._lock = stack.pop_all()
         seen = self.state.step * config.batch_size
         self._board = board and board(str(self.output / "tensorboard"), purge_step=seen + 1)
+
+    def _load(self, checkpoint: Path) -> None:
+        """Take the state of a checkpoint, if it is one of this run."""
+        saved = read_checkpoint(checkpoint)
+        before, now = saved.facts["data"]["sha256"], self.data.checksums
+        if sorted(before.values()) != sorted(now.values()):
+            raise InputError(f"{self.config.data} is not the data that the run was begun with")
+        load_checkpoint(saved, self.state)
+        self._saved = saved.config
+        self.origin = saved.facts.get("init")
+        self._interval = list(saved.facts["interval"])
 
     def _fresh_state(self, init: str | None) -> TrainState:
         with torch.random.fork_rng([]):
@@ -195,8 +205,12 @@ class Run:
         """Train to the end of the configuration, saving as it goes.
 
         The state is saved too when the caller stops early, by closing the iterator. See
-        :func:`~ddim.train.loop.fit`.
+        :func:`~ddim.train.loop.fit`. For more steps after the end, make the run again.
         """
+        with self._lock:
+            yield from self._steps()
+
+    def _steps(self) -> Generator[TrainStep, None, None]:
         config = self.config
         data = _Scaled(self.data)
         if self._saved is not None:
