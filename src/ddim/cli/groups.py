@@ -1,0 +1,169 @@
+"""The groups of options that verbs share, each declared once. No torch here.
+
+A verb's dataclass has groups as fields, with other defaults where it needs them; their names stay
+flat on the command line and in a file. A field whose None or nothing stands for something says what
+by :func:`unset`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+__all__ = [
+    "ConditionOptions",
+    "Count",
+    "DataOptions",
+    "ForceOptions",
+    "ModelOptions",
+    "NetworkOptions",
+    "OutputOptions",
+    "ReportOptions",
+    "RunOptions",
+    "SamplerOptions",
+    "SweepOptions",
+    "unset",
+]
+
+
+def unset(meaning: str, metavar: str | None = None) -> object:
+    """The mark of an option whose None or nothing stands for something, which its help shows.
+
+    Args:
+        meaning: what no value stands for.
+        metavar: what the help calls a value.
+    """
+
+    def hint(shown: str) -> str:
+        return f"(default: {meaning if shown in _NOTHING else shown})"
+
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
+
+
+_NOTHING = ("None", "", "''")
+_SWITCH = tyro.conf.arg(help_behavior_hint="")
+
+Count = Annotated[int, tyro.conf.arg(aliases=("-n",))]
+"""The type of a field ``n``, which is also written -n."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """Which network, and how it is taken."""
+
+    model: str = "mnist"
+    """Shipped model, model folder, training run, checkpoint of any known kind, FILE.py:NAME."""
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Precision of the network; the states are at least float32."""
+    null_label: Annotated[int | None, unset("the model's own", "LABEL")] = None
+    """The label that stands for no class, which guidance needs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerOptions:
+    """Method, steps and nodes."""
+
+    method: str = "ddim"
+    """Sampler, with its options: ddim, ddpm, dpmpp:order=3, ..., calibrated or FILE.py:NAME."""
+    steps: Annotated[int | None, unset("50", "INT")] = None
+    """Steps, from 1 to T; a list of nodes has its own number of them."""
+    nodes: Annotated[tuple[str, ...], unset("uniform", "NAME|K ...")] = ("uniform",)
+    """Where the steps stop: uniform, quadratic, log-snr and so on, or a list like 500,250,0."""
+    eta: Annotated[float | None, unset("the method's own", "FLOAT")] = None
+    """DDIM's η: 0 is deterministic, 1 is as random as DDPM."""
+    order: Annotated[int | None, unset("the method's own", "INT")] = None
+    """Order, for methods that have several."""
+    option: Annotated[tuple[str, ...], unset("none", "KEY=VALUE ...")] = ()
+    """Other options of the method: variance=large for ddpm."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions:
+    """Which samplers: every combination of these lists, written 5,10,20 or 5 10 20."""
+
+    methods: Annotated[tuple[str, ...], unset("none", "METHOD ...")] = ("ddim",)
+    """Samplers, with their options as in dpmpp:order=3."""
+    steps: Annotated[tuple[str, ...], unset("none", "INT ...")] = ("5", "10", "20", "50")
+    """Numbers of steps; numbers above T are capped at T."""
+    eta: Annotated[tuple[str, ...], unset("the method's own", "FLOAT ...")] = ("0",)
+    """DDIM's η: 0 is deterministic, 1 is DDPM's, sigma-hat is DDPM's larger variance."""
+    nodes: Annotated[tuple[str, ...], unset("uniform", "NODES ...")] = ("uniform",)
+    """Families of nodes, or lists, each like 500-250-0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionOptions:
+    """What the images are conditioned on."""
+
+    labels: Annotated[tuple[int, ...], unset("every class in turn", "LABEL ...")] = ()
+    """Classes, repeated in this order."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1 is none."""
+    clip: Annotated[
+        bool | None, tyro.conf.FlagConversionOff, unset("the model's own", "{true,false}")
+    ] = None
+    """Clip the predicted x0 to [-1, 1]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Which images."""
+
+    data: Annotated[str, unset("none")] = "mnist"
+    """Data set's name, image, folder of images, of IDX or of CIFAR-10 files, or .npz."""
+    data_root: Annotated[str | None, unset("the user's cache", "FOLDER")] = None
+    """The folder that named data sets are kept in and downloaded to."""
+    split: Annotated[str | None, unset("test where there is one", "NAME")] = None
+    """The part of the data set: train or test."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ForceOptions:
+    """What may be written over."""
+
+    force: Annotated[bool, _SWITCH] = False
+    """Write over what is there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Output:
+    output: Annotated[str, unset("none", "PATH")]
+    """The file or folder to write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputOptions(ForceOptions, _Output):
+    """Where to write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions:
+    """How the network is called."""
+
+    batch_size: Annotated[
+        int | None,
+        unset("8 on a CPU for images up to 64 x 64, 1 above; on a GPU what fills it", "INT"),
+    ] = None
+    """Images in one network call; it decides the last bits. 1 has the lowest latency."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    threads: Annotated[int | None, unset("torch's own", "INT")] = None
+    """CPU threads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """What is printed."""
+
+    json: Annotated[bool, _SWITCH] = False
+    """Print one JSON document instead of text."""
+    quiet: Annotated[bool, _SWITCH] = False
+    """Show no progress bars."""
+
+
+# The fields of the last base come first.
+@dataclasses.dataclass(frozen=True)
+class RunOptions(ReportOptions, NetworkOptions):
+    """How to run."""
