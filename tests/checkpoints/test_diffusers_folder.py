@@ -21,7 +21,7 @@ from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.draws import Noise
 from ddim.noise.nodes import uniform
 from ddim.noise.schedule import Schedule
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import make_tableau
 
 T = 20
 SHAPE = (1, 8, 8)

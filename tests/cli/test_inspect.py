@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ddim.noise.schedule import Schedule
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import make_tableau
 
 
 def strict(text: str) -> dict:

@@ -20,7 +20,7 @@ from ddim.noise.draws import Noise
 from ddim.noise.nodes import make_nodes
 from ddim.noise.schedule import Level, Schedule
 from ddim.samplers.loop import final, integrate
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import make_tableau
 from ddim.train.loss import diffusion_loss
 
 SHAPE = (2, 4, 4)

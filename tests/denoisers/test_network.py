@@ -17,7 +17,7 @@ from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.nodes import uniform
 from ddim.noise.schedule import Level, Schedule
 from ddim.samplers.loop import final, integrate
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import make_tableau
 
 LEVEL = Level(0.6, 0.8, 41.0)
 

@@ -23,7 +23,7 @@ from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.draws import Noise
 from ddim.noise.nodes import uniform
 from ddim.noise.schedule import Schedule
-from ddim.samplers.registry import METHODS, make_tableau
+from ddim.samplers.sampler import METHODS, make_tableau
 from ddim.samplers.tableau import Tableau
 
 T = 20

@@ -15,7 +15,7 @@ from ddim.noise.nodes import NODES
 from ddim.noise.schedule import Schedule
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.methods.reversible import bdia
-from ddim.samplers.registry import METHODS, make_tableau
+from ddim.samplers.sampler import METHODS, make_tableau
 
 SCHEDULES = {
     "linear": lambda T: Schedule.linear(T, scaled=T >= 20),

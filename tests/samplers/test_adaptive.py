@@ -11,7 +11,7 @@ from ddim.noise.nodes import uniform
 from ddim.noise.schedule import Schedule
 from ddim.samplers.adaptive import solve_adaptively
 from ddim.samplers.loop import final, integrate
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import make_tableau
 
 DATA = Gaussian(0.3, 0.5)
 X = torch.tensor([[0.7, -1.1], [2.0, 0.1]], dtype=torch.float64)

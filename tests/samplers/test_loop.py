@@ -14,7 +14,7 @@ from ddim.noise.nodes import uniform
 from ddim.noise.schedule import Level, Schedule
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.methods.ddim import ddim, ddpm
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import make_tableau
 from ddim.samplers.tableau import Row, State, Tableau
 
 SCHEDULE = Schedule.linear(100, scaled=True)

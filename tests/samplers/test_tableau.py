@@ -15,7 +15,7 @@ from ddim.noise.nodes import NODES
 from ddim.noise.schedule import Level, Schedule
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.methods.ddim import ddim, ddpm
-from ddim.samplers.registry import METHODS, make_tableau
+from ddim.samplers.sampler import METHODS, make_tableau
 from ddim.samplers.tableau import Row, State, Tableau
 
 SCHEDULES = {

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,27 +19,25 @@ from torch import Tensor
 from ddim.base.errors import InputError
 from ddim.calibration.trajectory import Trajectory, fit_weights, shortest_path
 from ddim.noise.nodes import Nodes, log_snr, quadratic, spread, uniform
-from ddim.noise.schedule import Schedule
 from ddim.samplers.loop import final, integrate
-from ddim.samplers.methods.learned import learned
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import Sampler
 from ddim.samplers.tableau import Tableau
 
-__all__ = ["CalibratedSampler", "Calibration", "calibrate", "endpoint_errors", "most_work"]
+__all__ = ["Calibration", "endpoint_errors", "most_work", "search_sampler"]
 
 POWERS = (1.0, 1.5, 2.0, 3.0)
 RHO_POWERS = (3.0, 7.0, 10.0)
 START_RHOS = (80.0, 40.0, 25.0, 15.0, 10.0)
-METHODS: tuple[tuple[str, dict[str, object]], ...] = (
-    ("ddim", {}),
-    ("gradient-estimation", {}),
-    ("plms", {"order": 2}),
-    ("plms", {"order": 4}),
-    ("deis", {"order": 2, "variable": "t"}),
-    ("deis", {"order": 3, "variable": "t"}),
-    ("dpmpp", {"order": 2}),
-    ("unipc", {"order": 2}),
-    ("unipc", {"order": 3}),
+METHODS = (
+    "ddim",
+    "gradient-estimation",
+    "plms:order=2",
+    "plms:order=4",
+    "deis:order=2:variable=t",
+    "deis:order=3:variable=t",
+    "dpmpp:order=2",
+    "unipc:order=2",
+    "unipc:order=3",
 )
 """One network call a step each, so that the number of steps is the number of calls."""
 
@@ -50,45 +47,11 @@ BEST = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class CalibratedSampler:
-    """Nodes, a method and, where they were fitted, weights.
-
-    Attributes:
-        nodes: falling, to 0; the first may lie below T.
-        method: a key of :data:`ddim.METHODS`, or ``learned``.
-        options: of the method.
-    """
-
-    nodes: Nodes
-    method: str = "ddim"
-    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
-
-    @property
-    def calls(self) -> int:
-        """Network calls for one image."""
-        return len(self.nodes) - 1
-
-    def tableau(self, schedule: Schedule) -> Tableau:
-        """The rows.
-
-        Raises:
-            InputError: nodes or options that do not fit the schedule.
-        """
-        if self.method == "learned":
-            return learned(schedule, self.nodes, **self.options)  # pyright: ignore[reportArgumentType]
-        return make_tableau(schedule, self.nodes, self.method, **self.options)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"nodes": list(self.nodes), "method": self.method, "options": dict(self.options)}
-
-
-@dataclasses.dataclass(frozen=True)
 class Calibration:
     """What was found for one number of calls.
 
     Attributes:
-        sampler: the best one.
+        sampler: the best one, on nodes of its own: what :func:`ddim.sample` takes.
         errors: by sampler's name, the RMS to the teacher's images on [-1, 1], the median and the
             mean over latents that took part in no choice: DDIM on ``uniform``, ``quadratic`` and
             ``log-snr`` nodes and on those of ``dynamic programming``; the stages on the way,
@@ -100,7 +63,7 @@ class Calibration:
         counts: images for fitting, for choosing and for reporting.
     """
 
-    sampler: CalibratedSampler
+    sampler: Sampler
     errors: dict[str, tuple[float, float]]
     path: Nodes
     moments: NDArray[np.float64]
@@ -137,7 +100,7 @@ def _rms(images: Tensor, exact: Tensor) -> NDArray[np.float64]:
     return np.where(np.isfinite(error), error, np.inf)
 
 
-def calibrate(
+def search_sampler(
     calls: int,
     fit: Trajectory,
     choose: Trajectory,
@@ -159,7 +122,8 @@ def calibrate(
 
     Args:
         calls: S, from 2 to T.
-        fit: a fine solver's images from latents to fit to (see :func:`~ddim.calibration.trajectory.follow`).
+        fit: a fine solver's images from latents to fit to (see
+            :func:`~ddim.calibration.trajectory.follow`).
         choose: others, to choose by.
         report: others, to report on.
         weights: whether to fit weights too.
@@ -187,19 +151,19 @@ def calibrate(
     stages = {"searched": search.families()}
     stages["moved"] = search.moves(stages["searched"], moves // 2 if weights else moves, rng)
     if weights:
-        grids = (stages["moved"].nodes, quadratic(schedule, calls), *search.promising)
+        grids = (stages["moved"].place(schedule), quadratic(schedule, calls), *search.promising)
         fitted = min(map(search.fit, grids), key=lambda sampler: search.score(sampler, "weights"))
         stages["weighted"] = search.moves(fitted, moves - moves // 2, rng)
 
-    def errors(sampler: CalibratedSampler, teacher: Trajectory) -> NDArray[np.float64]:
+    def errors(sampler: Sampler, teacher: Trajectory) -> NDArray[np.float64]:
         say("measuring", calls * len(teacher.end))
         return endpoint_errors(teacher, sampler.tableau(schedule))
 
     chosen = min(stages.values(), key=lambda sampler: _score(errors(sampler, choose)))
     path = shortest_path(fit, calls)
     families = {"uniform": uniform, "quadratic": quadratic, "log-snr": log_snr}
-    named = {name: CalibratedSampler(make(schedule, calls)) for name, make in families.items()}
-    named |= {"dynamic programming": CalibratedSampler(path), **stages}
+    named = {name: Sampler(nodes=make(schedule, calls)) for name, make in families.items()}
+    named |= {"dynamic programming": Sampler(nodes=path), **stages}
     measured = {name: errors(sampler, report) for name, sampler in named.items()}
     found = {name: (float(np.median(e)), float(e.mean())) for name, e in measured.items()}
     taken = next(name for name, sampler in stages.items() if sampler is chosen)
@@ -214,9 +178,14 @@ def calibrate(
 
 
 def most_work(
-    calls: int, counts: tuple[int, int, int], batch_size: int, *, weights: bool = True, moves: int = MOVES
+    calls: int,
+    counts: tuple[int, int, int],
+    batch_size: int,
+    *,
+    weights: bool = True,
+    moves: int = MOVES,
 ) -> int:
-    """The most images times network calls that :func:`calibrate` tells `watch` of.
+    """The most images times network calls that :func:`search_sampler` tells `watch` of.
 
     Args:
         calls: S.
@@ -240,8 +209,12 @@ def _score(errors: NDArray[np.float64]) -> float:
     return float(np.exp(np.log(np.maximum(errors, 1e-12)).mean()))
 
 
-def _key(sampler: CalibratedSampler, count: int | None) -> tuple[object, ...]:
-    return (sampler.nodes, sampler.method, str(sorted(sampler.options.items())), count)
+def _methods(calls: int) -> list[str]:
+    """Those that are tried, of orders that so few calls reach."""
+    found = [Sampler.parse(text) for text in METHODS]
+    orders = [min(order, calls) if (order := s.options.get("order")) else None for s in found]  # pyright: ignore[reportArgumentType]
+    kept = [s if o is None else s.replace(order=o) for s, o in zip(found, orders, strict=True)]
+    return list(dict.fromkeys(map(str, kept)))
 
 
 class _Search:
@@ -251,40 +224,40 @@ class _Search:
         self.teacher, self.calls, self.say = teacher, calls, say
         self.schedule = teacher.schedule
         self.log_rho = -self.schedule.lam[1:]  # the last is infinite where α = 0
-        self.seen: dict[tuple[object, ...], float] = {}
-        self.fitted: dict[Nodes, CalibratedSampler] = {}
+        self.seen: dict[tuple[Sampler, int | None], float] = {}
+        self.fitted: dict[Nodes, Sampler] = {}
         self.promising: tuple[Nodes, ...] = ()
 
-    def score(self, sampler: CalibratedSampler, stage: str, count: int | None = None) -> float:
+    def score(self, sampler: Sampler, stage: str, count: int | None = None) -> float:
         """How far from the teacher it ends, on the latents to fit to or the first of them."""
-        key = _key(sampler, count)
+        key = (sampler, count)
         if key not in self.seen:
             errors = endpoint_errors(self.teacher, sampler.tableau(self.schedule), count)
             self.seen[key] = _score(errors)
             self.say(stage, self.calls * len(errors))
         return self.seen[key]
 
-    def fit(self, nodes: Nodes) -> CalibratedSampler:
+    def fit(self, nodes: Nodes) -> Sampler:
         """The sampler with weights on these nodes."""
         if nodes not in self.fitted:
             weights, ends = fit_weights(self.teacher, nodes)
-            sampler = CalibratedSampler(nodes, "learned", {"weights": weights})
+            sampler = Sampler("learned", nodes=nodes, weights=weights)
             self.fitted[nodes] = sampler
             # What the fit ended with is what the sampler makes of the same latents.
-            self.seen[_key(sampler, None)] = _score(_rms(ends, self.teacher.end))
+            self.seen[sampler, None] = _score(_rms(ends, self.teacher.end))
             self.say("weights", self.calls * len(ends))
         return self.fitted[nodes]
 
-    def families(self) -> CalibratedSampler:
+    def families(self) -> Sampler:
         """The best of all families and starts by one method, then of all methods on the best."""
         grids = list(dict.fromkeys(self._grids()))
-        scored = [CalibratedSampler(grid, "dpmpp", {"order": 2}) for grid in grids]
+        scored = [Sampler("dpmpp", nodes=grid) for grid in grids]
         best = sorted(scored, key=lambda s: self.score(s, "families", QUICK))[:BEST]
-        self.promising = tuple(sampler.nodes for sampler in best)
+        self.promising = tuple(sampler.place(self.schedule) for sampler in best)
         tried = [
-            CalibratedSampler(sampler.nodes, name, options)
-            for sampler in best
-            for name, options in METHODS
+            Sampler.parse(text, nodes=nodes)
+            for nodes in self.promising
+            for text in _methods(self.calls)
         ]
         best = sorted(tried, key=lambda s: self.score(s, "methods", QUICK))[: 2 * BEST]
         return min(best, key=lambda s: self.score(s, "methods"))
@@ -308,13 +281,11 @@ class _Search:
                     inner = [self._node(v) for v in np.log(rhos)]
                     yield spread([0, *inner[:-1], start], start)
 
-    def moves(
-        self, sampler: CalibratedSampler, count: int, rng: np.random.Generator
-    ) -> CalibratedSampler:
+    def moves(self, sampler: Sampler, count: int, rng: np.random.Generator) -> Sampler:
         """The best that random changes of one log ρ at a time lead to."""
         best = self.score(sampler, "moves")
         for i in range(count):
-            nodes = list(sampler.nodes)
+            nodes = list(sampler.place(self.schedule))
             n = int(rng.integers(len(nodes) - 1))
             width = 0.4 * 0.15 ** (i / count)
             if not np.isfinite(self.log_rho[nodes[n] - 1]):
@@ -325,7 +296,7 @@ class _Search:
             if sampler.method == "learned":
                 moved = self.fit(tuple(nodes))
             else:
-                moved = dataclasses.replace(sampler, nodes=tuple(nodes))
+                moved = sampler.replace(nodes=tuple(nodes))
             score = self.score(moved, "moves")
             if score < best:
                 sampler, best = moved, score

@@ -17,7 +17,7 @@ from ddim.denoisers.prediction import Denoiser
 from ddim.noise.nodes import Nodes, quadratic
 from ddim.noise.schedule import Schedule
 from ddim.samplers.loop import integrate
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import make_tableau
 
 __all__ = ["TEACHER_STEPS", "Group", "Trajectory", "fit_weights", "follow", "shortest_path"]
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ddim.base.errors import InputError
 from ddim.base.files import read_json, write_json
-from ddim.calibration.search import CalibratedSampler, Calibration
-from ddim.noise.nodes import Nodes, check_nodes
+from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Schedule
+from ddim.samplers.sampler import Sampler
 
 __all__ = ["CALIBRATED", "CalibrationFile", "read_calibration", "write_calibration"]
 
@@ -28,7 +29,7 @@ class CalibrationFile:
     Attributes:
         path: the file.
         identity: of the model that it was made for.
-        samplers: by number of calls.
+        samplers: by number of calls; of methods with one call a step.
         entries: the same as they are in the file, with the figures.
         moments: nodes, falling, and Γ there (see :func:`ddim.samplers.methods.analytic.optimal_variance`).
         latents: how many Γ is a mean over.
@@ -36,10 +37,31 @@ class CalibrationFile:
 
     path: Path
     identity: str
-    samplers: Mapping[int, CalibratedSampler]
+    samplers: Mapping[int, Sampler]
     entries: Mapping[str, Mapping[str, Any]]
     moments: tuple[tuple[int, ...], tuple[float, ...]]
     latents: int
+
+    def sampler(self, steps: int | None, name: str, method: str = "calibrated") -> Sampler:
+        """The sampler for a number of steps.
+
+        Args:
+            steps: S.
+            name: of the model, for messages.
+            method: ``calibrated`` for whichever was found, or ``learned`` for that alone.
+
+        Raises:
+            InputError: there is none for so many steps, or another than was asked for.
+        """
+        found = None if steps is None else self.samplers.get(steps)
+        if found is None:
+            counts = ", ".join(map(str, sorted(self.samplers)))
+            raise InputError(f"{name} is calibrated for {counts} steps, not for {steps}")
+        if method not in ("calibrated", found.method):
+            raise InputError(
+                f"the calibration of {name} for {steps} steps is {found.method}, not {method}"
+            )
+        return found
 
     def gamma(self, schedule: Schedule, nodes: Nodes) -> np.ndarray:
         """Γ at each node but the last, shape (S,), linear in log ρ between those in the file."""
@@ -62,7 +84,7 @@ def read_calibration(path: Path) -> CalibrationFile:
         if values["format"] != FORMAT:
             raise KeyError("format")
         samplers = {
-            int(calls): CalibratedSampler(tuple(e["nodes"]), e["method"], e["options"])
+            int(calls): Sampler(e["method"], nodes=tuple(e["nodes"]), **e["options"])
             for calls, e in values["calls"].items()
         }
         known = values["moments"]
@@ -70,7 +92,7 @@ def read_calibration(path: Path) -> CalibrationFile:
         if len(moments[0]) != len(moments[1]):
             raise ValueError("as many moments as nodes")
         for calls, sampler in samplers.items():
-            if sampler.calls != calls:
+            if sampler.steps != calls:
                 raise ValueError(f"{calls} calls")
         return CalibrationFile(
             path,
@@ -85,7 +107,12 @@ def read_calibration(path: Path) -> CalibrationFile:
 
 
 def write_calibration(
-    path: Path, identity: str, schedule: Schedule, found: Calibration, facts: Mapping[str, Any]
+    path: Path,
+    identity: str,
+    schedule: Schedule,
+    sampler: Sampler,
+    moments: tuple[Nodes, NDArray[np.float64], int],
+    facts: Mapping[str, Any],
 ) -> None:
     """Add what was found to the file; what another model left there, or a damaged one, goes.
 
@@ -95,27 +122,29 @@ def write_calibration(
         path: the file; made if need be.
         identity: of the model.
         schedule: the model's.
-        found: for one number of calls.
-        facts: how it was found, such as the seed.
+        sampler: on nodes of its own.
+        moments: nodes, Γ at each but the last, and how many latents it is a mean over.
+        facts: how it was found, and its figures.
     """
-    entries: dict[str, Any] = {}
-    finite = [i for i, k in enumerate(found.teacher[:-1]) if np.isfinite(schedule.lam[k])]
-    moments = {
-        "nodes": [found.teacher[i] for i in finite],
-        "gamma": [round(float(found.moments[i]), 6) for i in finite],
-        "latents": found.counts[0],
+    nodes, gamma, latents = moments
+    finite = [i for i, k in enumerate(nodes[:-1]) if np.isfinite(schedule.lam[k])]
+    measured = {
+        "nodes": [nodes[i] for i in finite],
+        "gamma": [round(float(gamma[i]), 6) for i in finite],
+        "latents": latents,
     }
+    entries: dict[str, Any] = {}
     before = _before(path, identity)
     if before is not None:
         entries = dict(before.entries)
-        if before.latents > found.counts[0]:
-            nodes, gamma = before.moments
-            moments = {"nodes": list(nodes), "gamma": list(gamma), "latents": before.latents}
-    check_nodes(schedule, found.sampler.nodes)
-    entries[str(found.sampler.calls)] = {
-        **found.sampler.to_json(),
-        "rms": {name: [round(v, 6) for v in pair] for name, pair in found.errors.items()},
-        "latents": list(found.counts),
+        if before.latents > latents:
+            known, values = before.moments
+            measured = {"nodes": list(known), "gamma": list(values), "latents": before.latents}
+    placed = sampler.place(schedule)
+    entries[str(len(placed) - 1)] = {
+        "nodes": list(placed),
+        "method": sampler.method,
+        "options": dict(sampler.settings),
         **facts,
     }
     write_json(
@@ -124,7 +153,7 @@ def write_calibration(
             "format": FORMAT,
             "identity": identity,
             "calls": {key: entries[key] for key in sorted(entries, key=int)},
-            "moments": moments,
+            "moments": measured,
         },
     )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ddim.base.errors import InputError
 from ddim.base.files import read_json, write_bytes, write_json
+from ddim.checkpoints.record import Facts, Loaded
 from ddim.checkpoints.scheduler import read_scheduler, scheduler_config
 from ddim.checkpoints.tensors import read_pickle, read_safetensors, tensors_of
 from ddim.checkpoints.weights import fill, unfilled
@@ -26,7 +27,7 @@ from ddim.denoisers.target import Target
 from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
 
-__all__ = ["ModelParts", "read_folder", "write_folder"]
+__all__ = ["read_folder", "write_folder"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _WEIGHTS = (
@@ -40,18 +41,7 @@ FACTS = "ddim.json"
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelParts:
-    """What a folder holds."""
-
-    net: UNet
-    schedule: Schedule
-    target: Target
-    clipping: Clipping
-    facts: Mapping[str, Any]
-
-
-def read_folder(folder: Path, weights: str = "ema") -> ModelParts:
+def read_folder(folder: Path, weights: str = "ema") -> Loaded:
     """Read a model folder; weights are memory-mapped while they are copied in.
 
     Args:
@@ -85,16 +75,54 @@ def read_folder(folder: Path, weights: str = "ema") -> ModelParts:
     schedule, target, clipping = read_scheduler(scheduler_path)
     _check_variance(made, config_path, scheduler_path)
     load_weights(net, unet_folder)
-    facts_path = folder / FACTS
-    facts = read_json(facts_path) if facts_path.exists() else {}
-    if "schedule" in facts:
-        try:
-            schedule = _exact(schedule, facts["schedule"])
-        except (InputError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise InputError(f"{facts_path}: schedule is not one: {error}") from None
-    if facts.get("stale_eps") is True:
-        clipping = dataclasses.replace(clipping, stale_eps=True)
-    return ModelParts(net, schedule, target, clipping, facts)
+    own = _own_facts(folder / FACTS)
+    if own.schedule is not None:
+        schedule = _exact(schedule, own.schedule)
+    classes = made.num_class_embeds if own.classes is None else own.classes
+    return Loaded(
+        net,
+        schedule,
+        target,
+        (made.in_channels, made.sample_size, made.sample_size),
+        classes if made.has_classes else None,
+        dataclasses.replace(clipping, stale_eps=clipping.stale_eps or own.stale_eps),
+        dataclasses.replace(own.facts, learned_variance=made.out_channels != made.in_channels),
+        own.null_label,
+        own.name,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own:
+    """What ``ddim.json`` says beyond what diffusers has fields for."""
+
+    facts: Facts
+    schedule: Schedule | None = None
+    stale_eps: bool = False
+    classes: int | None = None
+    null_label: int | None = None
+    name: str | None = None
+
+
+def _own_facts(path: Path) -> _Own:
+    values = read_json(path) if path.exists() else {}
+    spec = values.pop("schedule", None)
+    try:
+        schedule = None if spec is None else Schedule.from_spec(spec)
+    except (InputError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: schedule is not one: {error}") from None
+    kinds = {"stale_eps": bool, "classes": int, "null_label": int, "name": str}
+    own: dict[str, Any] = {}
+    for key, kind in kinds.items():
+        value = values.pop(key, None)
+        if not (value is None or type(value) is kind):
+            raise InputError(f"{path}: {key} is not what it should be: {value!r:.200}")
+        if value is not None:
+            own[key] = value
+    try:
+        return _Own(Facts.of(values), schedule, **own)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _check_components(path: Path) -> None:
@@ -133,12 +161,11 @@ def _check_variance(config: UNetConfig, path: Path, scheduler: Path) -> None:
         )
 
 
-def _exact(schedule: Schedule, spec: Mapping[str, Any]) -> Schedule:
+def _exact(schedule: Schedule, recorded: Schedule) -> Schedule:
     """The schedule of our own record, unless the scheduler's file has been changed to another.
 
     They differ in the last bits where that file has a list of β, from which ᾱ is multiplied anew.
     """
-    recorded = Schedule.from_spec(spec)
     if recorded.T != schedule.T:
         return schedule
     same = np.allclose(recorded.alpha, schedule.alpha, rtol=0, atol=1e-9)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -53,10 +52,10 @@ def read_foreign(
     value = read_pickle(path) if is_pickle(path) else read_safetensors(path)[0]
     tensors, kind = _select(value, weights, path)
     loaded = _read(tensors, path, hints or Hints(), schedule)
-    assumed = list(loaded.facts["assumed"])
+    assumed = loaded.facts.assumed
     if kind == "net" and weights == "ema":
-        assumed.append("raw weights, for it holds no average")
-    facts: dict[str, Any] = {**loaded.facts, "weights": kind, "assumed": assumed}
+        assumed = (*assumed, "raw weights, for it holds no average")
+    facts = dataclasses.replace(loaded.facts, weights=kind, assumed=assumed)
     return dataclasses.replace(loaded, facts=facts)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ddim.base.errors import InputError
-from ddim.checkpoints.record import Hints, Loaded
+from ddim.checkpoints.record import Facts, Hints, Loaded
 from ddim.checkpoints.weights import Shapes, fill, unfilled
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
@@ -71,11 +71,11 @@ def read_lucid(
         (config.channels, size, size),
         None,
         Clipping("clip"),
-        {
-            "source": "denoising-diffusion-pytorch",
-            "learned_variance": config.out_channels != config.channels,
-            "assumed": assumed,
-        },
+        Facts(
+            source="denoising-diffusion-pytorch",
+            learned_variance=config.out_channels != config.channels,
+            assumed=tuple(assumed),
+        ),
     )
 
 

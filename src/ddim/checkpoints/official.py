@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddim.base.errors import InputError
-from ddim.checkpoints.record import Hints, Loaded
+from ddim.checkpoints.record import Facts, Hints, Loaded
 from ddim.checkpoints.weights import Pick, Shapes, fill, unfilled
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
@@ -77,7 +77,7 @@ def read_official(
         (config.in_channels, config.sample_size, config.sample_size),
         None,
         Clipping(),
-        {"source": "official DDIM", "learned_variance": False, "assumed": assumed},
+        Facts(source="official DDIM", assumed=tuple(assumed)),
     )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ddim.base.errors import InputError
 from ddim.checkpoints.openai_layout import NOTEBOOK, OPENAI, Names, openai_config, openai_picks
-from ddim.checkpoints.record import Hints, Loaded
+from ddim.checkpoints.record import Facts, Hints, Loaded
 from ddim.checkpoints.weights import Shapes, fill, unfilled
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
@@ -76,11 +76,11 @@ def read_openai(
         (config.in_channels, config.sample_size, config.sample_size),
         config.num_class_embeds,
         Clipping("clip"),
-        {
-            "source": published.name,
-            "learned_variance": config.out_channels != config.in_channels,
-            "assumed": assumed,
-        },
+        Facts(
+            source=published.name,
+            learned_variance=config.out_channels != config.in_channels,
+            assumed=tuple(assumed),
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
 from ddim.noise.schedule import Schedule
 
-__all__ = ["Hints", "Loaded"]
+__all__ = ["Facts", "Hints", "Loaded"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Hints:
     """What a file of tensors does not say, where the published models are no guide.
 
     Everything is None unless told; what is then assumed is in the loaded model's
-    ``facts["assumed"]``. See ``docs/formats.md`` for which layouts leave what open.
+    ``facts.assumed``. See ``docs/formats.md`` for which layouts leave what open.
 
     Attributes:
         image_size: height and width of an image.
@@ -77,19 +77,64 @@ class Hints:
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A foreign checkpoint, ready to run.
+class Facts:
+    """What is known of a model beside what decides its images.
 
     Attributes:
-        net: the network, in float32 on the CPU, in evaluation mode.
+        source: the program whose layout the file has, or ``ddim``.
+        weights: ``ema``, ``net`` (the raw ones), or ``only`` where there is one set.
+        learned_variance: whether the network predicts a variance too.
+        assumed: a phrase for everything that the file does not say.
+        data: of the training data what was recorded, such as its name and checksums.
+        more: everything else, for people.
+    """
+
+    source: str = "ddim"
+    weights: str = "only"
+    learned_variance: bool = False
+    assumed: tuple[str, ...] = ()
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Facts:
+        """Facts from a file's plain values.
+
+        Raises:
+            InputError: a field of another type.
+        """
+        own = {f.name for f in dataclasses.fields(cls)} - {"more"}
+        known = {key: values[key] for key in own & values.keys()}
+        more = {key: value for key, value in values.items() if key not in own}
+        kinds = {"assumed": (list, tuple), "data": Mapping, "learned_variance": bool}
+        for key, value in known.items():
+            if not isinstance(value, kinds.get(key, str)):
+                raise InputError(f"{key} is not what it should be: {value!r:.200}")
+        known["assumed"] = tuple(map(str, known.get("assumed", ())))
+        return cls(**known, more=more)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is not known is left out."""
+        blank = Facts()
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        own = {k: v for k, v in own.items() if k != "more" and v != getattr(blank, k)}
+        return {**self.more, **own}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What every reader makes of a file, ready to become a model.
+
+    Attributes:
+        net: the network, on the CPU.
         schedule: the noise schedule.
         target: what the network predicts.
         shape: of one image, (C, H, W).
         classes: number of classes, or None.
-        clipping: what the program that trained it does to x0 when it samples.
-        facts: ``source`` (the layout), ``weights`` (``ema``, ``net``, or ``only`` where the file
-            has one set), ``learned_variance``, and ``assumed``: a phrase for everything that the
-            file does not say.
+        null_label: the label for 'no class', or None.
+        clipping: what is done to x0 by default.
+        name: what outputs call the model; None for the file's own name.
+        facts: what else is known.
     """
 
     net: nn.Module
@@ -98,4 +143,6 @@ class Loaded:
     shape: tuple[int, int, int]
     classes: int | None
     clipping: Clipping
-    facts: Mapping[str, Any]
+    facts: Facts
+    null_label: int | None = None
+    name: str | None = None

@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     from ddim.model.opening import load
     from ddim.model.sampler import calibration_of, make_sampler
     from ddim.noise.nodes import uniform
-    from ddim.samplers.registry import make_tableau
+    from ddim.samplers.sampler import make_tableau
 
     set_threads(options.threads)
     model = load(options.model, device=pick_device(options.device))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddim.base.errors import InputError
 from ddim.base.files import write_bytes
+from ddim.cli.groups import DataOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ddim.model.model import Model
 
 __all__ = [
-    "DataOptions",
     "clear_images",
     "image_name",
     "make_figure",
@@ -27,18 +26,6 @@ __all__ = [
     "save_npz",
     "write_images",
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class DataOptions:
-    """Which images."""
-
-    data: str = "mnist"
-    """A data set's name, an image, a folder of images, of IDX or of CIFAR-10 files, or an .npz."""
-    data_root: str | None = None
-    """Where named data sets lie or are downloaded to."""
-    split: str | None = None
-    """train or test; test where there is one, if not given."""
 
 
 def read_images(

@@ -8,9 +8,14 @@ by :func:`unset`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from ddim.model.condition import Condition
+    from ddim.model.model import Model
+    from ddim.samplers.sampler import Sampler
 
 __all__ = [
     "ConditionOptions",
@@ -24,6 +29,7 @@ __all__ = [
     "RunOptions",
     "SamplerOptions",
     "SweepOptions",
+    "Switch",
     "unset",
 ]
 
@@ -43,7 +49,8 @@ def unset(meaning: str, metavar: str | None = None) -> object:
 
 
 _NOTHING = ("None", "", "''")
-_SWITCH = tyro.conf.arg(help_behavior_hint="")
+Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+"""The type of a field that is a plain switch."""
 
 Count = Annotated[int, tyro.conf.arg(aliases=("-n",))]
 """The type of a field ``n``, which is also written -n."""
@@ -60,6 +67,21 @@ class ModelOptions:
     null_label: Annotated[int | None, unset("the model's own", "LABEL")] = None
     """The label that stands for no class, which guidance needs."""
 
+    def open(self, run: NetworkOptions) -> Model:
+        """The model, on the device and in the precision that are asked for.
+
+        Raises:
+            InputError: as :func:`ddim.load`.
+        """
+        import torch
+
+        from ddim.base.device import set_threads
+        from ddim.model.opening import load
+
+        set_threads(run.threads)
+        model = load(self.model, device=run.device, null_label=self.null_label)
+        return model.to(dtype=getattr(torch, self.dtype))
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplerOptions:
@@ -69,7 +91,7 @@ class SamplerOptions:
     """Sampler, with its options: ddim, ddpm, dpmpp:order=3, ..., calibrated or FILE.py:NAME."""
     steps: Annotated[int | None, unset("50", "INT")] = None
     """Steps, from 1 to T; a list of nodes has its own number of them."""
-    nodes: Annotated[tuple[str, ...], unset("uniform", "NAME|K ...")] = ("uniform",)
+    nodes: Annotated[tuple[str, ...], unset("uniform", "NAME|K ...")] = ()
     """Where the steps stop: uniform, quadratic, log-snr and so on, or a list like 500,250,0."""
     eta: Annotated[float | None, unset("the method's own", "FLOAT")] = None
     """DDIM's η: 0 is deterministic, 1 is as random as DDPM."""
@@ -77,6 +99,18 @@ class SamplerOptions:
     """Order, for methods that have several."""
     option: Annotated[tuple[str, ...], unset("none", "KEY=VALUE ...")] = ()
     """Other options of the method: variance=large for ddpm."""
+
+    def sampler(self) -> Sampler:
+        """What they spell.
+
+        Raises:
+            InputError: as :meth:`ddim.Sampler.parse`.
+        """
+        from ddim.samplers.sampler import Sampler
+
+        text = ":".join([self.method, *self.option])
+        nodes = "-".join(self.nodes) or None
+        return Sampler.parse(text, self.steps, nodes, eta=self.eta, order=self.order)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +121,23 @@ class SweepOptions:
     """Samplers, with their options as in dpmpp:order=3."""
     steps: Annotated[tuple[str, ...], unset("none", "INT ...")] = ("5", "10", "20", "50")
     """Numbers of steps; numbers above T are capped at T."""
-    eta: Annotated[tuple[str, ...], unset("the method's own", "FLOAT ...")] = ("0",)
+    eta: Annotated[tuple[str, ...], unset("the method's own", "FLOAT ...")] = ()
     """DDIM's η: 0 is deterministic, 1 is DDPM's, sigma-hat is DDPM's larger variance."""
-    nodes: Annotated[tuple[str, ...], unset("uniform", "NODES ...")] = ("uniform",)
+    nodes: Annotated[tuple[str, ...], unset("uniform", "NODES ...")] = ()
     """Families of nodes, or lists, each like 500-250-0."""
+
+    def samplers(self, model: Model) -> list[Sampler]:
+        """Every combination that there is for a model.
+
+        Raises:
+            InputError: as :func:`ddim.evaluate.sweep.plan.plan_samplers`.
+        """
+        from ddim.cli.options import numbers
+        from ddim.evaluate.sweep.plan import SIGMA_HAT, plan_samplers
+
+        counts = numbers(self.steps, int, "--steps")
+        etas = numbers(self.eta, float, "--eta", (SIGMA_HAT,))
+        return plan_samplers(model, self.methods, counts, self.nodes, etas)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +149,19 @@ class ConditionOptions:
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 is none."""
     clip: Annotated[
-        bool | None, tyro.conf.FlagConversionOff, unset("the model's own", "{true,false}")
+        bool | None, tyro.conf.FlagConversionOff, unset("the model's default", "{true,false}")
     ] = None
     """Clip the predicted x0 to [-1, 1]."""
+
+    def condition(self) -> Condition:
+        """What they say.
+
+        Raises:
+            InputError: as :class:`ddim.Condition`.
+        """
+        from ddim.model.condition import Condition
+
+        return Condition(self.labels or None, guidance=self.guidance, clip=self.clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +180,7 @@ class DataOptions:
 class ForceOptions:
     """What may be written over."""
 
-    force: Annotated[bool, _SWITCH] = False
+    force: Switch = False
     """Write over what is there."""
 
 
@@ -157,9 +214,9 @@ class NetworkOptions:
 class ReportOptions:
     """What is printed."""
 
-    json: Annotated[bool, _SWITCH] = False
+    json: Switch = False
     """Print one JSON document instead of text."""
-    quiet: Annotated[bool, _SWITCH] = False
+    quiet: Switch = False
     """Show no progress bars."""
 
 

@@ -12,8 +12,12 @@ from typing import Any
 from ddim import __version__
 from ddim.base.files import write_bytes
 from ddim.base.records import to_toml
+from ddim.cli.options import flat
 
-__all__ = ["print_json", "record", "recorded", "table"]
+__all__ = ["SILENT", "print_json", "record", "recorded", "table"]
+
+SILENT = ("force", "json", "quiet")
+"""Options that decide nothing about the output."""
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
@@ -41,27 +45,34 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def record(output: Path, verb: str, options: Any, **resolved: object) -> None:
+def record(output: Path, verb: str, options: Any, **known: object) -> None:
     """Write what was run beside its output, as TOML that ``--config`` takes again.
 
     For a folder it is ``run.toml`` inside, for a file its whole name and ``.run.toml``.
+
+    Args:
+        output: the file or folder.
+        verb: the verb.
+        options: resolved; what decides nothing about the output is left out.
+        known: other facts, as comments; None is left out.
     """
     import torch
 
     output = Path(output)
+    facts = {key: value for key, value in known.items() if value is not None}
     comment = "\n".join(
         [
             f"ddim {verb} --config THIS_FILE",
             f"ddim {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
             f"{torch.get_num_threads()} threads",
-            *(f"{key}: {value}" for key, value in resolved.items()),
+            *(f"{key}: {value}" for key, value in facts.items()),
         ]
     )
     path = output / "run.toml" if output.is_dir() else output.with_name(f"{output.name}.run.toml")
-    values = dataclasses.asdict(options)
+    values = {key: value for key, value in flat(options).items() if key not in SILENT}
     # None is what a key that is absent means, but for options whose default is something else.
     for field in dataclasses.fields(options):
-        if values[field.name] is None and field.default is not None:
+        if values.get(field.name, "") is None and field.default is not None:
             values[field.name] = "None"
     write_bytes(path, to_toml(values, comment).encode())
 

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
 from ddim.base.progress import bar
 from ddim.base.records import read_toml
-from ddim.cli.files import (
+from ddim.cli.files import clear_images, image_name, read_images, read_mask, write_images
+from ddim.cli.groups import (
+    ConditionOptions,
+    Count,
     DataOptions,
-    clear_images,
-    image_name,
-    read_images,
-    read_mask,
-    write_images,
+    ModelOptions,
+    OutputOptions,
+    RunOptions,
+    SamplerOptions,
+    Switch,
+    unset,
 )
-from ddim.cli.options import parse
+from ddim.cli.options import flat, parse, replaced
 from ddim.cli.report import print_json, record, recorded
-from ddim.cli.sampler import SamplerOptions, make_sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddim.model.condition import Condition
     from ddim.model.drawing import Drawn
     from ddim.model.model import Model
     from ddim.samplers.tableau import Tableau
@@ -38,7 +39,7 @@ __all__ = ["SampleOptions", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleOptions(SamplerOptions):
+class SampleOptions:
     """Draw images from a model, or edit given ones.
 
     Image i of a seed is always the same image, whatever else is drawn with it. --output decides
@@ -46,46 +47,57 @@ class SampleOptions(SamplerOptions):
     NAME.gif an animation of the denoising, anything else a folder with a PNG for each image.
     """
 
-    model: str = "mnist"
-    """A shipped model's name, a model folder, a training run or its checkpoint."""
-    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64
+    EXAMPLES: ClassVar = (
+        "ddim sample --model mnist -n 64 --steps 20",
+        "ddim sample --images photo.png --mask mask.png --strength 0.8 -n 4",
+    )
+
+    n: Count = 64
     """How many images."""
     seed: int = 0
     """Seed of the noise."""
-    labels: tuple[int, ...] = ()
-    """Classes, repeated in this order; all of them in turn if none is given."""
-    guidance: float = 1.0
-    """Classifier-free guidance scale; 1 is none."""
-    clip: bool | None = None
-    """Clip the predicted x0 to [-1, 1]; None for the model's own habit."""
-    images: str | None = None
-    """Edit these, by --strength, --mask or both: a data set's name, an image, a folder, an .npz."""
-    data_root: str | None = None
-    """Where named data sets lie or are downloaded to."""
-    strength: float | None = None
+    images: Annotated[str | None, unset("none", "IMAGES")] = None
+    """Edit these, by --strength, --mask or both: data set's name, image, folder or .npz."""
+    strength: Annotated[float | None, unset("none", "FLOAT")] = None
     """How much of the way to noise --images go before they come back, in (0, 1]."""
-    mask: str | None = None
-    """An image that is white where --images are to be painted anew and black where they stay."""
-    output: str = "samples.png"
-    """Where to write."""
-    columns: int | None = None
+    mask: Annotated[str | None, unset("none", "IMAGE")] = None
+    """An image that is white where --images are painted anew and black where they stay."""
+    data_root: Annotated[str | None, unset("the user's cache", "FOLDER")] = None
+    """The folder that named data sets are kept in and downloaded to."""
+    model: ModelOptions = ModelOptions()
+    sampler: SamplerOptions = SamplerOptions()
+    condition: ConditionOptions = ConditionOptions()
+    output: OutputOptions = OutputOptions(output="samples.png")
+    columns: Annotated[int | None, unset("a square", "INT")] = None
     """Images in a row of the grid."""
-    batch_size: int | None = None
-    """Images in one network call; it decides the last bits. 1 is the mode of lowest latency."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    """Precision of the network, and of the states where it is not bfloat16: theirs is float32."""
-    threads: int | None = None
-    """CPU threads."""
-    resume: bool = False
-    """Go on with a folder that an earlier, interrupted run of the same options began."""
-    force: bool = False
-    """Write over what is there."""
-    json: bool = False
-    """Print a JSON document instead of a sentence."""
-    quiet: bool = False
-    """No progress bar."""
+    resume: Switch = False
+    """Resume a folder that an earlier, interrupted run of the same options began."""
+    run: RunOptions = RunOptions()
+
+    def check(self) -> Path:
+        """The output, if it is one that can be written.
+
+        Raises:
+            InputError: it is not, or other options contradict it.
+        """
+        output = Path(self.output.output)
+        if output.suffix.lower() not in KINDS:
+            raise InputError(
+                f"--output is a .png, .npz, .webp or .gif file, or a folder, not {output.name}"
+            )
+        if self.resume and output.suffix:
+            raise InputError("--resume goes with a folder of images as --output")
+        if self.n < 1:
+            raise InputError(f"-n must be at least 1, not {self.n}")
+        if self.columns is not None and self.columns < 1:
+            raise InputError(f"--columns must be at least 1, not {self.columns}")
+        if self.images is None and (self.strength is not None or self.mask is not None):
+            raise InputError("--strength and --mask need --images to work on")
+        if self.images is not None and self.strength is None and self.mask is None:
+            raise InputError("--images are edited by --strength, --mask or both: give one")
+        if not self.resume:
+            refuse_existing(output, force=self.output.force)
+        return output
 
 
 KINDS = ("", ".png", ".npz", ".webp", ".gif")
@@ -95,194 +107,161 @@ FRAMES = 60
 def main(argv: Sequence[str]) -> int:
     """Run the verb; see :class:`SampleOptions`."""
     options = parse(SampleOptions, "sample", argv)
-    output = Path(options.output)
-    folder = not output.suffix
-    if output.suffix.lower() not in KINDS:
-        raise InputError(
-            f"--output is a .png, .npz, .webp or .gif file, or a folder, not {output.name}"
-        )
-    if options.resume and not folder:
-        raise InputError("--resume goes with a folder of images as --output")
-    if options.n < 1:
-        raise InputError(f"-n must be at least 1, not {options.n}")
-    if options.columns is not None and options.columns < 1:
-        raise InputError(f"--columns must be at least 1, not {options.columns}")
-    if not options.resume:
-        refuse_existing(output, force=options.force)
+    output, sampler = options.check(), options.sampler.sampler()
+    model = options.model.open(options.run)
+    tableau = model.tableau(sampler, options.strength)
+    steps = len(sampler.place(model.schedule)) - 1 if sampler.entry.needs != "calibration" else None
+    condition = options.condition.condition().check(model, options.n, every_class=True)
 
-    import torch
+    from ddim.model.drawing import pick_batch_size
 
-    from ddim.base.device import pick_device, set_threads
-    from ddim.model.drawing import generate, noised, pick_batch_size
-    from ddim.model.opening import load
-
-    set_threads(options.threads)
-    precision = getattr(torch, options.dtype)
-    dtype = torch.promote_types(precision, torch.float32)
-    model = load(options.model, device=pick_device(options.device)).to(dtype=precision)
-    nodes, tableau = make_sampler(options, model, 50, options.strength)
-    given, mask = _edited(options, model)
-    batch_size = pick_batch_size(model, options.batch_size)
-    labels = _labels(options, model)
-
-    # What decides the images, and not how they are asked for.
-    resolved = dataclasses.replace(
-        options,
-        steps=len(nodes) - 1,
-        batch_size=batch_size,
-        force=False,
-        resume=False,
-        quiet=False,
-        json=False,
-    )
+    size = pick_batch_size(model, options.run.batch_size)
+    resolved = replaced(options, steps=steps or tableau.calls, batch_size=size, resume=False)
+    known = {"identity": model.identity, "sampler": tableau.digest, "method": sampler.checksum}
     wanted = list(range(options.n))
     if options.resume:
-        wanted = _missing(output, wanted, resolved, model, tableau)
-    drawn: Iterator[Drawn] = iter(())
-    if wanted:
-        noisy = None
-        if given is not None and options.strength is not None:
-            noisy = noised(model, tableau, given[wanted], wanted, options.seed)
-        drawn = generate(
-            model,
-            tableau,
-            wanted,
-            seed=options.seed,
-            labels=None if labels is None else [labels[i] for i in wanted],
-            guidance=options.guidance,
-            clip=options.clip,
-            batch_size=batch_size,
-            dtype=dtype,
-            start=None if noisy is None else [noisy],
-            known=None if given is None or mask is None else (given[wanted], ~mask),
-        )
-    if folder:
-        output.mkdir(parents=True, exist_ok=True)
-        ours = (output / "run.toml").exists()
-        for path in output.glob(".[0-9]*.png.*.png") if ours else ():
-            path.unlink()  # half an image, which a kill left
-        if not options.resume:
-            clear_images(output)  # which --force gave up
-        known = {"identity": model.identity, "sampler": tableau.digest}
-        record(output, "sample", resolved, model=model.name, **known)
+        wanted = _missing(output, resolved, {k: v for k, v in known.items() if v})
+    drawn = _draw(model, tableau, condition, resolved, wanted)
     start = time.perf_counter()
-    if wanted:
-        total = -(-len(wanted) // batch_size) * len(tableau.rows)
-        _write(output, bar(drawn, total, tableau.method, quiet=options.quiet), options, labels)
-    seconds = time.perf_counter() - start
-    if not folder:
-        record(output, "sample", resolved, model=model.name)
-    steps = f"{len(nodes) - 1} steps"
-    if options.strength is not None:
-        first = tableau.initial[0].k
-        steps = f"the last {len(nodes) - 1 - nodes.index(first)} of {steps}, from node {first}"
-    calls = tableau.calls * (1 if options.guidance == 1 else 2)
-    facts = {
-        "output": str(output),
-        "images": options.n,
-        "drawn": len(wanted),
-        "method": tableau.method,
-        "steps": len(nodes) - 1,
-        "network_calls": calls,
-        "seconds": round(seconds, 3),
-        "batch_size": batch_size,
-        "dtype": options.dtype,
-    }
-    if options.json:
-        print_json(facts)
-    else:
-        print(
-            f"{output}: {options.n} images by {tableau.method} in {steps}, "
-            f"{calls} network calls each, {seconds:.1f} s"
-            + ("" if options.dtype == "float32" else f", in {options.dtype}")
-        )
+    if not output.suffix:
+        _begin(output, options.resume)
+        record(output, "sample", resolved, model=model.name, **known)
+    total = -(-len(wanted) // size) * len(tableau.rows)
+    what = f"what {model.name} draws by {sampler}"
+    shown = bar(drawn, total, tableau.method, quiet=options.run.quiet)
+    _write(output, shown, options.columns, condition, what)
+    if output.suffix:
+        record(output, "sample", resolved, model=model.name, method=sampler.checksum)
+    _tell(options, tableau, resolved, len(wanted), time.perf_counter() - start)
     return 0
 
 
-def _labels(options: SampleOptions, model: Model) -> list[int] | None:
-    if model.classes is None:
-        if options.labels:
-            raise InputError(f"{model.name} has no classes: --labels means nothing to it")
-        return None
-    cycle = options.labels or tuple(range(model.classes))
-    return [cycle[i % len(cycle)] for i in range(options.n)]
-
-
-def _edited(options: SampleOptions, model: Model) -> tuple[Tensor | None, Tensor | None]:
-    """The images to edit, one for each that is asked for, and the mask."""
-    if options.images is None:
-        if options.strength is not None or options.mask is not None:
-            raise InputError("--strength and --mask need --images to work on")
-        return None, None
-    if options.strength is None and options.mask is None:
-        raise InputError("--images are edited by --strength, --mask or both: give one")
-    source = DataOptions(options.images, options.data_root)
-    found = read_images(source, model, options.n, labelled=False)[0]
-    # Fewer images than asked for are taken in turn, each time with other noise.
-    given = found[[i % len(found) for i in range(options.n)]]
-    return given, None if options.mask is None else read_mask(Path(options.mask), model)
-
-
-def _missing(
-    output: Path,
-    wanted: list[int],
-    resolved: SampleOptions,
+def _draw(
     model: Model,
     tableau: Tableau,
-) -> list[int]:
+    condition: Condition,
+    options: SampleOptions,
+    wanted: list[int],
+) -> Iterator[Drawn]:
+    """The steps of the images that are wanted."""
+    import torch
+
+    from ddim.model.drawing import generate, noised
+
+    if not wanted:
+        return iter(())
+    start = known = None
+    if options.images is not None:
+        source = DataOptions(options.images, options.data_root)
+        found = read_images(source, model, options.n, labelled=False)[0]
+        # Fewer images than asked for are taken in turn, each time with other noise.
+        given = found[[i % len(found) for i in wanted]]
+        if options.strength is not None:
+            start = [noised(model, tableau, given, wanted, options.seed)]
+        if options.mask is not None:
+            known = given, ~read_mask(Path(options.mask), model)
+    return generate(
+        model,
+        tableau,
+        wanted,
+        seed=options.seed,
+        condition=condition[wanted],
+        batch_size=options.run.batch_size,
+        dtype=torch.promote_types(model.dtype, torch.float32),
+        start=start,
+        known=known,
+    )
+
+
+def _missing(output: Path, options: SampleOptions, known: dict[str, str]) -> list[int]:
     """What an earlier run has left to draw; its options must be these, or the number larger."""
+    wanted = list(range(options.n))
     path = output / "run.toml"
     if not path.exists():
         refuse_existing(output, force=False)
         return wanted
-    now = json.loads(json.dumps(dataclasses.asdict(resolved)))
-    before = read_toml(path, list(now))
-    for key, value in now.items():
-        if key not in ("n", "output") and before.get(key) != value:
-            raise InputError(f"{path} was begun with {key} = {before.get(key)}, not {value}")
-    if recorded(path, "identity") != model.identity:
-        raise InputError(f"{path} was begun with other weights than {model.name} has now")
-    if recorded(path, "sampler") != tableau.digest:
-        raise InputError(
-            f"{path} was begun with another {tableau.method}: calibrated anew, perhaps"
-        )
+    before, now = read_toml(path, list(flat(options))), flat(options)
+    for key in now.keys() - {"n", "output", "force", "json", "quiet"}:
+        plain = list(now[key]) if isinstance(now[key], tuple) else now[key]  # pyright: ignore[reportArgumentType]
+        if before.get(key) != plain:
+            raise InputError(f"{path} was begun with {key} = {before.get(key)}, not {plain}")
+    meaning = {"identity": "other weights", "method": "another file of the method"}
+    for key, value in known.items():
+        if recorded(path, key) != value:
+            what = meaning.get(key, "another sampler, calibrated anew, perhaps")
+            raise InputError(f"{path} was begun with {what}")
     begun = before.get("n")
-    if isinstance(begun, int) and resolved.n < begun:
+    if isinstance(begun, int) and options.n < begun:
         raise InputError(f"{path} was begun with n = {begun}, which may grow but not shrink")
     return [i for i in wanted if not (output / image_name(i)).exists()]
 
 
+def _begin(output: Path, resumed: bool) -> None:
+    """The folder, without what a kill or, unless it is resumed, an earlier run left."""
+    output.mkdir(parents=True, exist_ok=True)
+    for path in output.glob(".[0-9]*.png.*.png") if (output / "run.toml").exists() else ():
+        path.unlink()  # half an image
+    if not resumed:
+        clear_images(output)  # which --force gave up
+
+
 def _write(
-    output: Path, drawn: Iterator[Drawn], options: SampleOptions, labels: list[int] | None
+    output: Path, drawn: Iterator[Drawn], columns: int | None, condition: Condition, what: str
 ) -> None:
     import torch
 
-    from ddim.data import pixels as images
+    from ddim.data import pixels
     from ddim.model.inputs import check_finite
 
     kind = output.suffix.lower()
-    what = f"what {options.model} draws by {options.method}"
-    if not kind:
-        for event in drawn:
-            if event.images is not None:
-                check_finite(event.images, what)
-                for index, image in zip(event.indices, event.images.cpu(), strict=True):
-                    images.save_image(output / image_name(index), image)
-        return
-    pixels: list[Tensor] = []
+    whole: list[Tensor] = []
     frames: dict[int, list[Tensor]] = {}
     for event in drawn:
         # At most FRAMES of the steps, evenly spread, the last among them.
         left = event.step.total - 1 - event.step.index
         if kind in (".webp", ".gif") and left % -(-event.step.total // FRAMES) == 0:
-            frames.setdefault(event.step.index, []).append(
-                images.to_pixels(event.step.x[: len(event.indices)].cpu())
-            )
-        if event.images is not None:
-            check_finite(event.images, what)
-            pixels.append(images.to_pixels(event.images.cpu()))
-    if kind in (".png", ".npz"):
-        write_images(output, torch.cat(pixels), options.columns, labels)
-    else:
-        grids = [images.grid(torch.cat(parts), options.columns) for parts in frames.values()]
-        images.save_animation(output, grids)
+            part = pixels.to_pixels(event.step.x[: len(event.indices)].cpu())
+            frames.setdefault(event.step.index, []).append(part)
+        if event.images is None:
+            continue
+        check_finite(event.images, what)
+        if kind:
+            whole.append(pixels.to_pixels(event.images.cpu()))
+            continue
+        for index, image in zip(event.indices, event.images.cpu(), strict=True):
+            pixels.save_image(output / image_name(index), image)
+    if frames:
+        grids = [pixels.grid(torch.cat(parts), columns) for parts in frames.values()]
+        pixels.save_animation(output, grids)
+    elif kind:
+        labels = None if condition.labels is None else list(condition.labels)
+        write_images(output, torch.cat(whole), columns, labels)
+
+
+def _tell(
+    options: SampleOptions, tableau: Tableau, resolved: SampleOptions, drawn: int, seconds: float
+) -> None:
+    calls = tableau.calls * (1 if options.condition.guidance == 1 else 2)
+    steps = resolved.sampler.steps
+    facts = {
+        "output": options.output.output,
+        "images": options.n,
+        "drawn": drawn,
+        "method": tableau.method,
+        "steps": steps,
+        "network_calls": calls,
+        "seconds": round(seconds, 3),
+        "batch_size": resolved.run.batch_size,
+        "dtype": options.model.dtype,
+    }
+    if options.run.json:
+        print_json(facts)
+        return
+    how = f"{steps} steps"
+    if options.strength is not None:
+        how = f"the part of {how} that begins at node {tableau.initial[0].k}"
+    dtype = "" if options.model.dtype == "float32" else f", in {options.model.dtype}"
+    print(
+        f"{options.output.output}: {options.n} images by {tableau.method} in {how}, "
+        f"{calls} network calls each, {seconds:.1f} s{dtype}"
+    )

@@ -86,7 +86,7 @@ def make_sampler(
     from ddim.model import sampler
     from ddim.noise.nodes import make_nodes
     from ddim.noise.schedule import Schedule
-    from ddim.samplers.registry import make_tableau
+    from ddim.samplers.sampler import make_tableau
 
     schedule = source if isinstance(source, Schedule) else source.schedule
     steps = options.steps

@@ -1,7 +1,7 @@
-"""Networks with other habits: of the time, of the data's range, of arguments and outputs.
+"""Networks with other conventions: of the time, of the data's range, of arguments and outputs.
 
 A small module around such a network takes t = k - 1 and data in [-1, 1] from outside. Samplers,
-codecs and losses then know nothing of the habits.
+codecs and losses then know nothing of the conventions.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WHOLE_TIMES = ("index", "one-based")
 
 @dataclasses.dataclass(frozen=True)
 class Conventions:
-    """The habits of a network; :func:`ddim.Model` says what each means.
+    """The conventions of a network; :class:`ddim.Model` says what each means.
 
     Raises:
         InputError: unknown names, an empty range, or choices that contradict each other.
@@ -118,13 +118,13 @@ class Conventions:
 
 
 class Adapted(nn.Module):
-    """A network of other habits, called as ``net(x, t)`` or ``net(x, t, labels)``.
+    """A network of other conventions, called as ``net(x, t)`` or ``net(x, t, labels)``.
 
     Args:
         net: the network.
         schedule: as it was trained, before :meth:`Conventions.outside`.
         target: what it predicts.
-        conventions: its habits.
+        conventions: its own.
         arguments: given to it by name at every call: numbers, text and tensors, also within
             lists and dictionaries; tensors move with it.
 
@@ -149,8 +149,7 @@ class Adapted(nn.Module):
         self.times = schedule.T
         self.schedule = conventions.outside(schedule)
         leaves, self.arguments = pytree.tree_flatten(dict(sorted((arguments or {}).items())))
-        # Tensors move with the network, and are among the weights, as the rest is too: models that
-        # differ only here have different identities.
+        # Tensors move with the network.
         self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
@@ -161,17 +160,25 @@ class Adapted(nn.Module):
                     "arguments are numbers, text and tensors, alone or in lists and dictionaries: "
                     f"give a {type(leaf).__name__} to a module of your own that calls the network"
                 )
-        habits = repr((conventions, self.leaves, str(self.arguments), self.times))
-        self.register_buffer("habits", torch.tensor(list(habits.encode()), dtype=torch.uint8))
         self._tables: dict[torch.device, tuple[Tensor, ...]] = {}
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    @property
+    def description(self) -> str:
+        """What decides the output beside weights and tensors, for the model's identity."""
+        if self.conventions == Conventions() and not self.leaves:
+            return ""
+        return repr((self.conventions, self.leaves, str(self.arguments), self.times))
+
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, **condition: Tensor
+    ) -> Tensor:
         """The output for a state with data in [-1, 1].
 
         Args:
             x: states, shape (N, C, *).
             t: k - 1 of each, shape (N,); whole, or between nodes.
             labels: class indices, shape (N,), for a class-conditional network.
+            condition: tensors for the network's arguments of these names, a row for each state.
 
         Returns:
             the target for data in [-1, 1], shape (N, C, *), or (N, 2C, *) with a variance.
@@ -182,10 +189,10 @@ class Adapted(nn.Module):
         """
         scale, centre = self.conventions.scale, self.conventions.centre
         if scale == 1 and centre == 0:
-            return self.ask(x, t, labels)
+            return self.ask(x, t, labels, condition)
         alpha, sigma = (part.view(-1, *(1,) * (x.ndim - 1)).to(x.dtype) for part in self.level(t))
         seen = scale * x + alpha * centre
-        output = self.ask(seen, t, labels)
+        output = self.ask(seen, t, labels, condition)
         output, variance = output[:, : x.shape[1]], output[:, x.shape[1] :]
         if self.target is Target.X0:
             output = (output - centre) / scale
@@ -196,7 +203,13 @@ class Adapted(nn.Module):
             output = self.target.of(x0, (alpha * output - p * seen) / d, alpha, sigma)
         return torch.cat([output, variance], dim=1)
 
-    def ask(self, seen: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def ask(
+        self,
+        seen: Tensor,
+        t: Tensor,
+        labels: Tensor | None = None,
+        condition: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """What the network says to a state as it was trained on, at t = k - 1.
 
         Returns:
@@ -209,7 +222,7 @@ class Adapted(nn.Module):
             given.append(labels)
         elif labels is not None:
             arguments[self.conventions.labels_as] = labels
-        output = tensor_of(self.net(*given, **arguments))
+        output = tensor_of(self.net(*given, **arguments, **(condition or {})))
         n, channels, *rest = seen.shape
         if tuple(output.shape) not in ((n, channels, *rest), (n, 2 * channels, *rest)):
             raise InputError(
@@ -238,20 +251,20 @@ class Adapted(nn.Module):
 
     def time(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         """What the network is told at t = k - 1, for states of that dtype; the shape of t."""
-        habit = self.conventions
-        if t.is_floating_point() and habit.whole:
+        own = self.conventions
+        if t.is_floating_point() and own.whole:
             raise InputError(
                 "this network takes whole times only: use a method without inner stages, or "
                 "inner='node'"
             )
-        if habit.time in LEVEL_TIMES:
+        if own.time in LEVEL_TIMES:
             alpha, sigma = self.level(t)
-            time = LEVEL_TIMES[habit.time](alpha, habit.scale * sigma)
+            time = LEVEL_TIMES[own.time](alpha, own.scale * sigma)
         else:
-            exact = t if habit.time in WHOLE_TIMES else t.double()
-            time = TIMES[habit.time](exact + max(habit.offset, 0), self.times)
-        if habit.time_dtype is not None:
-            return time.to(habit.time_dtype)
+            exact = t if own.time in WHOLE_TIMES else t.double()
+            time = TIMES[own.time](exact + max(own.offset, 0), self.times)
+        if own.time_dtype is not None:
+            return time.to(own.time_dtype)
         if not time.is_floating_point():
             return time
         return time.to(torch.float64 if dtype is torch.float64 else torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class NetworkDenoiser:
             the first of a tuple and the ``.sample`` of an object are taken for it.
         target: what the output means.
         labels: class indices, shape (N,), for a class-conditional network.
+        condition: tensors that the network takes by name, a row for each state.
         grad: let gradients through, to the state and to the network's parameters. Without it
             a state that asks for them is refused, because what came back would be wrong.
     """
@@ -40,18 +41,21 @@ class NetworkDenoiser:
         net: nn.Module | Callable[..., object],
         target: Target | str = Target.EPS,
         labels: Tensor | None = None,
+        condition: Mapping[str, Tensor] | None = None,
         *,
         grad: bool = False,
     ) -> None:
         self.net = net
         self.target = Target.named(target)
-        self.labels = labels
+        self.labels, self.condition = labels, dict(condition or {})
         self.grad = grad
         self._memo = _Memo()
 
-    def with_labels(self, labels: Tensor | None) -> NetworkDenoiser:
-        """The same network for other labels, sharing what was computed for the times."""
-        other = NetworkDenoiser(self.net, self.target, labels, grad=self.grad)
+    def given(
+        self, labels: Tensor | None, condition: Mapping[str, Tensor] | None = None
+    ) -> NetworkDenoiser:
+        """The same network for other labels and tensors, sharing what was computed for the times."""
+        other = NetworkDenoiser(self.net, self.target, labels, condition, grad=self.grad)
         other._memo = self._memo
         return other
 
@@ -103,7 +107,8 @@ class NetworkDenoiser:
         time = torch.full((len(x),), t, device=x.device)
         if t == int(t):
             time = time.long()
-        return self.net(x, time) if self.labels is None else self.net(x, time, self.labels)
+        labels = () if self.labels is None else (self.labels,)
+        return self.net(x, time, *labels, **self.condition)
 
 
 class _Memo:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,16 +16,17 @@ from ddim.denoisers.target import Target
 from ddim.noise.nodes import make_nodes
 from ddim.noise.schedule import Level, Schedule
 from ddim.samplers.loop import Request, Step, run
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import Sampler
 
 __all__ = ["diffusers_scheduler"]
 
 
 def diffusers_scheduler(
     source: Any,
-    method: str = "ddim",
+    method: str | Sampler = "ddim",
     *,
-    nodes: str | Sequence[int] = "uniform",
+    steps: int | None = None,
+    nodes: str | Sequence[int] | None = None,
     target: Target | str | None = None,
     clipping: Clipping | None = None,
     **options: object,
@@ -42,7 +43,8 @@ def diffusers_scheduler(
     Args:
         source: the pipeline's scheduler, from whose configuration the noise schedule, the target
             and the clipping are read; or a :class:`~ddim.Schedule`.
-        method: see :data:`ddim.METHODS`.
+        method: a :class:`~ddim.Sampler`, or one as text: ``dpmpp:order=3``.
+        steps: S, where it is fixed: the pipeline must then ask for as many.
         nodes: a family's name, with which the pipeline chooses the number of steps, or the nodes
             themselves, whose number it must then ask for.
         target: what the network outputs; that of the source if None, else ε.
@@ -58,17 +60,18 @@ def diffusers_scheduler(
         from diffusers.utils.torch_utils import randn_tensor
     except ImportError:
         raise InputError("this is for diffusers, which is not installed") from None
+    sampler = Sampler.parse(method, steps, nodes, **options)
     if isinstance(source, Schedule):
-        schedule, said, habit = source, Target.EPS, Clipping()
+        schedule, said, clipped = source, Target.EPS, Clipping()
     elif not hasattr(source, "config"):
         raise InputError(f"a scheduler of diffusers or a Schedule is needed, not {source!r}")
     else:
         name = getattr(source, "noise_of", type(source).__name__)
-        schedule, said, habit = parse_scheduler({**source.config, "_class_name": name})
+        schedule, said, clipped = parse_scheduler({**source.config, "_class_name": name})
     target = said if target is None else Target.named(target)
-    clipping = clipping or habit
+    clipping = clipping or clipped
     # Unknown names are refused here and not in the middle of a pipeline.
-    calls = _calls_a_step(schedule, method, options)
+    calls = _calls_a_step(schedule, sampler)
     if schedule.variance_preserving and target is not Target.FLOW:
         facts = scheduler_config(schedule, target, clipping)
         facts = {key: value for key, value in facts.items() if not key.startswith("_")}
@@ -85,15 +88,15 @@ def diffusers_scheduler(
 
         def __init__(self) -> None:
             # What another scheduler, made from this one's configuration, must know of the noise.
-            self.register_to_config(**{**facts, "method": method, "steps_offset": 1})
+            self.register_to_config(**{**facts, "method": str(sampler), "steps_offset": 1})
             self.timesteps = torch.arange(schedule.T - 1, -1, -1)
             self.init_noise_sigma = schedule.level(schedule.T).spread
 
         def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
             """Choose the nodes and build the table."""
-            listed = make_nodes(schedule, nodes, num_inference_steps)
-            self.nodes, self.finished = listed, False
-            self.tableau = make_tableau(schedule, listed, method, **options)
+            asked = Sampler.parse(sampler, num_inference_steps)
+            self.nodes, self.finished = asked.place(schedule), False
+            self.tableau = asked.tableau(schedule)
             levels = [self.tableau.at(i) for i in self.tableau.evaluated]
             times = torch.tensor([level.t for level in levels if level is not None])
             whole = bool((times == times.round()).all())
@@ -165,7 +168,7 @@ def diffusers_scheduler(
                     "set_timesteps, which is called anew for every run"
                 )
             taken = self.nodes[starts[0] :]
-            self.tableau = make_tableau(schedule, taken, method, **options)
+            self.tableau = sampler.replace(nodes=taken).tableau(schedule)
 
         def _until_asked(self, event: Request | Step | None) -> tuple[Request | None, Tensor]:
             """Go on to the next state that the network must see, or to the result."""
@@ -202,10 +205,10 @@ def diffusers_scheduler(
     return TableauScheduler()
 
 
-def _calls_a_step(schedule: Schedule, method: str, options: Mapping[str, object]) -> int:
+def _calls_a_step(schedule: Schedule, sampler: Sampler) -> int:
     """Network calls of a step but the last; 1 where steps have not as many each."""
     nodes = make_nodes(schedule, "uniform", min(6, schedule.T))
-    tableau = make_tableau(schedule, nodes, method, **options)
+    tableau = sampler.replace(nodes=nodes).tableau(schedule)
     times = [level.t for level in map(tableau.at, tableau.evaluated) if level is not None]
     calls = -(-len(times) // (len(nodes) - 1))
     firsts = times[::calls]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddim.base.errors import InputError
 from ddim.checkpoints.scheduler import scheduler_config
 from ddim.model.model import Model
-from ddim.noise.foreign import COMPAT_NODES
-from ddim.noise.nodes import Nodes, check_nodes
-from ddim.samplers.registry import make_tableau
+from ddim.noise.nodes import NODES, Nodes
+from ddim.samplers.sampler import Sampler
 
 __all__ = ["Export", "export_scheduler"]
 
@@ -49,9 +48,11 @@ class Export:
 
 def export_scheduler(
     model: Model,
-    nodes: Nodes,
-    method: str = "ddim",
-    options: Mapping[str, object] | None = None,
+    method: str | Sampler = "ddim",
+    *,
+    steps: int | None = None,
+    nodes: str | Sequence[int] | None = None,
+    **options: object,
 ) -> Export:
     """The scheduler of diffusers that does what a sampler does, or what comes nearest.
 
@@ -61,83 +62,84 @@ def export_scheduler(
 
     Args:
         model: the model.
-        nodes: falling, to 0.
-        method: ``ddim`` (η = 0), ``ddpm``, ``dpmpp``, ``unipc``, or ``learned``, whose weights are
-            left out.
-        options: of the method.
+        method: a :class:`~ddim.Sampler`, or one as text: ``ddim`` (η = 0), ``ddpm``, ``dpmpp``,
+            ``unipc``, ``calibrated``, or ``learned``, whose weights are left out.
+        steps: S; 50 if None, or T where it is smaller.
+        nodes: a family's name, or the nodes themselves, falling to 0.
+        options: the method's own.
 
     Raises:
         InputError: a method that diffusers has not, nodes that do not end at 0, or a model that it
             cannot express; for the first :func:`ddim.diffusers_scheduler` runs it there all the
             same.
     """
-    options = dict(options or {})
+    sampler = model.resolve(Sampler.parse(method, steps, nodes, **options))
     schedule = model.schedule
-    check_nodes(schedule, nodes)
-    if nodes[-1] != 0 or nodes[0] < nodes[-1]:
+    listed = sampler.place(schedule)
+    if listed[-1] != 0:
         raise InputError("what is exported falls to node 0, the data")
-    base = scheduler_config(schedule, model.target, model.clipping)
     warnings: list[str] = []
-    if method == "learned":
+    if sampler.method == "learned":
         warnings.append(
             "the fitted weights are left out: DPM-Solver++ of order 2 takes their place"
         )
-        method, options = "dpmpp", {"order": 2}
-    if method == "ddim" and float(options.pop("eta", 0.0) or 0.0):  # pyright: ignore[reportArgumentType]
+        sampler = Sampler("dpmpp", nodes=listed)
+    if sampler.method == "ddim" and sampler.settings:
         raise InputError(
             "diffusers takes η at every call and not from its configuration: export η = 0 and give "
             "eta= there"
         )
-    make_tableau(schedule, nodes, method, **options)  # refuses what is not there
-    trailing = nodes == COMPAT_NODES["diffusers-trailing"](schedule, len(nodes) - 1)
-    known = {key: base[key] for key in _NOISE}
-    threshold = {key: base[key] for key in _THRESHOLD}
-    takes_list = True
-    if method == "ddim" and trailing and schedule.T % (len(nodes) - 1) == 0:
-        return Export(base, _times(nodes), tuple(warnings))
-    if method == "ddpm":
-        kind = "fixed_large" if options.get("variance") == "large" else "fixed_small"
-        own = {"_class_name": "DDPMScheduler", "variance_type": kind}
-        own |= {key: base[key] for key in _CLIP}
+    sampler.tableau(schedule)  # refuses what is not there
+    base = scheduler_config(schedule, model.target, model.clipping)
+    trailing = listed == NODES["diffusers-trailing"](schedule, len(listed) - 1)
+    if sampler.method == "ddim" and trailing and schedule.T % (len(listed) - 1) == 0:
+        return Export(base, _times(listed), tuple(warnings))
+    own = _scheduler(sampler, base)
+    kind, takes_list = own["_class_name"], own["_class_name"] != "UniPCMultistepScheduler"
+    if own.get("variance_type") == "fixed_large" and listed[-2] != 1:
+        warnings.append("its last step, to the data, is noised there unless it starts at node 1")
+    if own.get("solver_order") == 3 and not takes_list and len(listed) > 15:
+        warnings.append("the last step but one has order 2 there")
+    if sampler.method == "ddpm":
         trailing = False  # without the list it looks up the node T // S below, not the next one
-        if kind == "fixed_large" and nodes[-2] != 1:
-            warnings.append(
-                "its last step, to the data, is noised there unless it starts at node 1"
-            )
-    elif method in ("ddim", "dpmpp"):
-        own = _dpm(method, options)
-    elif method == "unipc":
-        takes_list = False
-        own = {
+    elif model.clipping.kind == "clip":
+        warnings.append(f"{kind} does not clip x0, which {model.name} does")
+    if not trailing and takes_list:
+        warnings.append(
+            "the nodes are not in the configuration: call "
+            f"scheduler.set_timesteps(timesteps={list(_times(listed))})"
+        )
+    elif not trailing:
+        warnings.append(f"{kind} takes no list of nodes and steps on its trailing grid instead")
+    known = {key: base[key] for key in (*_NOISE, *_THRESHOLD)}
+    return Export({**known, **own}, _times(listed), tuple(warnings))
+
+
+def _scheduler(sampler: Sampler, base: Mapping[str, Any]) -> dict[str, Any]:
+    """What the scheduler's configuration says of the method."""
+    method, options = sampler.method, sampler.options
+    if method == "ddpm":
+        kind = "fixed_large" if options["variance"] == "large" else "fixed_small"
+        clip = {key: base[key] for key in _CLIP}
+        return {"_class_name": "DDPMScheduler", "variance_type": kind, **clip}
+    if method in ("ddim", "dpmpp"):
+        return _dpm(method, options)
+    if method == "unipc":
+        return {
             "_class_name": "UniPCMultistepScheduler",
-            "solver_order": options.get("order", 2),
-            "solver_type": options.get("variant", "bh2"),
+            "solver_order": options["order"],
+            "solver_type": options["variant"],
             "predict_x0": True,
             "lower_order_final": True,
             "final_sigmas_type": "zero",
         }
-        if options.get("order", 2) == 3 and len(nodes) > 15:
-            warnings.append("the last step but one has order 2 there")
-    else:
-        raise InputError(
-            f"diffusers has no scheduler that runs {method}: ddim.diffusers_scheduler runs it in "
-            "any of its pipelines"
-        )
-    if method != "ddpm" and model.clipping.kind == "clip":
-        warnings.append(f"{own['_class_name']} does not clip x0, which {model.name} does")
-    if not trailing and takes_list:
-        warnings.append(
-            "the nodes are not in the configuration: call "
-            f"scheduler.set_timesteps(timesteps={list(_times(nodes))})"
-        )
-    elif not trailing:
-        warnings.append(
-            f"{own['_class_name']} takes no list of nodes and steps on its trailing grid instead"
-        )
-    return Export({**known, **threshold, **own}, _times(nodes), tuple(warnings))
+    raise InputError(
+        f"diffusers has no scheduler that runs {method}: ddim.diffusers_scheduler runs it in "
+        "any of its pipelines"
+    )
 
 
-def _dpm(method: str, options: Mapping[str, object]) -> dict[str, object]:
+def _dpm(method: str, options: Mapping[str, object]) -> dict[str, Any]:
     order = 1 if method == "ddim" else options.get("order", 2)
     if order == 3 and options.get("form", "exact") != "published":
         raise InputError(

@@ -17,13 +17,14 @@ from torch import Tensor
 from ddim.base.errors import InputError
 from ddim.base.files import write_bytes
 from ddim.latents.codecs import tensors_of
+from ddim.model.condition import Condition
 from ddim.model.model import Model
 
 __all__ = ["DTYPES", "Latents"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 """What latents can be in."""
-_FORMAT = "ddim-latents-2"
+_FORMAT = "ddim-latents-3"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,7 @@ class Latents:
         model: the model's name, for people.
         identity: the model's :attr:`~ddim.Model.identity`.
         batch_size: images in one network call.
-        labels: of each image, or None for a model without classes.
-        guidance: classifier-free guidance scale of the encoding; 1 is none.
+        condition: of the encoding, a row for each image.
         calls: network calls that each image took.
         residual: of the ``implicit`` codec, for each image: the largest RMS, over the steps, by
             which DDIM's step from the state found misses the state that it must lead to; float64.
@@ -52,8 +52,7 @@ class Latents:
     model: str
     identity: str
     batch_size: int
-    labels: tuple[int, ...] | None = None
-    guidance: float = 1.0
+    condition: Condition = dataclasses.field(default_factory=Condition)
     calls: int = 0
     residual: Tensor | None = None
     tolerance: float | None = None
@@ -77,7 +76,7 @@ class Latents:
         return dataclasses.replace(
             self,
             tensors=tuple(x[chosen] for x in self.tensors),
-            labels=None if self.labels is None else tuple(self.labels[i] for i in chosen),
+            condition=self.condition[chosen],
             residual=None if self.residual is None else self.residual[chosen],
         )
 
@@ -117,8 +116,12 @@ class Latents:
         tensors = {f"latent.{i}": x.contiguous() for i, x in enumerate(self.tensors)}
         if self.residual is not None:
             tensors["residual"] = self.residual
-        names = [f.name for f in dataclasses.fields(self) if f.name not in ("tensors", "residual")]
+        tensors |= {f"condition.{k}": x.contiguous() for k, x in self.condition.tensors.items()}
+        tensors |= {f"null.{k}": x.contiguous() for k, x in self.condition.null.items()}
+        apart = ("tensors", "residual", "condition")
+        names = [f.name for f in dataclasses.fields(self) if f.name not in apart]
         facts = {name: getattr(self, name) for name in names}
+        facts |= {"labels": self.condition.labels, "guidance": self.condition.guidance}
         facts |= {"schedule": dict(self.schedule), "dtype": str(self.dtype).removeprefix("torch.")}
         text = json.dumps(facts)
         metadata = {"format": _FORMAT, "ddim": text, "sha256": _checksum(text)}
@@ -151,13 +154,20 @@ class Latents:
                 f"{path} is not a safetensors file, or is truncated: {error}"
             ) from None
         residual = tensors.pop("residual", None)
-        for name in ("nodes", "labels"):
-            facts[name] = None if facts[name] is None else tuple(facts[name])
-        latents = tuple(tensors[key] for key in sorted(tensors))
+        named = {kind: _taken(tensors, f"{kind}.") for kind in ("latent", "condition", "null")}
+        facts["nodes"] = tuple(facts["nodes"])
+        condition = Condition(
+            facts.pop("labels"), named["condition"], facts.pop("guidance"), null=named["null"]
+        )
+        latents = tuple(named["latent"].values())
         dtype = DTYPES[facts.pop("dtype")]
         if any(x.dtype != dtype or x.shape != latents[0].shape for x in latents):
             raise InputError(f"{path} holds tensors that are no latents")
-        return cls(latents, residual=residual, **facts)
+        return cls(latents, condition=condition, residual=residual, **facts)
+
+
+def _taken(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): tensors[k] for k in sorted(tensors) if k.startswith(prefix)}
 
 
 def _checksum(text: str) -> str:

@@ -145,7 +145,7 @@ def interpolate(latents: Latents, corners: Sequence[int], shares: Sequence[float
     return dataclasses.replace(
         latents,
         tensors=tensors,
-        labels=None if latents.labels is None else tuple(latents.labels[i] for i in owners),
+        condition=latents.condition[owners],
         residual=None,
     )
 

@@ -30,10 +30,10 @@ CHUNK = 8
 
 
 class Candidate:
-    """A schedule and habits, under which each target is measured with the same network calls.
+    """A schedule and conventions, under which each target is measured with the same network calls.
 
     Args:
-        adapted: the network with the habits.
+        adapted: the network with the conventions.
         schedule: of the network's own process.
         nodes: where it is measured.
         targets: what its output is taken for.
@@ -42,10 +42,13 @@ class Candidate:
     def __init__(
         self, adapted: Adapted, schedule: Schedule, nodes: Sequence[int], targets: Sequence[Target]
     ) -> None:
-        self.adapted, self.schedule, self.habits = adapted, schedule, adapted.conventions
+        self.adapted, self.schedule, self.conventions = adapted, schedule, adapted.conventions
         self.t = torch.tensor(nodes) - 1
         alpha, sigma = adapted.level(self.t)
-        self.alpha, self.sigma = alpha, self.habits.scale * sigma  # of the network's own process
+        self.alpha, self.sigma = (
+            alpha,
+            self.conventions.scale * sigma,
+        )  # of the network's own process
         # Of each image and level: the error, eps·prediction, prediction².
         self.measured = {target: torch.zeros(0, len(nodes), 3) for target in targets}
         self.failure: str | None = None
@@ -60,7 +63,7 @@ class Candidate:
         """What the network is shown; candidates of one key are one."""
         time = self.adapted.time(self.t, torch.float64).double()
         numbers = torch.cat([self.alpha, self.sigma, time]).tolist()
-        return (*(round(number, 9) for number in numbers), *self.habits.data_range)
+        return (*(round(number, 9) for number in numbers), *self.conventions.data_range)
 
     def error(self, target: Target) -> float:
         """The mean over images and levels; infinite where it is not a number."""
@@ -93,10 +96,10 @@ class Candidate:
             labels: shape (N,), or None.
             variance: of all images' pixels.
         """
-        scale, levels = self.habits.scale, len(self.t)
+        scale, levels = self.conventions.scale, len(self.t)
         shape = (levels, 1, *(1,) * (images.ndim - 1))
         alpha, sigma = (part.to(images).view(shape) for part in (self.alpha, self.sigma))
-        data = scale * images + self.habits.centre
+        data = scale * images + self.conventions.centre
         x = alpha * data + sigma * noise
         weights = next(self.adapted.parameters())
         flat = x.flatten(0, 1).to(weights.dtype)
@@ -122,13 +125,13 @@ def make_candidates(
     net: nn.Module,
     schedules: Sequence[Schedule],
     targets: Sequence[Target],
-    habits: Sequence[Conventions],
+    conventions: Sequence[Conventions],
     arguments: Mapping[str, Any] | None,
 ) -> list[Candidate]:
     """The candidates, the most usual first, at the levels that all of them have."""
     combined = [
-        (schedule, Adapted(net, schedule, targets[0], habit, arguments))
-        for habit, schedule in itertools.product(habits, schedules)
+        (schedule, Adapted(net, schedule, targets[0], each, arguments))
+        for each, schedule in itertools.product(conventions, schedules)
     ]
     rhos = [adapted.schedule.rho[1:] for _, adapted in combined]
     lowest = max(float(rho[0]) for rho in rhos)

@@ -46,8 +46,8 @@ def check_model(
     Args:
         model: the model.
         steps: S, of the sampler that is meant.
-        predictions: as :func:`~ddim.model.predictions.check_predictions` returns them; they are what tells
-            broken conventions.
+        predictions: as :func:`~ddim.model.predictions.check_predictions` returns them; they are
+            what tells broken conventions.
 
     Raises:
         InputError: steps outside 1..T.
@@ -86,7 +86,7 @@ def _weights(model: Model) -> list[Finding]:
 
 
 def _assumed(model: Model) -> list[Finding]:
-    assumed = model.facts.get("assumed") or []
+    assumed = model.facts.assumed
     return [
         Finding(
             "note",
@@ -182,7 +182,7 @@ def _steps(model: Model, steps: int) -> list[Finding]:
 
 
 def _eta(model: Model) -> list[Finding]:
-    learned = bool(model.facts.get("learned_variance"))
+    learned = model.facts.learned_variance
     what = "η multiplies the standard deviation of the injected noise: its variance goes with η²"
     why = (
         "0 is deterministic and 1 is DDPM with the posterior variance, here and in the paper; some "
@@ -207,7 +207,7 @@ def _clipping(model: Model) -> list[Finding]:
     return [
         Finding(
             "note",
-            f"the predicted x0 is changed by habit ({clipping.kind}, limit {clipping.limit:g})",
+            f"the predicted x0 is changed by default ({clipping.kind}, limit {clipping.limit:g})",
             "here ε is recomputed from it; diffusers' DDIM keeps the old ε beside the clipped x0 "
             "unless use_clipped_model_output is set, and its images differ. It cannot be undone, "
             "so encoding is refused",

@@ -1,4 +1,4 @@
-"""Batches of a fixed size through the loop, from noise or from given states, forwards or backwards.
+"""Batches of a fixed size through the loop, from noise or from given states, either way.
 
 The network always sees the same number of images at once, so image i is always image i.
 """
@@ -7,29 +7,32 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ddim.base.errors import InputError
+from ddim.base.progress import bar
 from ddim.denoisers.inpainting import Inpaint
 from ddim.denoisers.network import NetworkDenoiser
-from ddim.model.inputs import check_finite, check_images, check_labels, check_mask, one_each
+from ddim.model.condition import Condition
+from ddim.model.inputs import check_finite, check_images, check_mask
 from ddim.model.model import Model
-from ddim.model.sampler import make_sampler, method_options
 from ddim.noise.draws import Noise
 from ddim.samplers.loop import Step, integrate
+from ddim.samplers.sampler import Sampler
 from ddim.samplers.tableau import Tableau
 
 __all__ = [
     "Drawn",
+    "batches",
+    "collect",
     "default_batch_size",
     "generate",
     "noised",
-    "sample",
     "pick_batch_size",
-    "batches",
+    "sample",
 ]
 
 
@@ -39,7 +42,7 @@ class Drawn:
 
     Attributes:
         indices: the images of the batch that were asked for; the rest of it is padding.
-        step: the step; its states have ``batch_size`` images.
+        step: the step; its states have as many images as the batch.
         outputs: after the batch's last step all that the tableau returns, else nothing; each of
             shape (len(indices), C, H, W).
     """
@@ -67,7 +70,7 @@ def default_batch_size(shape: Sequence[int], device: torch.device) -> int:
 
 
 def pick_batch_size(model: Model, batch_size: int | None) -> int:
-    """How many images in one network call: ``batch_size``, or :func:`default_batch_size` for None.
+    """How many images in one network call: as given, or :func:`default_batch_size` for None.
 
     Raises:
         InputError: below 1.
@@ -75,7 +78,7 @@ def pick_batch_size(model: Model, batch_size: int | None) -> int:
     if batch_size is None:
         return default_batch_size(model.shape, model.device)
     if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        raise InputError(f"the batch size must be at least 1, not {batch_size}")
     return batch_size
 
 
@@ -99,9 +102,7 @@ def generate(
     indices: Sequence[int],
     *,
     seed: int = 0,
-    labels: Sequence[int] | None = None,
-    guidance: float = 1.0,
-    clip: bool | None = None,
+    condition: Condition | None = None,
     batch_size: int | None = None,
     dtype: torch.dtype = torch.float32,
     start: Sequence[Tensor] | None = None,
@@ -109,33 +110,32 @@ def generate(
 ) -> Iterator[Drawn]:
     """Run a tableau on images, yielding after every step of every batch.
 
-    Image i depends on the seed, i, its label and its start alone, given equal ``batch_size``, device and
-    threads: the network always sees ``batch_size`` images, the last time filled up with padding.
+    Image i depends on the seed, i, its condition and its start alone, given equal ``batch_size``,
+    device and threads: the network always sees so many images, the last time filled up with
+    padding.
 
     Args:
         model: the model.
         tableau: the sampler, or the encoder or decoder of a codec.
         indices: which images of the seed, such as ``range(64)``.
         seed: of the noise.
-        labels: one for each image, or None for a model without classes.
-        guidance: classifier-free guidance scale; 1 is none.
-        clip: clip x0 to [-1, 1]; None for the model's own habit.
+        condition: of these images, one row for each.
         batch_size: images in one network call; None for :func:`default_batch_size`.
         dtype: of the states.
         start: the tableau's initial states, each of shape (N, C, H, W); noise if None.
         known: images, shape (N, C, H, W), and a mask that broadcasts against them, true where
-            they are to be kept: the rest is painted (see :class:`~ddim.Inpaint`).
+            they are to be kept: the rest is painted (see :class:`~ddim.denoisers.inpainting.Inpaint`).
 
     Raises:
-        InputError: numbers out of range, labels or images that do not fit; at once, before the
-            first step.
+        InputError: numbers out of range, a condition or images that do not fit; at once, before
+            the first step.
     """
     n = len(indices)
     if n < 1:
         raise InputError(f"the number of images must be at least 1, not {n}")
     size = pick_batch_size(model, batch_size)
-    label_tensor = check_labels(model, labels, n)
-    model.denoiser(label_tensor, guidance, clip)
+    given = (condition or Condition()).check(model, n)
+    model.denoiser(given[[0]])
     Noise(seed, indices, model.shape)
     if start is None and len(tableau.initial) != 1:
         raise InputError(
@@ -154,11 +154,10 @@ def generate(
 
     def drawn() -> Iterator[Drawn]:
         device = model.device
-        network = NetworkDenoiser(model.net, model.target)
+        network = NetworkDenoiser(model.network, model.target)
         for positions, count in batches(n, size):
             noise = Noise(seed, [indices[i] for i in positions], model.shape, device, dtype)
-            chosen = None if label_tensor is None else label_tensor[positions].to(device)
-            denoiser = model.denoiser(chosen, guidance, clip, network=network)
+            denoiser = model.denoiser(given[positions], network=network)
             images = mask = torch.empty(0)
             if known is not None:
                 images, mask = (part.expand_as(known[0])[positions].to(device) for part in known)
@@ -176,6 +175,30 @@ def generate(
                 yield Drawn(wanted, step, tuple(output[:count] for output in outputs))
 
     return drawn()
+
+
+def collect(
+    model: Model, tableau: Tableau, drawn: Iterator[Drawn], n: int, batch_size: int, label: str = ""
+) -> tuple[Tensor, ...]:
+    """All outputs of :func:`generate` on the CPU, each of shape (N, C, H, W).
+
+    Args:
+        model: the model, for messages.
+        tableau: what runs.
+        drawn: the steps.
+        n: how many images there will be.
+        batch_size: images in one network call.
+        label: of a progress bar on stderr; none if empty.
+
+    Raises:
+        RunError: images that are not finite.
+    """
+    total = -(-n // batch_size) * len(tableau.rows)
+    ends = [e.outputs for e in bar(drawn, total, label, quiet=not label) if e.outputs]
+    outputs = tuple(torch.cat([part.cpu() for part in parts]) for parts in zip(*ends, strict=True))
+    for output in outputs:
+        check_finite(output, f"what {model.name} makes by {tableau.method}")
+    return outputs
 
 
 def noised(
@@ -205,16 +228,18 @@ def noised(
 def sample(
     model: Model,
     n: int = 64,
+    method: str | Sampler = "ddim",
     *,
-    steps: int | None = 50,
-    method: str = "ddim",
-    nodes: str | Sequence[int] = "uniform",
+    steps: int | None = None,
+    nodes: str | Sequence[int] | None = None,
     eta: float | None = None,
     seed: int = 0,
+    condition: Condition | Mapping[str, Tensor] | None = None,
     labels: int | Sequence[int] | Tensor | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     clip: bool | None = None,
     batch_size: int | None = None,
+    noise: Tensor | None = None,
     images: Tensor | None = None,
     strength: float | None = None,
     mask: Tensor | None = None,
@@ -230,16 +255,18 @@ def sample(
     Args:
         model: as :func:`ddim.load` returns it.
         n: how many.
-        steps: S, from 1 to T; None for T, or for the length of an explicit node list.
-        method: see :data:`ddim.METHODS`; ``:KEY=VALUE`` sets an option, as in ``dpmpp:order=3``.
-        nodes: a family's name (see :data:`ddim.NODES`), ``calibrated``, or the nodes themselves.
+        method: a :class:`~ddim.Sampler`, or one as text: ``dpmpp:order=3:steps=10``.
+        steps: S, from 1 to T; None for 50, or T where it is smaller.
+        nodes: a family's name, such as ``quadratic``, or the nodes themselves.
         eta: DDIM's η.
         seed: image i of a seed is always the same image.
-        labels: one class for all, or one for each image; None lets a class-conditional model
-            take the classes in turn.
-        guidance: classifier-free guidance scale; 1 is none.
-        clip: clip the predicted x0 to [-1, 1]; None for the model's own habit.
+        condition: what the images are drawn of, or its tensors by name, one row an image.
+        labels: its labels: one class for all, or several that are repeated in turn; None lets a
+            class-conditional model take all classes in turn.
+        guidance: its classifier-free guidance scale; 1 is none.
+        clip: clip the predicted x0 to [-1, 1]; None for the model's default.
         batch_size: images in one network call.
+        noise: what to start from instead of the seed's noise, standard normal, shape (n, C, H, W).
         images: what to edit, shape (n, C, H, W) in [-1, 1].
         strength: in (0, 1]; how much of the way to noise the images go. 1 forgets them.
         mask: of truth values, broadcasting against ``images``; true where they are to be painted.
@@ -257,46 +284,35 @@ def sample(
         >>> ddim.sample(ddim.load("mnist"), n=2, steps=2).shape
         torch.Size([2, 1, 28, 28])
     """
-    classes = one_each(labels, n)
-    if classes is None and model.classes is not None:
-        classes = tuple(i % model.classes for i in range(n))
+    sampler = Sampler.parse(method, steps, nodes, eta=eta)
+    given = Condition.of(condition, labels, guidance, clip).check(model, n, every_class=True)
     if images is None and not (strength is None and mask is None):
         raise InputError("strength and mask need images to work on")
     if images is not None and strength is None and mask is None:
         raise InputError("images are edited by a strength, a mask, or both: give one")
+    if noise is not None and strength is not None:
+        raise InputError("with a strength images are noised by the seed: give no noise")
     if images is not None:
         check_images(model, images, n)
-    if mask is not None and mask.dtype is not torch.bool:
-        raise InputError(f"a mask is a tensor of truth values, not of {mask.dtype}")
-    method, *given = method.split(":")
-    options = {**method_options(method, given), **({} if eta is None else {"eta": eta})}
-    listed = not isinstance(nodes, str) or nodes[:1].isdigit()
-    count = None if listed else steps
-    _, tableau = make_sampler(model, nodes, count, method, strength=strength, **options)
-    start = known = None
-    if images is not None:
-        start = (
-            [noised(model, tableau, images, range(n), seed)] if strength is not None else None
-        )
-        known = (images, ~mask) if mask is not None else None
+    if mask is not None and images is not None:
+        check_mask(mask, images)
+    tableau = model.tableau(sampler, strength)
+    start = None
+    if noise is not None:
+        check_images(model, noise, n)
+        start = [tableau.start(noise)]
+    elif images is not None and strength is not None:
+        start = [noised(model, tableau, images, range(n), seed)]
+    size = pick_batch_size(model, batch_size)
     drawn = generate(
         model,
         tableau,
         range(n),
         seed=seed,
-        labels=classes,
-        guidance=guidance,
-        clip=clip,
-        batch_size=batch_size,
+        condition=given,
+        batch_size=size,
         start=start,
-        known=known,
+        known=None if images is None or mask is None else (images, ~mask),
     )
-    if progress:
-        from tqdm import tqdm
-
-        size = pick_batch_size(model, batch_size)
-        drawn = tqdm(drawn, total=-(-n // size) * len(tableau.rows), unit="step")
-    parts = [event.images.to("cpu", torch.float32) for event in drawn if event.images is not None]
-    found = torch.cat(parts)
-    check_finite(found, f"what {model.name} draws by {tableau.method}")
-    return found
+    label = tableau.method if progress else ""
+    return collect(model, tableau, drawn, n, size, label)[0].to(torch.float32)

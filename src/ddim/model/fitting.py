@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ddim.base.errors import InputError
+from ddim.checkpoints.record import Facts
 from ddim.denoisers.conventions import TIMES, WHOLE_TIMES, Conventions
 from ddim.denoisers.target import Target
 from ddim.model.candidates import Candidate, compete, make_candidates
 from ddim.model.model import Model
-from ddim.model.wrapping import Model
 from ddim.noise.schedule import Schedule
 
 __all__ = ["fit_conventions", "usual_schedules"]
@@ -77,12 +77,12 @@ def fit_conventions(
     schedule and range, and a network denoises best where it is told the truth.
 
     All candidates see two images; the better ones see more, the best few see all. The ranking is
-    printed, and kept in the model's ``facts["ranking"]``.
+    printed, and kept in the model's ``facts.more["ranking"]``.
 
     The ranking's ``bias`` is how far the scale of the predicted noise is off, |E[ε·ε̂]/E[ε̂²] - 1|,
     in the median of the levels. It decides between candidates whose errors are within 2 %. Of those
     whose biases are as near as chance explains, the most usual one is taken, and stands first; what
-    that leaves open is logged as a warning and kept in ``facts["undecided"]``. Trained networks
+    that leaves open is logged as a warning and kept in ``facts.more["undecided"]``. Trained networks
     come close to a bias of 0; one above 0.05 is logged too, because the truth may not be among the
     candidates.
 
@@ -123,14 +123,14 @@ def fit_conventions(
     wanted = [Target.named(target) for target in targets]
     if time_dtype is not None and not time_dtype.is_floating_point:
         times = [time for time in times if time in WHOLE_TIMES]
-    habits = [
+    conventions = [
         Conventions(time, 0, tuple(data_range), keep_variance, time_dtype)
         for data_range, time in itertools.product(data_ranges, times)
     ]
     schedules = usual_schedules(T) if schedules is None else schedules
-    if not (wanted and habits and schedules):
+    if not (wanted and conventions and schedules):
         raise InputError("there must be at least one target, time, data range and schedule to try")
-    candidates = make_candidates(net.eval(), schedules, wanted, habits, arguments)
+    candidates = make_candidates(net.eval(), schedules, wanted, conventions, arguments)
     compete(candidates, images, labels, seed)
     ranking = sorted(
         (
@@ -170,14 +170,14 @@ def fit_conventions(
         chosen.schedule,
         target,
         tuple(images.shape[1:]),
-        time=chosen.habits.time,
-        data_range=(chosen.habits.data_range[0], chosen.habits.data_range[1]),
-        arguments=arguments,
+        time=chosen.conventions.time,
+        data_range=(chosen.conventions.data_range[0], chosen.conventions.data_range[1]),
+        arguments=arguments or {},
         keep_variance=keep_variance,
         time_dtype=time_dtype,
         classes=classes,
         name=name,
-        facts={"ranking": named, "undecided": undecided},
+        facts=Facts(more={"ranking": named, "undecided": undecided}),
     )
 
 
@@ -213,14 +213,14 @@ def _tied(
 
 
 def _named(candidate: Candidate, target: Target) -> dict[str, Any]:
-    low, high = candidate.habits.data_range
+    low, high = candidate.conventions.data_range
     spec = {k: v for k, v in candidate.schedule.spec.items() if not isinstance(v, list)}
     return {
         "error": candidate.error(target),
         "bias": candidate.bias(target),
         "images": candidate.seen,
         "target": target.value,
-        "time": candidate.habits.time,
+        "time": candidate.conventions.time,
         "data_range": f"{low:g} to {high:g}",
         "schedule": ", ".join(str(v) if k == "kind" else f"{k}={v}" for k, v in spec.items()),
     }

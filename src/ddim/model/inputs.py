@@ -1,18 +1,14 @@
-"""Whether images, masks and labels are ones that a model can take, and what it makes is one."""
+"""Whether images and masks are ones that a model can take, and what it makes is one."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from ddim.base.errors import InputError, RunError
 from ddim.model.model import Model
 
-__all__ = ["check_finite", "check_images", "check_labels", "check_mask", "one_each"]
+__all__ = ["check_finite", "check_images", "check_mask"]
 
 
 def check_images(model: Model, images: Tensor, n: int) -> None:
@@ -57,41 +53,3 @@ def check_mask(mask: Tensor, images: Tensor) -> None:
         raise InputError(
             f"a mask of shape {tuple(mask.shape)} does not fit images of {tuple(images.shape)}"
         ) from None
-
-
-def one_each(labels: int | Sequence[int] | Tensor | None, n: int) -> tuple[int, ...] | None:
-    """Labels as plain numbers, one for each of n images where there is one for all.
-
-    Raises:
-        InputError: labels that are not whole numbers.
-    """
-    if labels is None:
-        return None
-    try:
-        if isinstance(labels, Tensor):
-            labels = labels.tolist()
-        if isinstance(labels, Sequence | np.ndarray) and np.ndim(labels):
-            return tuple(operator.index(label) for label in labels)
-        return (operator.index(labels),) * n  # pyright: ignore[reportArgumentType]
-    except TypeError:
-        raise InputError(f"labels are whole numbers, not {labels!r}") from None
-
-
-def check_labels(model: Model, labels: Sequence[int] | None, n: int) -> Tensor | None:
-    """Labels as a tensor of shape (n,).
-
-    Raises:
-        InputError: a model without classes, another number of labels, or one out of range.
-    """
-    if labels is None:
-        return None
-    if model.classes is None:
-        raise InputError(f"{model.name} has no classes, so labels mean nothing to it")
-    if len(labels) != n:
-        raise InputError(f"{len(labels)} labels were given for {n} images")
-    allowed = range(model.classes)
-    for label in labels:
-        if label not in allowed and label != model.null_label:
-            none = "" if model.null_label is None else f", or {model.null_label} for 'none'"
-            raise InputError(f"labels are from 0 to {model.classes - 1}{none}, not {label}")
-    return torch.tensor(list(labels))

@@ -1,12 +1,13 @@
-"""A loaded model: network, schedule, target, and what the data was."""
+"""A model: a network, and everything that it takes to draw from it."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
+import inspect
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,64 +16,188 @@ import torch
 from torch import Tensor, nn
 
 from ddim.base.errors import InputError
+from ddim.checkpoints.calibration import CalibrationFile, read_calibration
 from ddim.checkpoints.diffusers import write_folder
+from ddim.checkpoints.record import Facts
 from ddim.denoisers.clipping import Clipping
+from ddim.denoisers.conventions import Adapted, Conventions
 from ddim.denoisers.guidance import Guided
 from ddim.denoisers.network import NetworkDenoiser
 from ddim.denoisers.prediction import Denoiser
 from ddim.denoisers.target import Target
+from ddim.model.condition import Condition
 from ddim.nets.unet import UNet
 from ddim.noise.schedule import Schedule
+from ddim.samplers.sampler import Sampler
+from ddim.samplers.tableau import Tableau
 
 __all__ = ["Model", "bare"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A network and what is needed to sample it.
+    """A network and what is needed to sample it, whoever made it.
+
+    The network is put into evaluation mode. It may return a tensor, a tuple that begins with one,
+    or an object that has one as ``.sample``.
+
+    =========================  ==================================================================
+    ``time``                   what the network is given at node k of T
+    =========================  ==================================================================
+    ``index``                  k - 1, so 0 to T - 1
+    ``one-based``              k
+    ``fraction``               k/T
+    ``fraction-from-zero``     (k - 1)/T: the index divided by T
+    ``thousandths``            1000·k/T
+    ``thousandths-from-zero``  1000·(k - 1)/T: improved-diffusion's rescaled times
+    ``lambda``, ``log-snr``    log(α/σ), and twice that
+    ``sigma``, ``rho``         σ, and σ/α
+    =========================  ==================================================================
+
+    Samplers with inner stages ask between the nodes: times follow k there, fractions included.
 
     Attributes:
-        net: called as ``net(x, t)``, or ``net(x, t, labels)`` where ``classes`` is set; in
-            evaluation mode, where that makes a difference.
-        schedule: the noise schedule that it was trained with.
-        target: what it predicts, or its name.
-        shape: of one image, (C, H, W) for a UNet.
-        classes: number of classes, or None.
-        null_label: the label for 'no class', which guidance needs; or None.
-        clipping: what is done to the predicted x0 by default.
+        net: called as ``net(x, time)`` or ``net(x, time, labels)``, time of shape (N,); the tensors
+            of a :class:`~ddim.Condition` come as keyword arguments.
+        schedule: the noise schedule that it was trained with, on data of its own range; once the
+            model is made, what that is for data in [-1, 1].
+        target: what it predicts: eps, x0, v or flow, or a :class:`~ddim.Target`.
+        shape: of one image, (C, H, W); any shape will do for a network of any other data.
+        time: see the table.
+        offset: how many levels lower than usual its times lie: 1 where its first time means clean
+            data, -1 where its first time means the level of node 2. A level without a time is
+            left out, so that the model has fewer steps than the schedule.
+        data_range: what black and white were when it was trained, such as (0, 1) or (-0.5, 0.5).
+            Images in and out are in [-1, 1] all the same.
+        arguments: given to the network by name at every call, the same for every image: numbers,
+            text and tensors whose first dimension is 1, also within lists and dictionaries.
+            Tensors move with it. What differs between images is a :class:`~ddim.Condition`.
+        keep_variance: of a network that returns twice the channels: whether the second half
+            interpolates a learned variance (Nichol and Dhariwal 2021, equation 15). False drops it.
+        time_dtype: of the times; None for int64 where they are whole and floating point elsewhere.
+            A whole type refuses times between nodes.
+        labels_as: the argument by which a class-conditional network takes its labels; None if
+            they are its third.
+        classes: number of classes of a class-conditional network.
+        null_label: its label for 'no class', which guidance needs.
+        null: the same for tensors of a condition, by name, one row each.
+        clipping: what is done to the predicted x0 by default; nothing if None.
         name: what outputs call it.
         facts: what is known of the training.
         calibration: the file where its calibration is or will be kept; None for a model that was
             not opened from a file.
+        network: what denoisers call: the network under the conventions t = k - 1 and [-1, 1].
 
     Raises:
-        InputError: an unknown target, or a network in training mode whose dropout or batch
-            normalisation would make every call another one.
+        InputError: not a module, unknown names, or options that contradict each other.
+
+    Example:
+        >>> import ddim
+        >>> net = ddim.load("mnist").net  # predicts eps at k - 1
+        >>> model = Model(net, ddim.Schedule.linear(500, scaled=True), "eps", (1, 28, 28))
+        >>> ddim.sample(model, n=1, steps=2).shape
+        torch.Size([1, 1, 28, 28])
     """
 
     net: nn.Module
     schedule: Schedule
     target: Target
     shape: tuple[int, ...]
+    _: dataclasses.KW_ONLY
+    time: str = "index"
+    offset: int = 0
+    data_range: tuple[float, float] = (-1.0, 1.0)
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    keep_variance: bool = True
+    time_dtype: torch.dtype | None = None
+    labels_as: str | None = None
     classes: int | None = None
     null_label: int | None = None
+    null: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     clipping: Clipping = dataclasses.field(default_factory=Clipping)
     name: str = "model"
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    facts: Facts = dataclasses.field(default_factory=Facts)
     calibration: Path | None = None
-    _known: dict[str, Any] = dataclasses.field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    network: nn.Module = dataclasses.field(init=False)
+    _given: Schedule = dataclasses.field(init=False)
+    _known: dict[str, Any] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "target", Target.named(self.target))
-        restless = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm
-        for name, module in self.net.named_modules():
-            if module.training and isinstance(module, restless) and getattr(module, "p", 1):
+        self._check()
+        conventions = Conventions(
+            self.time,
+            self.offset,
+            (self.data_range[0], self.data_range[1]),
+            self.keep_variance,
+            self.time_dtype,
+            self.labels_as,
+        )
+        target, arguments = Target.named(self.target), dict(self.arguments or {})
+        network = self.net.eval()
+        # A network of our own, used as we use it, stays what it is: fast, and fit to be saved.
+        if not isinstance(bare(self.net), UNet) or conventions != Conventions() or arguments:
+            network = Adapted(self.net, self.schedule, target, conventions, arguments).eval()
+        settled = {
+            "_given": self.schedule,
+            "schedule": conventions.outside(self.schedule),
+            "target": target,
+            "shape": tuple(self.shape),
+            "arguments": arguments,
+            "null": dict(self.null or {}),
+            "clipping": self.clipping or Clipping(),
+            "facts": self.facts or Facts(),
+            "network": network,
+            "_known": {},
+        }
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+
+    def _check(self) -> None:
+        if not isinstance(self.net, nn.Module):
+            raise InputError(f"a model needs a torch.nn.Module, not a {type(self.net).__name__}")
+        if not isinstance(self.schedule, Schedule):
+            raise InputError(f"a model needs a ddim.Schedule, not a {type(self.schedule).__name__}")
+        sizes = tuple(self.shape) if isinstance(self.shape, Sequence) else ()
+        if not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
+            raise InputError(f"shape is that of one image, such as (3, 32, 32), not {self.shape!r}")
+        if not isinstance(self.offset, int):
+            raise InputError(f"offset is a whole number of levels, not {self.offset!r}")
+        if not isinstance(self.data_range, Sequence) or len(self.data_range) != 2:
+            raise InputError(f"data_range is two numbers, black and white, not {self.data_range!r}")
+        if not (self.time_dtype is None or isinstance(self.time_dtype, torch.dtype)):
+            raise InputError(
+                f"time_dtype is a torch.dtype such as torch.long, not {self.time_dtype!r}"
+            )
+        if self.classes is not None and self.classes < 1:
+            raise InputError(f"classes must be at least 1, not {self.classes}")
+        for name in ("null_label", "labels_as"):
+            if getattr(self, name) is not None and self.classes is None:
+                raise InputError(f"{name} is for a class-conditional network: give classes too")
+        if self.labels_as is not None and self.labels_as in (self.arguments or {}):
+            raise InputError(
+                f"{self.labels_as} is among the arguments: labels cannot come under that name"
+            )
+        for name, value in (self.arguments or {}).items():
+            if isinstance(value, Tensor) and value.ndim and len(value) != 1:
                 raise InputError(
-                    f"the network is in training mode, where {name or type(module).__name__} makes "
-                    "every call another one: call net.eval() first"
+                    f"the argument {name} has {len(value)} rows: what differs between images is "
+                    f"given when they are drawn, condition={{{name!r}: tensor}}; what is the same "
+                    "for all has a first dimension of 1"
                 )
+        if self.time in ("lambda", "log-snr", "rho") and self.schedule.alpha[-1] == 0:
+            raise InputError(
+                f"the time {self.time!r} is infinite at the last level, where α = 0: make the "
+                "schedule of the levels below it"
+            )
+
+    def __repr__(self) -> str:
+        kind = f", {self.classes} classes" if self.classes else ""
+        return (
+            f"Model({self.name!r}, {type(bare(self.net)).__name__} of shape {self.shape}, "
+            f"{self.target.value}, {self.schedule}{kind})"
+        )
+
+    # -- what it is -----------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
@@ -88,38 +213,61 @@ class Model:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of what decides the images: weights, schedule and target, in hexadecimal.
+        """SHA-256 of what decides the images, in hexadecimal: weights, schedule, conventions.
 
-        The same on every machine and device, in every precision that holds the weights whole, and
-        of a network before and after ``torch.compile``. Latents and other files that are only good
-        for one model carry it. It is computed again when weights were changed, as by an optimizer;
-        what is written through ``.data`` goes unseen.
+        The same on every machine and device, in every precision that holds the weights whole, of a
+        network before and after ``torch.compile``, and whichever way the model was made. Latents
+        and other files that are only good for one model carry it. It is computed again when weights
+        were changed, as by an optimizer; what is written through ``.data`` goes unseen.
         """
         versions = self._versions()
         if self._known.get("versions") != versions:
-            digest = hashlib.sha256(self.target.name.encode())
-            net = bare(self.net)
-            if isinstance(net, UNet):  # heads and time scale are not in the weights
-                digest.update(json.dumps(net.config.to_json(), sort_keys=True).encode())
-            # The last bits of float64 are the processor's own: exp and log differ there.
-            for values in (self.schedule.alpha, self.schedule.sigma):
-                digest.update(values.astype(np.float32).tobytes())
-            # Parts of it may be compiled, too.
-            weights = {n.replace("_orig_mod.", ""): v for n, v in net.state_dict().items()}
-            for name, value in sorted(weights.items()):
-                plain = value.detach().cpu()
-                plain = plain.float() if plain.is_floating_point() else plain
-                digest.update(f"{name} {tuple(plain.shape)}".encode())
-                digest.update(plain.contiguous().numpy().tobytes())
-            self._known.update(versions=versions, identity=digest.hexdigest())
+            self._known.update(versions=versions, identity=self._digest())
         return self._known["identity"]
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(self.target.name.encode())
+        net = bare(self.net)
+        if isinstance(net, UNet):  # heads and time scale are not in the weights
+            digest.update(json.dumps(net.config.to_json(), sort_keys=True).encode())
+        # The last bits of float64 are the processor's own: exp and log differ there.
+        for values in (self.schedule.alpha, self.schedule.sigma):
+            digest.update(values.astype(np.float32).tobytes())
+        # Parts of it may be compiled, too.
+        state = {n.replace("_orig_mod.", ""): v for n, v in net.state_dict().items()}
+        if isinstance(self.network, Adapted):
+            digest.update(self.network.description.encode())
+            state |= {f"arguments.{n}": v for n, v in self.network.named_buffers(recurse=False)}
+        for name, value in sorted(state.items()):
+            plain = value.detach().cpu()
+            plain = plain.float() if plain.is_floating_point() else plain
+            digest.update(f"{name} {tuple(plain.shape)}".encode())
+            digest.update(plain.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def _versions(self) -> tuple[tuple[int, int], ...]:
         """What is other after weights were replaced, or changed in place."""
         return tuple(
             (id(value), 0 if value.is_inference() else value._version)
-            for value in self.net.state_dict(keep_vars=True).values()
+            for value in self.network.state_dict(keep_vars=True).values()
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's weights have other addresses. Rounded ones do not tell what they were made of.
+        rounded = torch.finfo(self.dtype).bits == 16
+        return {**self.__dict__, "_known": {"identity": self.identity} if rounded else {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._known:
+            self._known["versions"] = self._versions()
+
+    # -- other forms of it ----------------------------------------------------------------------
+
+    def replace(self, **changes: Any) -> Model:
+        """The same model with other fields, checked again."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        return Model(**{**fields, "schedule": self._given, **changes})
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -131,58 +279,15 @@ class Model:
         """
         low = torch.finfo(dtype or self.dtype).bits == 16
         identity = self.identity if low else None
-        moved = dataclasses.replace(self, net=self.net.to(device=device, dtype=dtype))
-        if low:
-            moved._known.update(versions=moved._versions(), identity=identity)
+        self.network.to(device=device, dtype=dtype)
+        moved = copy.copy(self)
+        known = {"versions": moved._versions(), "identity": identity} if low else {}
+        object.__setattr__(moved, "_known", known)
         if moved.dtype is torch.bfloat16 and moved.device.type == "cpu":
             # There torch's bfloat16 group norm is 20 times slower in channels_last, which costs
             # more than the convolutions gain by it.
             moved.net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         return moved
-
-    def denoiser(
-        self,
-        labels: Tensor | None = None,
-        guidance: float = 1.0,
-        clip: bool | None = None,
-        *,
-        network: NetworkDenoiser | None = None,
-        grad: bool = False,
-    ) -> Denoiser:
-        """The denoiser for a batch.
-
-        Args:
-            labels: class indices, shape (N,), for a class-conditional model.
-            guidance: classifier-free guidance scale; 1 is none.
-            clip: clip x0 to [-1, 1], or do not; None for the model's own habit.
-            network: one that an earlier batch used, to share what it computed for the times.
-            grad: let gradients through, as for :class:`~ddim.denoisers.network.NetworkDenoiser`.
-
-        Raises:
-            InputError: labels for a model without classes or the reverse, guidance without a
-                label for 'no class' or by a scale that is not finite.
-        """
-        if (labels is None) != (self.classes is None):
-            raise InputError(
-                f"{self.name} is class-conditional: give labels"
-                if labels is None
-                else f"{self.name} has no classes, so labels mean nothing to it"
-            )
-        network = network or NetworkDenoiser(self.net, self.target, grad=grad)
-        denoiser: Denoiser = network.with_labels(labels)
-        if guidance != 1.0:
-            if labels is None or self.null_label is None:
-                raise InputError(
-                    f"{self.name} was not trained for guidance: it has no 'none' label"
-                )
-            if not math.isfinite(guidance):
-                raise InputError(f"guidance must be a finite number, not {guidance}")
-            null = torch.full_like(labels, self.null_label)
-            denoiser = Guided(denoiser, network.with_labels(null), guidance)
-        clipping = self.clipping
-        if clip is not None:
-            clipping = Clipping("clip") if clip else Clipping()
-        return clipping.wrap(denoiser)
 
     def save(self, folder: Path | str, scheduler: Mapping[str, Any] | None = None) -> None:
         """Write a model folder that this package and diffusers open.
@@ -196,23 +301,126 @@ class Model:
             InputError: the network or its schedule is not one that diffusers has; nothing is
                 written then.
         """
-        if not isinstance(self.net, UNet):
-            why = ", ".join(getattr(self.net, "beyond_diffusers", ["another architecture"]))
+        if not isinstance(self.network, UNet):
+            why = ", ".join(getattr(self.network, "beyond_diffusers", ["another architecture"]))
             raise InputError(
-                f"diffusers' UNet2DModel cannot express a {type(self.net).__name__} ({why}), so it "
-                "has no model folder: use it as it is"
+                f"diffusers' UNet2DModel cannot express a {type(bare(self.net)).__name__} ({why}), "
+                "so it has no model folder: use it as it is"
             )
         facts = {"name": self.name, "classes": self.classes, "null_label": self.null_label}
         write_folder(
             Path(folder),
-            self.net.config,
-            self.net.state_dict(),
+            self.network.config,
+            self.network.state_dict(),
             self.schedule,
             self.target,
             self.clipping,
-            {**self.facts, **facts},
+            {**self.facts.to_json(), **facts},
             scheduler,
         )
+
+    # -- drawing from it ------------------------------------------------------------------------
+
+    def denoiser(
+        self,
+        condition: Condition | None = None,
+        *,
+        network: NetworkDenoiser | None = None,
+        grad: bool = False,
+    ) -> Denoiser:
+        """The denoiser for a batch.
+
+        Args:
+            condition: of the batch, one row for each of its images, as :meth:`Condition.check`
+                returns it.
+            network: one that an earlier batch used, to share what it computed for the times.
+            grad: let gradients through, as for :class:`~ddim.denoisers.network.NetworkDenoiser`.
+
+        Raises:
+            InputError: a network in training mode whose dropout or batch normalisation would make
+                every call another one; or a condition that is not this model's.
+        """
+        given = (condition or Condition()).check(self)
+        self._check_evaluation()
+        network = network or NetworkDenoiser(self.network, self.target, grad=grad)
+        labels = given.label_tensor(self.device)
+        tensors = {name: value.to(self.device) for name, value in given.tensors.items()}
+        denoiser: Denoiser = network.given(labels, tensors)
+        if given.guidance != 1.0:
+            free = given.without(self)
+            null = {name: value.to(self.device) for name, value in free.tensors.items()}
+            denoiser = Guided(
+                denoiser, network.given(free.label_tensor(self.device), null), given.guidance
+            )
+        clipping = self.clipping
+        if given.clip is not None:
+            clipping = Clipping("clip") if given.clip else Clipping()
+        return clipping.wrap(denoiser)
+
+    def _check_evaluation(self) -> None:
+        restless = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm
+        for name, module in self.net.named_modules():
+            if module.training and isinstance(module, restless) and getattr(module, "p", 1):
+                raise InputError(
+                    f"the network is in training mode, where {name or type(module).__name__} makes "
+                    "every call another one: call net.eval() first"
+                )
+
+    def takes(self, name: str) -> bool:
+        """Whether the network has an argument of that name."""
+        parameters = inspect.signature(bare(self.net).forward).parameters
+        return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+    def tableau(self, sampler: Sampler | str, strength: float | None = None) -> Tableau:
+        """The rows of a sampler on this model's schedule.
+
+        Args:
+            sampler: also one that needs a model, whose calibration is then asked.
+            strength: only the part that starts at the node nearest to strength · T.
+
+        Raises:
+            InputError: numbers that do not fit the schedule; a calibration that is not there.
+        """
+        wanted = Sampler.parse(sampler).starting(strength, self.schedule)
+        tableau = self.resolve(wanted).tableau(self.schedule)
+        if wanted.entry.needs == "calibration":
+            return dataclasses.replace(tableau, method=f"calibrated {tableau.method}")
+        return tableau
+
+    def resolve(self, sampler: Sampler) -> Sampler:
+        """The sampler with what it needs of a model filled in from the calibration.
+
+        Raises:
+            InputError: no calibration, a stale one, or none for so many steps.
+        """
+        needs = sampler.entry.needs
+        if needs is None or needs in dict(sampler.settings):
+            return sampler
+        known = self.calibrated()
+        if needs == "gamma":
+            nodes = sampler.place(self.schedule)
+            return sampler.replace(nodes=nodes, gamma=known.gamma(self.schedule, nodes).tolist())
+        return known.sampler(sampler.steps, self.name, sampler.method)
+
+    def calibrated(self) -> CalibrationFile:
+        """What calibration found for this model.
+
+        Raises:
+            InputError: nothing yet, or what was found for other weights, another schedule or
+                target.
+        """
+        path = self.calibration
+        if path is None or not path.exists():
+            raise InputError(
+                f"{self.name} has no calibration: `ddim calibrate MODEL --calls N` makes one"
+            )
+        found = read_calibration(path)
+        if found.identity != self.identity:
+            raise InputError(
+                f"{path} is stale, of other weights, another schedule or another target: "
+                "calibrate again"
+            )
+        return found
 
 
 def bare(net: nn.Module) -> nn.Module:

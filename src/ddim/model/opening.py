@@ -8,18 +8,16 @@ from pathlib import Path
 
 import torch
 
+from ddim.base.code import is_named, load_named
 from ddim.base.device import pick_device
 from ddim.base.errors import InputError, unknown
 from ddim.checkpoints.calibration import CALIBRATED
 from ddim.checkpoints.diffusers import read_folder
 from ddim.checkpoints.foreign import read_foreign
-from ddim.checkpoints.record import Hints
-from ddim.checkpoints.weights import fill, unfilled
-from ddim.denoisers.target import Target
+from ddim.checkpoints.record import Hints, Loaded
+from ddim.checkpoints.training import is_training, read_training
 from ddim.model.model import Model
-from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
-from ddim.train.checkpoint import is_checkpoint, read_checkpoint
 
 __all__ = ["load", "shipped"]
 
@@ -39,14 +37,16 @@ def load(
     weights: str = "ema",
     schedule: Schedule | None = None,
     hints: Hints | None = None,
+    null_label: int | None = None,
 ) -> Model:
     """Open a model.
 
     What a checkpoint of another program leaves open and nobody told is assumed, listed in
-    ``facts["assumed"]`` and logged as a warning.
+    ``facts.assumed`` and logged as a warning.
 
     Args:
-        source: the name of a shipped model, a model folder (diffusers' layout), a training run's
+        source: ``FILE.py:NAME``, a model or a function that makes one, whose file is run; the name
+            of a shipped model, a model folder (diffusers' layout), a training run's
             folder, a training checkpoint, or a checkpoint of another program (official DDIM and
             DDPM, improved-diffusion, guided-diffusion, denoising-diffusion-pytorch, the MNIST
             notebook), whose layout is told from its tensors.
@@ -54,6 +54,7 @@ def load(
         weights: of a checkpoint, ``ema`` or ``net`` (the raw ones).
         schedule: the noise schedule of another program's checkpoint, which seldom holds one.
         hints: what else such a checkpoint does not say.
+        null_label: the label for 'no class' of a class-conditional model whose file does not say.
 
     Returns:
         The model in evaluation mode.
@@ -68,86 +69,61 @@ def load(
     """
     if weights not in ("ema", "net"):
         raise unknown("weights", weights, ("ema", "net"))
+    if isinstance(source, str) and is_named(source):
+        own = _own_model(source)
+        own = own if null_label is None else own.replace(null_label=null_label)
+        return own.to(pick_device(device))
     path = Path(source)
-    if str(source) not in shipped() and path.is_file() and not is_checkpoint(path):
-        model = _from_foreign(path, weights, schedule, hints)
-    elif schedule is not None or hints is not None:
-        raise InputError(f"{source} records its own schedule and network: give no other")
-    elif str(source) in shipped():
-        with resources.as_file(resources.files("ddim") / "shipped" / str(source)) as folder:
-            model = _from_folder(folder, weights)
+    if str(source) in shipped():
+        path = Path(str(resources.files("ddim") / "shipped" / str(source)))
     elif not path.exists():
         raise InputError(f"{unknown('model', str(source), shipped())} and there is no such path")
+    if path.is_file() and not is_training(path):
+        loaded, beside = read_foreign(path, weights, schedule, hints), f"{path.name}.{CALIBRATED}"
+        if loaded.facts.assumed:
+            log.warning("%s: assumed %s", path, "; ".join(loaded.facts.assumed))
+    elif schedule is not None or hints is not None:
+        raise InputError(f"{source} records its own schedule and network: give no other")
     elif path.is_file():
-        model = _from_checkpoint(path, weights)
+        loaded, beside = read_training(path).model(weights), CALIBRATED
     elif (path / "checkpoint.safetensors").exists():
-        model = _from_checkpoint(path / "checkpoint.safetensors", weights)
+        path = path / "checkpoint.safetensors"
+        loaded, beside = read_training(path).model(weights), CALIBRATED
     elif (path / "metrics.jsonl").exists() and not (path / "model_index.json").exists():
         raise InputError(f"{path} is a training run that has saved no checkpoint yet")
     else:
-        model = _from_folder(path, weights)
-    model.net.requires_grad_(False).eval()
-    model.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        loaded, beside = read_folder(path, weights), CALIBRATED
+    folder = path if path.is_dir() else path.parent
+    name = path.resolve().name if path.is_dir() else path.stem
+    model = _model(loaded, loaded.name or name, folder / beside, null_label)
     return model.to(pick_device(device))
 
 
-def _from_folder(folder: Path, weights: str) -> Model:
-    parts = read_folder(folder, weights)
-    facts = parts.facts
-    config = parts.net.config
-    classes = facts.get("classes", config.num_class_embeds)
-    return Model(
-        parts.net,
-        parts.schedule,
-        parts.target,
-        (config.in_channels, config.sample_size, config.sample_size),
-        classes=classes if config.has_classes else None,
-        null_label=facts.get("null_label"),
-        clipping=parts.clipping,
-        name=str(facts.get("name", folder.resolve().name)),
-        facts=facts,
-        calibration=folder / CALIBRATED,
-    )
-
-
-def _from_foreign(
-    path: Path, weights: str, schedule: Schedule | None, hints: Hints | None
-) -> Model:
-    loaded = read_foreign(path, weights, schedule, hints)
-    if loaded.facts["assumed"]:
-        log.warning("%s: assumed %s", path, "; ".join(loaded.facts["assumed"]))
+def _model(loaded: Loaded, name: str, calibration: Path, null_label: int | None) -> Model:
+    """What any reader made, as a model that is ready to draw from."""
+    loaded.net.requires_grad_(False)
+    loaded.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return Model(
         loaded.net,
         loaded.schedule,
         loaded.target,
         loaded.shape,
         classes=loaded.classes,
+        null_label=loaded.null_label if null_label is None else null_label,
         clipping=loaded.clipping,
-        name=path.stem,
+        name=name,
         facts=loaded.facts,
-        calibration=path.with_name(f"{path.name}.{CALIBRATED}"),
+        calibration=calibration,
     )
 
 
-def _from_checkpoint(path: Path, weights: str) -> Model:
-    checkpoint = read_checkpoint(path)
-    facts = checkpoint.facts
-    try:
-        config = UNetConfig.from_json(facts["unet"])
-        schedule, target = Schedule.from_spec(facts["schedule"]), Target.named(facts["target"])
-        classes = facts["classes"]
-    except (InputError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: its header is damaged: {error}") from None
-    net = unfilled(lambda: UNet(config))
-    fill(net, checkpoint.weights(weights), path, f"its own record, as {weights} weights")
-    return Model(
-        net,
-        schedule,
-        target,
-        (config.in_channels, config.sample_size, config.sample_size),
-        classes=classes,
-        null_label=classes if checkpoint.config.label_dropout else None,
-        name=path.resolve().parent.name,
-        facts=facts,
-        calibration=path.parent / CALIBRATED,
-    )
+def _own_model(source: str) -> Model:
+    """What the user's file has under a name: a model, or a function that makes one."""
+    found = load_named(source).value
+    if callable(found) and not isinstance(found, Model):
+        found = found()
+    if not isinstance(found, Model):
+        raise InputError(
+            f"{source} is a {type(found).__name__}, and not a ddim.Model or a function that makes one"
+        )
+    return found

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ddim.base.errors import InputError
-from ddim.model.drawing import pick_batch_size, batches
-from ddim.model.inputs import check_images, check_labels
+from ddim.model.condition import Condition
+from ddim.model.drawing import batches, pick_batch_size
+from ddim.model.inputs import check_images
 from ddim.model.model import Model
 from ddim.noise.draws import Noise
 
@@ -43,7 +44,7 @@ def check_predictions(
     model: Model,
     images: Tensor,
     *,
-    labels: Sequence[int] | None = None,
+    condition: Condition | None = None,
     nodes: Sequence[int] | None = None,
     seed: int = 0,
     batch_size: int | None = None,
@@ -53,16 +54,16 @@ def check_predictions(
     Args:
         model: the model; its clipping is left out.
         images: clean ones, shape (N, C, H, W) in [-1, 1]; 64 tell much already.
-        labels: one for each, for a class-conditional model.
+        condition: of the images, one row for each.
         nodes: where to look; five between 0.1·T and T if None.
         seed: of the noise.
         batch_size: images in one network call.
 
     Raises:
-        InputError: images or labels that do not fit, nodes outside 1..T.
+        InputError: images or a condition that do not fit, nodes outside 1..T.
     """
     check_images(model, images, len(images))
-    label_tensor = check_labels(model, labels, len(images))
+    given = (condition or Condition()).replace(clip=False).check(model, len(images))
     schedule, T = model.schedule, model.schedule.T
     if nodes is None:
         nodes = sorted({max(1, round(share * T)) for share in (0.1, 0.3, 0.5, 0.7, 0.95)})
@@ -75,12 +76,9 @@ def check_predictions(
         level = schedule.level(k)
         predicted = missed = true = 0.0
         for positions, count in batches(len(images), size):
-            chosen = None if label_tensor is None else label_tensor[positions]
-            if chosen is not None:
-                chosen = chosen.to(model.device)
             eps = Noise(seed, positions, model.shape, model.device)(k)
             x = level.alpha * images[positions].to(model.device) + level.sigma * eps
-            seen = model.denoiser(chosen, clip=False)(x, level).eps[:count].double()
+            seen = model.denoiser(given[positions])(x, level).eps[:count].double()
             eps = eps[:count].double()
             predicted += seen.square().sum().item()
             missed += (eps - seen).square().sum().item()

@@ -30,7 +30,7 @@ from ddim.base.errors import InputError
 from ddim.noise.schedule import Schedule
 
 __all__ = [
-    "COMPAT_NODES",
+    "FOREIGN_NODES",
     "improved",
     "improved_ddim",
     "leading",
@@ -208,7 +208,7 @@ def _check_steps(steps: int, largest: int) -> None:
         raise InputError(f"the number of steps must be from 1 to {largest}, not {steps}")
 
 
-COMPAT_NODES: dict[str, Callable[[Schedule, int], Nodes]] = {
+FOREIGN_NODES: dict[str, Callable[[Schedule, int], Nodes]] = {
     "official": official,
     "official-quadratic": functools.partial(official, quadratic=True),
     "improved": improved,

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ddim.base.errors import InputError, unknown
-from ddim.noise.foreign import COMPAT_NODES
+from ddim.noise.foreign import FOREIGN_NODES
 from ddim.noise.schedule import Schedule
 
 __all__ = [
     "NODES",
+    "check_monotone",
     "check_nodes",
+    "family_named",
     "log_snr",
     "make_nodes",
     "quadratic",
@@ -125,29 +127,64 @@ def _check_steps(steps: int, T: int) -> None:
 
 NODES: dict[str, Callable[[Schedule, int], Nodes]] = {
     "uniform": uniform,
-    "trailing": uniform,
     "quadratic": quadratic,
     "log-snr": log_snr,
+    **FOREIGN_NODES,
 }
-"""Families by name; 'trailing' is what others call uniform."""
+"""Families by name; those of other programs last."""
+ALIASES = {"quad": "quadratic", "linear": "uniform", "trailing": "uniform"}
+"""What the paper, its code and later work call families that are here."""
 
 
-def check_nodes(schedule: Schedule, nodes: Sequence[int]) -> Nodes:
+def family_named(name: str) -> str:
+    """The name of a family as it is in :data:`NODES`.
+
+    Raises:
+        InputError: there is none of that name.
+
+    Example:
+        >>> family_named("quad")
+        'quadratic'
+    """
+    name = ALIASES.get(name, name)
+    if name == "calibrated":
+        raise InputError("calibrated nodes come with their method: give method 'calibrated'")
+    if name not in NODES:
+        raise unknown("nodes", name, NODES)
+    return name
+
+
+def check_monotone(nodes: Sequence[int]) -> Nodes:
     """A list of one's own as nodes.
 
     Raises:
-        InputError: fewer than two, not whole numbers in 0..T, or not strictly monotone.
+        InputError: fewer than two, not whole numbers from 0 on, or not strictly monotone.
     """
-    listed = tuple(int(k) for k in nodes)
+    try:
+        listed = tuple(int(k) for k in nodes)
+    except (TypeError, ValueError):
+        raise InputError(f"nodes must be whole numbers, not {nodes!r}") from None
     if any(k != given for k, given in zip(listed, nodes, strict=True)):
         raise InputError(f"nodes must be whole numbers: {list(nodes)}")
     if len(listed) < 2:
         raise InputError(f"a list of nodes needs at least two, not {len(listed)}")
-    if min(listed) < 0 or max(listed) > schedule.T:
-        raise InputError(f"nodes must be in 0..{schedule.T}: {list(listed)}")
+    if min(listed) < 0:
+        raise InputError(f"nodes must not be negative: {list(listed)}")
     steps = {(b > a) - (b < a) for a, b in itertools.pairwise(listed)}
     if steps not in ({1}, {-1}):
         raise InputError(f"nodes must rise or fall strictly: {list(listed)}")
+    return listed
+
+
+def check_nodes(schedule: Schedule, nodes: Sequence[int]) -> Nodes:
+    """Nodes that a schedule has.
+
+    Raises:
+        InputError: as :func:`check_monotone`, or a node above T.
+    """
+    listed = check_monotone(nodes)
+    if max(listed) > schedule.T:
+        raise InputError(f"nodes must be in 0..{schedule.T}: {list(listed)}")
     return listed
 
 
@@ -158,25 +195,14 @@ def make_nodes(
 
     Args:
         schedule: the noise schedule.
-        nodes: a family's name, in :data:`NODES` or, to repeat what another program did, in
-            :data:`ddim.noise.foreign.COMPAT_NODES`; or the nodes themselves (also as ``"500,250,0"``).
+        nodes: a family's name in :data:`NODES`, or the nodes themselves.
         steps: S; T if None. With an explicit list it must agree or be None.
 
     Raises:
         InputError: unknown name, steps outside 1..T, or a list that is no list of nodes.
     """
-    if isinstance(nodes, str) and nodes[:1].isdigit():
-        try:
-            nodes = [int(part) for part in nodes.split(",")]
-        except ValueError:
-            raise InputError(f"nodes must be a name or numbers like 500,250,0: {nodes!r}") from None
-    if isinstance(nodes, str) and nodes == "calibrated":
-        raise InputError("calibrated nodes belong to a model and its sampler, not to a schedule")
     if isinstance(nodes, str):
-        families = {**NODES, **COMPAT_NODES}
-        if nodes not in families:
-            raise unknown("nodes", nodes, families)
-        return families[nodes](schedule, schedule.T if steps is None else steps)
+        return NODES[family_named(nodes)](schedule, schedule.T if steps is None else steps)
     listed = check_nodes(schedule, nodes)
     if steps is not None and steps != len(listed) - 1:
         raise InputError(f"{len(listed)} nodes are {len(listed) - 1} steps, not {steps}")

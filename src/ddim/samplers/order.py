@@ -8,18 +8,15 @@ float64; the first states exact, so that a method's start does not hide its orde
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ddim.base.errors import InputError
 from ddim.denoisers.exact import Gaussian
-from ddim.denoisers.prediction import Prediction
 from ddim.noise.schedule import Schedule
-from ddim.samplers.registry import make_tableau
-from ddim.samplers.tableau import Tableau
+from ddim.samplers.loop import Request, Step, run
+from ddim.samplers.sampler import Sampler
 
 __all__ = ["lab_error", "lab_schedule", "measured_order"]
 
@@ -35,61 +32,48 @@ def lab_schedule(steps: int) -> Schedule:
     return Schedule.from_alpha_sigma(np.r_[1, alpha], np.r_[0, alpha * np.exp(-lam)])
 
 
-def lab_error(steps: int, method: str, *, exact: int = EXACT_STATES, **options: Any) -> float:
+def lab_error(steps: int, sampler: Sampler | str, *, exact: int = EXACT_STATES) -> float:
     """The largest error of a deterministic method in the lab.
 
     Args:
         steps: how many.
-        method: a key of :data:`ddim.METHODS`; one of your own, once it is in there.
+        sampler: a method with its options, such as ``dpmpp:order=3``; its own steps and nodes do
+            not count.
         exact: how many of the first states are exact.
-        options: the method's own.
 
     Raises:
         InputError: unknown names, or a method that draws noise.
     """
     schedule = lab_schedule(steps)
-    tableau = make_tableau(schedule, tuple(range(schedule.T, 0, -1)), method, **options)
+    nodes = tuple(range(schedule.T, 0, -1))
+    tableau = Sampler.parse(sampler).replace(nodes=nodes).tableau(schedule)
     if tableau.stochastic:
-        raise InputError(f"{method} draws noise: its error is no number that falls with the steps")
-    x = torch.tensor(STARTS, dtype=torch.float64)
-    truth = DATA.flow(x, schedule.level(schedule.T), schedule.level(1))
-    return (_run(tableau, schedule.T, x, exact) - truth).abs().max().item()
+        raise InputError(f"{sampler} draws noise: its error is no number that falls with the steps")
+    start = torch.tensor(STARTS, dtype=torch.float64)
+    first = tableau.initial[0].level
+    exchange = run(tableau, start)
+    event = next(exchange)
+    while not isinstance(event, Step) or not event.outputs:
+        if isinstance(event, Request):
+            event = exchange.send(DATA(event.x, event.level))
+            continue
+        if event.row.k is not None and event.row.k > schedule.T - exact:
+            event.x.copy_(DATA.flow(start, first, event.row.level))
+        event = next(exchange)
+    truth = DATA.flow(start, schedule.level(schedule.T), schedule.level(1))
+    return (event.outputs[0] - truth).abs().max().item()
 
 
-def measured_order(method: str, *, steps: int = 160, **options: Any) -> float:
+def measured_order(sampler: Sampler | str, *, steps: int = 160) -> float:
     """The slope of log error against log steps, between ``steps`` and twice as many.
 
     Args:
-        method: a key of :data:`ddim.METHODS`.
+        sampler: as for :func:`lab_error`.
         steps: where to begin.
-        options: the method's own.
 
     Example:
         >>> round(measured_order("ddim"), 1)
         1.0
     """
-    few, many = (lab_error(s, method, **options) for s in (steps, 2 * steps))
+    few, many = (lab_error(s, sampler) for s in (steps, 2 * steps))
     return math.log2(few / many)
-
-
-def _run(tableau: Tableau, T: int, x: Tensor, exact: int) -> Tensor:
-    """The loop, but for states at the first nodes, which are replaced by the exact ones."""
-    start = tableau.initial[0].level
-    states = [x]
-    predictions: dict[int, Prediction] = {}
-    for row in tableau.rows:
-        for i in row.needs:
-            level = tableau.at(i)
-            assert level is not None
-            predictions.setdefault(i, DATA(states[i], level))
-        value = torch.zeros_like(x)
-        for i, a in row.states:
-            value = value + a * states[i]
-        for i, b in row.x0:
-            value = value + b * predictions[i].x0
-        for i, c in row.eps:
-            value = value + c * predictions[i].eps
-        if row.k is not None and row.k > T - exact:
-            value = DATA.flow(x, start, row.level)
-        states.append(value)
-    return states[tableau.returns[0]]

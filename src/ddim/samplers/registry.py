@@ -1,105 +1,176 @@
-"""Samplers: each a function ``(schedule, nodes, *, options) -> Tableau`` and a line here.
-
-To add one, write the function and name it in :data:`METHODS`; everything else (the loop, seeding,
-progress, inspection, the command's options, the tests of consistency) comes with it.
-"""
+"""The registry of methods. Each is declared once, by ``@method``, where it is written."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
-from collections.abc import Callable, Iterable
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 from ddim.base.errors import InputError, unknown
-from ddim.noise.nodes import Nodes, check_nodes
-from ddim.noise.schedule import Schedule
-from ddim.samplers.methods.ddim import ddim, ddpm
-from ddim.samplers.methods.foreign import COMPAT_METHODS
-from ddim.samplers.methods.multistep import deis, dpmpp, gradient_estimation, plms, sde_dpmpp
-from ddim.samplers.methods.reversible import bdia, edict, obelm
-from ddim.samplers.methods.singlestep import dpm2, dpm3, heun, probability_flow, restart
-from ddim.samplers.methods.unipc import unipc
 from ddim.samplers.tableau import Tableau
 
-__all__ = ["METHODS", "check_option", "default_options", "make_tableau"]
+__all__ = ["METHODS", "Method", "Option", "method"]
 
-METHODS: dict[str, Callable[..., Tableau]] = {
-    "ddim": ddim,
-    "ddpm": ddpm,
-    "pf-euler": probability_flow,
-    "gradient-estimation": gradient_estimation,
-    "plms": plms,
-    "deis": deis,
-    "heun": heun,
-    "dpm-solver-2": dpm2,
-    "dpm-solver-3": dpm3,
-    "dpmpp": dpmpp,
-    "sde-dpmpp": sde_dpmpp,
-    "unipc": unipc,
-    "restart": restart,
-    "obelm": obelm,
-    "bdia": bdia,
-    "edict": edict,
-}
-"""Builders by name."""
+Builder = TypeVar("Builder", bound=Callable[..., Tableau])
 
 
-def make_tableau(
-    schedule: Schedule, nodes: Nodes, method: str = "ddim", **options: object
-) -> Tableau:
-    """The tableau of a method by name.
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option of a method.
+
+    Attributes:
+        name: the keyword of the builder.
+        default: its value where none is given.
+        kind: the type of its values; ``list`` for numbers or lists of numbers.
+        choices: the values that there are; empty where any of the kind will do.
+    """
+
+    name: str
+    default: object
+    kind: type
+    choices: tuple[object, ...] = ()
+
+    def value(self, method: str, given: object) -> object:
+        """A value, or the text of one, as the builder takes it.
+
+        Raises:
+            InputError: it is of another kind, or not among the choices.
+        """
+        if self.choices:
+            for choice in self.choices:
+                if str(given) == str(choice) or given == choice:
+                    return choice
+            if self.name == "order":
+                raise InputError(
+                    f"{method} has the orders {self.choices[0]} to {self.choices[-1]}, not {given}"
+                )
+            raise unknown(self.name, str(given), map(str, self.choices))
+        if self.kind is bool:
+            return _truth(self.name, given)
+        if self.kind in (int, float):
+            return _number(self.name, given, self.kind)
+        if self.kind is list:
+            return _numbers(self.name, given)
+        return str(given)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method as it was declared.
+
+    Attributes:
+        name: what it is called everywhere.
+        build: the builder, ``(schedule, nodes, *, options) -> Tableau``.
+        orders: its orders of convergence in the lab of :mod:`ddim.samplers.order`, by the options
+            that give them, such as ``{"order=3": 3}``; empty for a method that draws noise.
+        needs: what it takes of a model: the name of an option that the model's calibration fills
+            in, or ``calibration`` for a whole sampler; None for a method that a schedule suffices.
+        program: the program whose steps it repeats; None for a method of the literature.
+    """
+
+    name: str
+    build: Callable[..., Tableau]
+    orders: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    needs: str | None = None
+    program: str | None = None
+
+    @functools.cached_property
+    def options(self) -> dict[str, Option]:
+        """Its options: the keywords of its builder."""
+        hints = typing.get_type_hints(self.build)
+        return {
+            name: _option(name, parameter.default, hints.get(name, type(parameter.default)))
+            for name, parameter in inspect.signature(self.build).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the builder's docstring."""
+        return (inspect.getdoc(self.build) or "").partition("\n")[0]
+
+
+METHODS: dict[str, Method] = {}
+"""Methods by name, as far as they have been declared."""
+
+
+def method(
+    name: str,
+    *,
+    orders: Mapping[str, int] | None = None,
+    needs: str | None = None,
+    program: str | None = None,
+) -> Callable[[Builder], Builder]:
+    """Declare a method: ``@method("dpmpp", orders={"order=3": 3})`` over its builder.
+
+    The builder takes the schedule, the nodes and, by keyword, its options. An option's type is its
+    annotation; ``Literal`` lists the values that there are.
 
     Args:
-        schedule: the noise schedule.
-        nodes: as :func:`ddim.make_nodes` returns them.
-        method: a key of :data:`METHODS`, or of :data:`ddim.samplers.methods.foreign.COMPAT_METHODS`.
-        options: the builder's own, such as ``eta``.
+        name: what it is called everywhere.
+        orders: see :class:`Method`, and so the rest.
+        needs: likewise.
+        program: likewise.
 
     Raises:
-        InputError: unknown method, or an option that it does not have.
-
-    Example:
-        >>> schedule = Schedule.linear(10)
-        >>> make_tableau(schedule, (10, 5, 0), "ddim", eta=0.5).calls
-        2
+        InputError: another method has that name.
     """
-    nodes = check_nodes(schedule, nodes)
-    accepted = default_options(method)
-    for name in options:
-        check_option(method, name, accepted)
-    return _builders()[method](schedule, nodes, **options)
+
+    def declare(build: Builder) -> Builder:
+        there = METHODS.get(name)
+        if there is not None and inspect.getsourcefile(there.build) != inspect.getsourcefile(build):
+            raise InputError(f"there is a method {name!r} already: give yours another name")
+        METHODS[name] = Method(name, build, dict(orders or {}), needs, program)
+        return build
+
+    return declare
 
 
-def default_options(method: str) -> dict[str, object]:
-    """A method's own options, with their values where they are not given.
-
-    Raises:
-        InputError: unknown method.
-
-    Example:
-        >>> default_options("dpmpp")
-        {'order': 2, 'form': 'exact'}
-    """
-    builders = _builders()
-    if method not in builders:
-        raise unknown("method", method, builders)
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(builders[method]).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+def _option(name: str, default: object, hint: object) -> Option:
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(part for part in parts if part is not type(None))
+        parts = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return Option(name, default, type(parts[0]), parts)
+    kind = hint if hint in (bool, int, float, str) else list
+    return Option(name, default, typing.cast(type, kind))
 
 
-def check_option(method: str, name: str, accepted: Iterable[str]) -> None:
-    """Refuse an option that a method does not have.
-
-    Raises:
-        InputError: it is none of the accepted ones, which are named.
-    """
-    accepted = list(accepted)
-    if name not in accepted:
-        has = f"it has {', '.join(accepted)}" if accepted else "it has none"
-        raise InputError(f"method {method!r} has no option {name!r}: {has}")
+def _truth(name: str, given: object) -> bool:
+    if str(given).lower() not in ("true", "false"):
+        raise InputError(f"{name} is true or false, not {given!r}")
+    return str(given).lower() == "true"
 
 
-def _builders() -> dict[str, Callable[..., Tableau]]:
-    return {**METHODS, **COMPAT_METHODS}
+def _number(name: str, given: object, kind: type) -> float:
+    try:
+        number = float(given)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is a number, not {given!r}") from None
+    if not math.isfinite(number) or isinstance(given, bool):
+        raise InputError(f"{name} must be a finite number, not {given!r}")
+    if kind is int and number != int(number):
+        raise InputError(f"{name} is a whole number, not {given!r}")
+    return kind(number)
+
+
+def _numbers(name: str, given: object) -> tuple[object, ...]:
+    """Numbers, or lists of numbers, as tuples; from text in JSON's form too."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            raise InputError(f"{name} is a list such as [[],[0.1]], not {given!r}") from None
+    if not isinstance(given, Iterable):
+        raise InputError(f"{name} is a list of numbers, not {given!r}")
+    return tuple(
+        _numbers(name, part) if isinstance(part, Sequence) else _number(name, part, float)
+        for part in given
+    )

@@ -18,6 +18,8 @@ from ddim.base.device import pick_device, set_threads
 from ddim.base.errors import InputError, RunError
 from ddim.base.files import locked, read_json, write_bytes
 from ddim.checkpoints.diffusers import FACTS
+from ddim.checkpoints.record import Facts
+from ddim.checkpoints.training import read_training
 from ddim.data import pixels as images
 from ddim.data.base import ImageData
 from ddim.data.load import load_data
@@ -27,7 +29,7 @@ from ddim.model.model import Model
 from ddim.model.opening import load
 from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
-from ddim.train.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from ddim.train.checkpoint import load_checkpoint, save_checkpoint, saved_config
 from ddim.train.config import TrainConfig
 from ddim.train.loop import TrainState, TrainStep, fit
 
@@ -154,12 +156,12 @@ class Run:
 
     def _load(self, checkpoint: Path) -> None:
         """Take the state of a checkpoint, if it is one of this run."""
-        saved = read_checkpoint(checkpoint)
+        saved = read_training(checkpoint)
         before, now = saved.facts["data"]["sha256"], self.data.checksums
         if sorted(before.values()) != sorted(now.values()):
             raise InputError(f"{self.config.data} is not the data that the run was begun with")
         load_checkpoint(saved, self.state)
-        self._saved = saved.config
+        self._saved = saved_config(saved)
         self.origin = saved.facts.get("init")
         self._interval = list(saved.facts["interval"])
 
@@ -302,7 +304,7 @@ class Run:
             # Without dropped labels the network has never seen the label that stands for none.
             null_label=classes if self.config.label_dropout else None,
             name=self.output.resolve().name,
-            facts=self.facts,
+            facts=Facts.of(self.facts),
         )
 
     def _draw(self) -> None:

@@ -340,6 +340,14 @@ def test_the_page_needs_nothing_but_itself(results):
     assert page.count("<tr>") >= 1 + 3 + len(results)
 
 
+def test_the_page_escapes_what_it_is_given(results):
+    """A model may be called anything, and so may a folder of data."""
+    evil = "<script>alert('&\"')</script>"
+    page = reports.html_report(evil, {evil: evil}, results, None, [evil])
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(&#39;&amp;&#34;&#39;)&lt;/script&gt;") == 5
+
+
 def test_other_clipping_is_another_sweep(model, reference, tmp_path, refuses):
     """It changes every image, and no weight."""
     cells = plan_cells(model, [3])

@@ -20,7 +20,7 @@ from ddim.noise.nodes import NODES, make_nodes, uniform
 from ddim.noise.schedule import Schedule
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.methods.foreign import COMPAT_METHODS, ddim_pairs
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import make_tableau
 
 LINEAR = Schedule.linear()
 HALF = Schedule.linear(500, scaled=True)

@@ -21,7 +21,7 @@ from ddim.denoisers.target import Target
 from ddim.noise.nodes import make_nodes
 from ddim.noise.schedule import Schedule
 from ddim.samplers.loop import final, integrate
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import make_tableau
 
 # NumPy's complaint about how diffusers makes arrays of tensors.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

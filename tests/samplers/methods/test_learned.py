@@ -12,7 +12,7 @@ from ddim.noise.nodes import uniform
 from ddim.noise.schedule import Schedule
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.methods.learned import learned
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import make_tableau
 
 SCHEDULE = Schedule.linear(100, scaled=True)
 NODES = uniform(SCHEDULE, 6)

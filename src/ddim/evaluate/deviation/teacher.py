@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddim.base.errors import InputError
+from ddim.model.condition import Condition
 from ddim.model.drawing import generate, pick_batch_size
 from ddim.model.model import Model
 from ddim.noise.schedule import Schedule
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import make_tableau
 from ddim.samplers.tableau import Tableau
 
 __all__ = [
@@ -138,9 +139,7 @@ def teacher_errors(
     indices: Sequence[int],
     *,
     seed: int = 0,
-    labels: Sequence[int] | None = None,
-    guidance: float = 1.0,
-    clip: bool | None = None,
+    condition: Condition | None = None,
     batch_size: int | None = None,
     dtype: torch.dtype = torch.float32,
     teacher: Tableau | None = None,
@@ -154,9 +153,7 @@ def teacher_errors(
         samplers: By name; deterministic ones, with one initial state.
         indices: Which images of the seed.
         seed: Of the noise.
-        labels: As for :func:`ddim.model.drawing.generate`, and so the rest.
-        guidance: Of both.
-        clip: Of both.
+        condition: Of the images, as for :func:`ddim.model.drawing.generate`.
         batch_size: Images in one network call.
         dtype: Of the states.
         teacher: What to measure against; :func:`teacher_tableau` if None.
@@ -181,24 +178,22 @@ def teacher_errors(
     size = pick_batch_size(model, batch_size)
     wanted = list(indices)
 
+    given = (condition or Condition()).check(model, len(wanted))
+
     def run(tableau: Tableau, part: slice) -> Tensor:
         drawn = generate(
             model,
             tableau,
             wanted[part],
             seed=seed,
-            labels=None if labels is None else list(labels)[part],
-            guidance=guidance,
-            clip=clip,
+            condition=given[part],
             batch_size=size,
             dtype=dtype,
         )
         return torch.cat([event.images for event in drawn if event.images is not None])
 
     # A generator of everything, made for its checks alone: it has not begun.
-    generate(
-        model, teacher, wanted, seed=seed, labels=labels, guidance=guidance, clip=clip, batch_size=size
-    )
+    generate(model, teacher, wanted, seed=seed, condition=given, batch_size=size)
 
     def errors() -> Iterator[SolverErrors]:
         for start in range(0, len(wanted), size):

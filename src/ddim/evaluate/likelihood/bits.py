@@ -17,6 +17,7 @@ from ddim.data.base import ImageData, labels_fit
 from ddim.data.pixels import from_pixels
 from ddim.evaluate.likelihood.bound import elbo
 from ddim.evaluate.likelihood.ode import NODES, ode_bits
+from ddim.model.condition import Condition
 from ddim.model.model import Model
 from ddim.noise.nodes import make_nodes
 
@@ -112,12 +113,8 @@ class BitsPerDimension:
             indices = range(first, min(first + self.batch_size, self.count))
             wanted = torch.from_numpy(self.chosen[first : indices.stop])
             x0 = from_pixels(self.data.batch(wanted)).to(self.model.device)
-            labels = None
-            if self.model.classes is not None:
-                found = self.data.labels(wanted)
-                assert found is not None
-                labels = found.to(self.model.device)
-            denoiser = self.model.denoiser(labels, clip=False)
+            labels = None if self.model.classes is None else self.data.labels(wanted)
+            denoiser = self.model.denoiser(Condition(labels, clip=False))
             bound = elbo(denoiser, schedule, every, x0, indices=indices).total
             density = ode_bits(denoiser, schedule, x0, indices=indices)
             self._values["elbo"] += bound.tolist()

@@ -20,7 +20,7 @@ from ddim.evaluate.likelihood.bound import state_noise
 from ddim.noise.nodes import Nodes, make_nodes
 from ddim.noise.schedule import Level, Schedule
 from ddim.samplers.loop import integrate
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.sampler import make_tableau
 
 __all__ = ["dequantise", "log_density", "ode_bits"]
 

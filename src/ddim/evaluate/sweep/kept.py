@@ -14,7 +14,8 @@ from ddim.base.errors import InputError
 from ddim.base.files import read_json, write_bytes, write_json
 from ddim.evaluate.features.extractor import Extractor
 from ddim.evaluate.features.statistics import Statistics
-from ddim.evaluate.sweep.cells import Cell
+from ddim.evaluate.sweep.plan import folder_name
+from ddim.samplers.sampler import Sampler
 
 __all__ = ["CellFiles", "load_images", "save_images"]
 
@@ -43,12 +44,12 @@ class CellFiles:
     """What is kept of a cell: the statistics of each seed, and its first images.
 
     Attributes:
-        cell: which.
+        sampler: which.
         folder: its own.
         extractor: what images are measured by.
     """
 
-    cell: Cell
+    sampler: Sampler
     folder: Path
     extractor: Extractor
 
@@ -59,14 +60,14 @@ class CellFiles:
         if not path.exists():
             return None
         try:
-            return cls(Cell(**read_json(path)), folder, extractor)
-        except TypeError as error:
+            return cls(Sampler.parse(read_json(path)["sampler"]), folder, extractor)
+        except (KeyError, InputError) as error:
             raise InputError(f"{path} is no record of a sampler: {error}") from None
 
     def begin(self) -> None:
         """Record which sampler it is."""
         if not (self.folder / CELL).exists():
-            write_json(self.folder / CELL, dataclasses.asdict(self.cell))
+            write_json(self.folder / CELL, {"sampler": str(self.sampler)})
 
     def _path(self, seed: int) -> Path:
         return self.folder / f"seed-{seed}.safetensors"
@@ -75,7 +76,7 @@ class CellFiles:
         """What has been measured so far."""
         path = self._path(seed)
         if not path.exists():
-            return Statistics(self.extractor.identity, f"{self.cell.key}, seed {seed}")
+            return Statistics(self.extractor.identity, f"{folder_name(self.sampler)}, seed {seed}")
         return Statistics.load(path, self.extractor)
 
     def count(self, seed: int) -> int:

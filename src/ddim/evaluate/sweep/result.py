@@ -7,7 +7,7 @@ import dataclasses
 from torch import Tensor
 
 from ddim.evaluate.distances.comparison import Comparison, Summary
-from ddim.evaluate.sweep.cells import Cell
+from ddim.samplers.sampler import Sampler
 
 __all__ = ["STRIP", "Result"]
 
@@ -17,10 +17,10 @@ STRIP = 10
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a cell measured.
+    """What a sampler measured.
 
     Attributes:
-        cell: which.
+        sampler: which.
         calls: network calls for one image.
         summary: over the seeds.
         seeds: each seed's own figures, those of every seed that is in the folder.
@@ -31,7 +31,7 @@ class Result:
         strip: the first images, (STRIP, C, H, W).
     """
 
-    cell: Cell
+    sampler: Sampler
     calls: int
     summary: Summary
     seeds: tuple[Comparison, ...]

@@ -1,6 +1,6 @@
-"""What each saved step costs: samplers of one model, measured cell by cell, resumable.
+"""What each saved step costs: samplers of one model, measured one by one, resumable.
 
-A cell is a sampler; it is measured for every seed on the same latents as all others, image i of a
+A sampler is measured for every seed on the same latents as all others, image i of a
 seed being the same noise in each. Its statistics are saved as they grow, so that a sweep that is
 killed at any moment goes on where it was.
 """
@@ -23,11 +23,13 @@ from ddim.evaluate.deviation.teacher import ErrorSummary, image_errors, teacher_
 from ddim.evaluate.distances.comparison import Comparison, check_reference, compare, summarise
 from ddim.evaluate.features.extractor import Extractor
 from ddim.evaluate.features.statistics import Statistics
-from ddim.evaluate.sweep.cells import Cell
 from ddim.evaluate.sweep.kept import CellFiles, load_images, save_images
+from ddim.evaluate.sweep.plan import folder_name, rank
 from ddim.evaluate.sweep.result import STRIP, Result
+from ddim.model.condition import Condition
 from ddim.model.drawing import generate
 from ddim.model.model import Model
+from ddim.samplers.sampler import Sampler
 from ddim.samplers.tableau import Tableau
 
 __all__ = ["Sweep"]
@@ -40,11 +42,11 @@ class Sweep:
 
     Args:
         model: the model.
-        cells: as :func:`plan_cells` returns them.
+        samplers: as :func:`~ddim.evaluate.sweep.plan.plan_samplers` returns them.
         folder: where everything is kept. What is there already is gone on with.
         extractor: what images are measured by.
         reference: statistics of real images.
-        n: images of each cell and seed.
+        n: images of each sampler and seed.
         seeds: of the noise.
         floor: what as many real images measure, if known.
         teacher: on how many of the first images solver error is measured; 0 for none.
@@ -59,7 +61,7 @@ class Sweep:
     def __init__(
         self,
         model: Model,
-        cells: Sequence[Cell],
+        samplers: Sequence[Sampler],
         folder: Path,
         extractor: Extractor,
         reference: Statistics,
@@ -77,17 +79,15 @@ class Sweep:
             raise InputError(f"seeds must be different numbers, at least one: {list(seeds)}")
         if teacher < 0:
             raise InputError(f"the teacher's images must not be fewer than 0: {teacher}")
-        self.model, self.cells, self.folder = model, list(cells), Path(folder)
+        self.model, self.samplers, self.folder = model, list(samplers), Path(folder)
         self.extractor, self.reference, self.floor = extractor, reference, floor
         self.n, self.seeds, self.batch_size = n, list(seeds), batch_size
         self.teacher = min(teacher, n)
-        self.labels = None
-        if model.classes is not None:
-            self.labels = [i % model.classes for i in range(n)]
-        self.tableaux = {cell: cell.tableau(model) for cell in self.cells}
+        self.condition = Condition().check(model, n, every_class=True)
+        self.tableaux = {sampler: model.tableau(sampler) for sampler in self.samplers}
         self._files = {
-            cell: CellFiles(cell, self._folder(cell, tableau), extractor)
-            for cell, tableau in self.tableaux.items()
+            sampler: CellFiles(sampler, self._folder(sampler, tableau), extractor)
+            for sampler, tableau in self.tableaux.items()
         }
         self._teacher = teacher_tableau(model.schedule)
         self._compared: dict[tuple[Path, int], Comparison] = {}
@@ -143,38 +143,38 @@ class Sweep:
     def work(self) -> int:
         """Images times network calls that are left to do."""
         total = self.teacher * self._teacher.calls if self._must_teach() else 0
-        for cell, tableau in self.tableaux.items():
-            total += tableau.calls * len(self._missing(cell))
-            total += tableau.calls * sum(self.n - self._count(cell, seed) for seed in self.seeds)
+        for sampler, tableau in self.tableaux.items():
+            total += tableau.calls * len(self._missing(sampler))
+            total += tableau.calls * sum(self.n - self._count(sampler, seed) for seed in self.seeds)
         return total
 
-    def run(self) -> Iterator[tuple[Cell | None, int]]:
-        """Do it. Yields the cell at work (None for the teacher) and the calls that were done."""
+    def run(self) -> Iterator[tuple[Sampler | None, int]]:
+        """Do it. Yields the sampler at work (None for the teacher) and the calls that were done."""
         if self._must_teach():
             yield from self._teach()
-        for cell in self.cells:
-            calls = self.tableaux[cell].calls
-            for done in self._complete_first(cell):
-                yield cell, done * calls
+        for sampler in self.samplers:
+            calls = self.tableaux[sampler].calls
+            for done in self._complete_first(sampler):
+                yield sampler, done * calls
             for seed in self.seeds:
-                for done in self._measure(cell, seed):
-                    yield cell, done * calls
+                for done in self._measure(sampler, seed):
+                    yield sampler, done * calls
 
-    def _measure(self, cell: Cell, seed: int) -> Iterator[int]:
-        files = self._files[cell]
+    def _measure(self, sampler: Sampler, seed: int) -> Iterator[int]:
+        files = self._files[sampler]
         statistics, seconds = files.statistics(seed), files.seconds(seed)
         if statistics.count == self.n:
             return
-        kept = self._first(cell) if seed == self.seeds[0] else None
+        kept = self._first(sampler) if seed == self.seeds[0] else None
         saved = started = time.perf_counter()
         for images, indices in self._draw(
-            self.tableaux[cell], seed, range(statistics.count, self.n)
+            self.tableaux[sampler], seed, range(statistics.count, self.n)
         ):
             seconds += time.perf_counter() - started
-            if kept is not None and indices[0] == len(kept) < self._wanted(cell):
+            if kept is not None and indices[0] == len(kept) < self._wanted(sampler):
                 kept = torch.cat([kept, images.cpu()])
             if not bool(images.isfinite().all()):
-                raise RunError(f"{cell.key} draws images that are not finite: leave it out")
+                raise RunError(f"{sampler} draws images that are not finite: leave it out")
             shown = images.clamp(-1, 1)
             statistics.add(*self.extractor(shown), indices, tuple(images.shape[1:]))
             now = time.perf_counter()
@@ -186,29 +186,35 @@ class Sweep:
             yield len(indices)
             started = time.perf_counter()
 
-    def _wanted(self, cell: Cell) -> int:
+    def _wanted(self, sampler: Sampler) -> int:
         """How many of the first images are looked at: for the strip, and by the teacher."""
         shown = min(STRIP, self.n)
-        return shown if self.tableaux[cell].stochastic else max(shown, self.teacher)
+        return shown if self.tableaux[sampler].stochastic else max(shown, self.teacher)
 
-    def _missing(self, cell: Cell) -> range:
+    def _missing(self, sampler: Sampler) -> range:
         """First images that were measured but not kept: a larger teacher was asked for since."""
-        return range(len(self._first(cell)), min(self._wanted(cell), self._count(cell)))
+        return range(len(self._first(sampler)), min(self._wanted(sampler), self._count(sampler)))
 
-    def _complete_first(self, cell: Cell) -> Iterator[int]:
-        kept, missing = self._first(cell), self._missing(cell)
+    def _complete_first(self, sampler: Sampler) -> Iterator[int]:
+        kept, missing = self._first(sampler), self._missing(sampler)
         if not missing:
             return
-        for images, indices in self._draw(self.tableaux[cell], self.seeds[0], missing):
+        for images, indices in self._draw(self.tableaux[sampler], self.seeds[0], missing):
             kept = torch.cat([kept, images.cpu()])
             yield len(indices)
-        self._files[cell].save_first(self.seeds[0], kept)
+        self._files[sampler].save_first(self.seeds[0], kept)
 
     def _draw(
         self, tableau: Tableau, seed: int, wanted: Sequence[int]
     ) -> Iterator[tuple[Tensor, list[int]]]:
-        labels = None if self.labels is None else [self.labels[i] for i in wanted]
-        events = generate(self.model, tableau, wanted, seed=seed, labels=labels, batch_size=self.batch_size)
+        events = generate(
+            self.model,
+            tableau,
+            wanted,
+            seed=seed,
+            condition=self.condition[list(wanted)],
+            batch_size=self.batch_size,
+        )
         for event in events:
             if event.images is not None:
                 yield event.images, list(event.indices)
@@ -228,7 +234,7 @@ class Sweep:
     # -- results --------------------------------------------------------------------------------
 
     def results(self) -> list[Result]:
-        """Of every cell of the folder: of this sweep if its seeds are all measured, or an earlier.
+        """Of every sampler of the folder: of this sweep if its seeds are all measured, or an earlier.
 
         Whatever seeds of it are there are counted. They are in order: DDIM first, then by method,
         nodes, η and steps.
@@ -236,29 +242,29 @@ class Sweep:
         found = [
             self._result(files, tableau, seeds)
             for files, tableau in (*self._own(), *self._earlier())
-            if (seeds := files.seeds(self.n)) and set(self._due(files.cell)) <= set(seeds)
+            if (seeds := files.seeds(self.n)) and set(self._due(files.sampler)) <= set(seeds)
         ]
-        return sorted(found, key=lambda result: result.cell.order)
+        return sorted(found, key=lambda result: rank(result.sampler))
 
     def _own(self) -> Iterator[tuple[CellFiles, Tableau]]:
-        for cell, tableau in self.tableaux.items():
-            yield self._files[cell], tableau
+        for sampler, tableau in self.tableaux.items():
+            yield self._files[sampler], tableau
 
     def _earlier(self) -> Iterator[tuple[CellFiles, Tableau]]:
         """Cells that other commands left here, whose samplers are still the same."""
         for folder in (self.folder / "cells").glob("*"):
             files = CellFiles.found(folder, self.extractor)
-            if files is None or files.cell in self.tableaux:
+            if files is None or files.sampler in self.tableaux:
                 continue
             try:
-                tableau = files.cell.tableau(self.model)
+                tableau = self.model.tableau(files.sampler)
             except InputError:
                 continue  # of a calibration that is gone
-            if self._folder(files.cell, tableau) == folder:
+            if self._folder(files.sampler, tableau) == folder:
                 yield files, tableau
 
-    def _due(self, cell: Cell) -> list[int]:
-        return self.seeds if cell in self.tableaux else []
+    def _due(self, sampler: Sampler) -> list[int]:
+        return self.seeds if sampler in self.tableaux else []
 
     def _result(self, files: CellFiles, tableau: Tableau, seeds: list[int]) -> Result:
         figures = tuple(self._comparison(files, seed) for seed in seeds)
@@ -269,7 +275,7 @@ class Sweep:
         if not tableau.stochastic and 0 < self.teacher <= len(first) and path.exists():
             errors.update(image_errors(first[: self.teacher], load_images(path)))
         return Result(
-            files.cell,
+            files.sampler,
             tableau.calls,
             summarise(figures, self.floor),
             figures,
@@ -280,7 +286,7 @@ class Sweep:
         )
 
     def _comparison(self, files: CellFiles, seed: int) -> Comparison:
-        """Once for each: the reports are written after every cell."""
+        """Once for each: the reports are written after every sampler."""
         key = (files.folder, seed)
         if key not in self._compared:
             self._compared[key] = compare(files.statistics(seed), self.reference)
@@ -288,20 +294,21 @@ class Sweep:
 
     # -- files ----------------------------------------------------------------------------------
 
-    def _folder(self, cell: Cell, tableau: Tableau) -> Path:
-        name = cell.key
-        if cell.nodes == "calibrated" or cell.method == "analytic":
-            # A model can be calibrated anew: the rows then differ where the name does not.
+    def _folder(self, sampler: Sampler, tableau: Tableau) -> Path:
+        name = folder_name(sampler)
+        if sampler.entry.needs is not None or sampler.checksum is not None:
+            # A model can be calibrated anew, and a file of the user's be changed: the rows then
+            # differ where the name does not.
             name += f"-{tableau.digest[:8]}"
         return self.folder / "cells" / name
 
     def _teacher_path(self, seed: int) -> Path:
         return self.folder / f"teacher-{seed}-{self.teacher}.safetensors"
 
-    def _count(self, cell: Cell, seed: int | None = None) -> int:
+    def _count(self, sampler: Sampler, seed: int | None = None) -> int:
         seed = self.seeds[0] if seed is None else seed
-        return 0 if self._anew else self._files[cell].count(seed)
+        return 0 if self._anew else self._files[sampler].count(seed)
 
-    def _first(self, cell: Cell) -> Tensor:
-        kept = None if self._anew else self._files[cell].first(self.seeds[0])
+    def _first(self, sampler: Sampler) -> Tensor:
+        kept = None if self._anew else self._files[sampler].first(self.seeds[0])
         return torch.zeros(0, *self.model.shape) if kept is None else kept

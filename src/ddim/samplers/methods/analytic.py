@@ -4,59 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from ddim.base.errors import InputError
-from ddim.denoisers.prediction import Denoiser
-from ddim.noise.draws import Noise
 from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Schedule
-from ddim.samplers.methods.ddim import posterior_std
-from ddim.samplers.registry import make_tableau
+from ddim.samplers.methods.ddim import ddim, posterior_std
+from ddim.samplers.registry import method
 from ddim.samplers.tableau import Tableau
 
-__all__ = ["analytic_tableau", "eps_moments", "optimal_variance"]
-
-
-@torch.no_grad()
-def eps_moments(
-    denoiser: Denoiser, schedule: Schedule, nodes: Nodes, images: Tensor, *, seed: int = 0
-) -> NDArray[np.float64]:
-    """Γ at each node but the last: the mean square of the predicted noise, E|ε̂(x_k)|²/D.
-
-    Reference:
-        F. Bao, C. Li, J. Zhu, B. Zhang, Analytic-DPM, 2022, equation 8, where Γ is that of the
-        score, ε̂ = -σ·score, https://arxiv.org/abs/2201.06503
-
-    Args:
-        denoiser: For these images; it must not clip.
-        schedule: The noise schedule.
-        nodes: Falling, as the sampler's.
-        images: Of the training data, (N, *), in [-1, 1]; they go through the network at once, and
-            the mean over several batches is the mean over all. The paper used 50,000; 1,000 change
-            the third digit.
-        seed: Of the noise that is added to them.
-
-    Returns:
-        (S,), between 0 and about 1.
-
-    Raises:
-        InputError: Rising nodes, or no images.
-    """
-    _check(nodes)
-    if len(images) == 0:
-        raise InputError("no images to take moments of: at least one is needed")
-    noise = Noise(seed, range(len(images)), images.shape[1:], images.device, images.dtype)
-    found = []
-    for k in nodes[:-1]:
-        level = schedule.level(k)
-        x = level.alpha * images + level.sigma * noise(k)
-        found.append(float(denoiser(x, level).eps.double().square().mean()))
-    return np.array(found)
+__all__ = ["analytic", "optimal_variance"]
 
 
 def optimal_variance(
@@ -83,7 +43,7 @@ def optimal_variance(
     Args:
         schedule: The noise schedule.
         nodes: Falling.
-        gamma: (S,), from :func:`eps_moments` at these nodes.
+        gamma: (S,), from :func:`ddim.calibration.moments.eps_moments` at these nodes.
         eta: Of DDIM; 1 is DDPM.
         largest: Half the width of the range that the data lie in; infinite for no clamp.
 
@@ -103,7 +63,7 @@ def optimal_variance(
             f"gamma must be {len(nodes) - 1} numbers, one for each step and none below 0, "
             f"not an array of shape {moments.shape}"
         )
-    make_tableau(schedule, nodes, "ddim", eta=eta)  # refuses an η that is out of range
+    ddim(schedule, nodes, eta=eta)  # refuses an η that is out of range
     found = []
     for n in range(len(nodes) - 1):
         source, target = schedule.level(nodes[n]), schedule.level(nodes[n + 1])
@@ -117,33 +77,41 @@ def optimal_variance(
     return np.array(found)
 
 
-def analytic_tableau(
+@method("analytic", needs="gamma")
+def analytic(
     schedule: Schedule,
     nodes: Nodes,
-    gamma: ArrayLike,
     *,
     eta: float = 1.0,
+    gamma: Sequence[float] | None = None,
     largest: float = 1.0,
 ) -> Tableau:
     """Analytic-DDPM (η = 1) or Analytic-DDIM: DDIM's rows with the variance that is optimal.
 
+    Bao et al. 2022, https://arxiv.org/abs/2201.06503.
+
     Args:
-        schedule: The noise schedule.
-        nodes: Falling.
-        gamma: As for :func:`optimal_variance`, and so the rest.
-        eta: Likewise.
-        largest: Likewise.
+        schedule: the noise schedule.
+        nodes: falling.
+        eta: η; 1 is DDPM.
+        gamma: Γ at each node but the last, as for :func:`optimal_variance`; if None, that of the
+            model's calibration, which :meth:`ddim.Model.tableau` fills in.
+        largest: half the width of the range that the data lie in; infinite for no clamp.
 
     Raises:
-        InputError: As for :func:`optimal_variance`.
+        InputError: no Γ, or as for :func:`optimal_variance`.
     """
+    if gamma is None:
+        raise InputError("the method analytic needs gamma: give it, or a calibrated model")
     variances = optimal_variance(schedule, nodes, gamma, eta=eta, largest=largest)
-    plain = make_tableau(schedule, nodes, "ddim", eta=eta)
+    plain = ddim(schedule, nodes, eta=eta)
     rows = tuple(
         dataclasses.replace(row, noise=math.sqrt(variance) if row.level.sigma else 0.0)
         for row, variance in zip(plain.rows, variances, strict=True)
     )
-    return dataclasses.replace(plain, method="analytic", rows=rows, marginal=False)
+    return dataclasses.replace(
+        plain, method="analytic", rows=rows, marginal=False, options={"eta": eta}
+    )
 
 
 def _check(nodes: Nodes) -> None:

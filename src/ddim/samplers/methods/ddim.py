@@ -8,15 +8,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 from ddim.base.errors import InputError
 from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Level, Schedule
+from ddim.samplers.registry import method
 from ddim.samplers.tableau import Row, State, Tableau
 
 __all__ = ["ddim", "ddpm"]
 
 
+@method("ddim", orders={"eta=0": 1})
 def ddim(schedule: Schedule, nodes: Nodes, *, eta: float = 0.0) -> Tableau:
     """The paper's equation 12: x_s = α_s·x0 + √(σ_s² - c²)·eps + c·z, c from equation 16.
 
@@ -35,7 +38,10 @@ def ddim(schedule: Schedule, nodes: Nodes, *, eta: float = 0.0) -> Tableau:
     return _first_order(schedule, nodes, "ddim", eta=eta, options={"eta": eta})
 
 
-def ddpm(schedule: Schedule, nodes: Nodes, *, variance: str = "posterior") -> Tableau:
+@method("ddpm")
+def ddpm(
+    schedule: Schedule, nodes: Nodes, *, variance: Literal["posterior", "large"] = "posterior"
+) -> Tableau:
     """Ancestral sampling (Ho et al. 2020, algorithm 2, https://arxiv.org/abs/2006.11239).
 
     Args:
@@ -45,10 +51,8 @@ def ddpm(schedule: Schedule, nodes: Nodes, *, variance: str = "posterior") -> Ta
             noise is injected than is made room for).
 
     Raises:
-        InputError: unknown variance, or rising nodes.
+        InputError: rising nodes.
     """
-    if variance not in ("posterior", "large"):
-        raise InputError(f"variance is 'posterior' or 'large', not {variance!r}")
     options = {"variance": variance}
     return _first_order(
         schedule, nodes, "ddpm", eta=1.0, large=variance == "large", options=options

@@ -1,23 +1,26 @@
 """Steps of other programs that none of the methods takes, so that their numbers can be made again.
 
-Where a program's steps are those of a method here, its grid in :mod:`ddim.noise.foreign` is all it takes.
+Where a program's steps are those of a method here, its grid in :mod:`ddim.noise.foreign` is all it
+takes.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
-from ddim.base.errors import InputError, unknown
+from ddim.base.errors import InputError
 from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Level, Schedule
 from ddim.samplers.methods.ddim import posterior_std
 from ddim.samplers.methods.grid import Grid
 from ddim.samplers.methods.multistep import ADAMS
+from ddim.samplers.registry import method
 from ddim.samplers.tableau import Row, State, Tableau
 
-__all__ = ["COMPAT_METHODS", "ddim_pairs", "diffusers_ddim", "diffusers_pndm"]
+__all__ = ["ddim_pairs", "diffusers_ddim", "diffusers_pndm"]
 
 _FINAL = {"data": 0, "first": 1}
 
@@ -45,8 +48,9 @@ def ddim_pairs(
     return _pairs(schedule, pairs, "ddim-pairs", eta, {"eta": eta})
 
 
+@method("diffusers-ddim", program="diffusers")
 def diffusers_ddim(
-    schedule: Schedule, nodes: Nodes, *, eta: float = 0.0, final: str = "data"
+    schedule: Schedule, nodes: Nodes, *, eta: float = 0.0, final: Literal["data", "first"] = "data"
 ) -> Tableau:
     """Diffusers' DDIMScheduler: every step goes from k to k - ⌊T/S⌋, whichever node comes next.
 
@@ -62,10 +66,8 @@ def diffusers_ddim(
             where its noise is left.
 
     Raises:
-        InputError: nodes without the data at their end, an unknown ``final``, η as for DDIM.
+        InputError: nodes without the data at their end, η as for DDIM.
     """
-    if final not in _FINAL:
-        raise unknown("final", final, _FINAL)
     falling = nodes if nodes[0] > nodes[-1] else nodes[::-1]
     if falling[-1] != 0:
         raise InputError(f"diffusers-ddim needs the timesteps plus one and 0, not {nodes}")
@@ -83,7 +85,10 @@ def diffusers_ddim(
     return Tableau("diffusers-ddim", (initial,), rows, (len(rows),), options=options)
 
 
-def diffusers_pndm(schedule: Schedule, nodes: Nodes, *, start: str = "heun") -> Tableau:
+@method("diffusers-pndm", program="diffusers")
+def diffusers_pndm(
+    schedule: Schedule, nodes: Nodes, *, start: Literal["heun", "runge-kutta"] = "heun"
+) -> Tableau:
     """Diffusers' PNDMScheduler: PLMS after another start.
 
     With ``skip_prk_steps`` (``heun``) the first step is taken again with the mean of the outputs at
@@ -102,11 +107,9 @@ def diffusers_pndm(schedule: Schedule, nodes: Nodes, *, start: str = "heun") -> 
         start: ``heun`` or ``runge-kutta``.
 
     Raises:
-        InputError: rising nodes, a first node with α = 0, an unknown start, or fewer than four
+        InputError: rising nodes, a first node with α = 0, or fewer than four
             steps for Runge-Kutta.
     """
-    if start not in ("heun", "runge-kutta"):
-        raise unknown("start", start, ("heun", "runge-kutta"))
     grid = Grid(schedule, nodes)
     grid.must_fall("diffusers-pndm")
     if grid.level(0).alpha == 0:
@@ -208,10 +211,3 @@ def _rows(
             zip(targets, [*seen[1:], None], nodes, noise, strict=True)
         )
     )
-
-
-COMPAT_METHODS: dict[str, Callable[..., Tableau]] = {
-    "diffusers-ddim": diffusers_ddim,
-    "diffusers-pndm": diffusers_pndm,
-}
-"""Steps of other programs by name; :func:`ddim.make_tableau` knows them too."""

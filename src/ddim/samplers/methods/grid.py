@@ -14,7 +14,7 @@ from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Level, Schedule
 from ddim.samplers.tableau import Row, State, Tableau, Terms
 
-__all__ = ["Grid", "Histories", "check_order", "integrals", "weights_of"]
+__all__ = ["Grid", "Histories", "integrals", "weights_of"]
 
 Array = npt.NDArray[np.float64]
 
@@ -143,12 +143,6 @@ class Grid:
     ) -> Tableau:
         """One initial state, and the last row as the result."""
         return Tableau(method, (self.start(),), tuple(rows), (len(rows),), marginal, options or {})
-
-
-def check_order(method: str, order: int, largest: int) -> None:
-    """Refuse an order that the method does not have."""
-    if order not in range(1, largest + 1):
-        raise InputError(f"{method} has the orders 1 to {largest}, not {order}")
 
 
 def weights_of(

@@ -1,4 +1,4 @@
-"""Steps whose multistep weights are given: what calibration finds by least squares."""
+"""What calibration finds for a model: steps whose multistep weights are given, and the whole."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from ddim.base.errors import InputError
 from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Schedule
 from ddim.samplers.methods.grid import Grid
+from ddim.samplers.registry import method
 from ddim.samplers.tableau import Tableau
 
-__all__ = ["learned"]
+__all__ = ["calibrated", "learned"]
 
 
+@method("learned", needs="weights")
 def learned(
-    schedule: Schedule, nodes: Nodes, *, weights: Sequence[Sequence[float]] = ()
+    schedule: Schedule, nodes: Nodes, *, weights: Sequence[Sequence[float]] | None = None
 ) -> Tableau:
     """DDIM's step, and shares of how the network's output has changed.
 
@@ -27,11 +29,14 @@ def learned(
         schedule: the noise schedule.
         nodes: falling.
         weights: for each step the w_j, the latest output first; at most as many as there are
-            earlier outputs. Steps without any are DDIM's.
+            earlier outputs. Steps without any are DDIM's. If None, those of the model's
+            calibration, which :meth:`ddim.Model.tableau` fills in.
 
     Raises:
-        InputError: nodes that rise, or more weights than steps or earlier outputs.
+        InputError: no weights, nodes that rise, or more weights than steps or earlier outputs.
     """
+    if weights is None:
+        raise InputError("the method learned needs its weights: give them, or a calibrated model")
     grid = Grid(schedule, nodes)
     if nodes[-1] > nodes[0]:
         raise InputError("learned weights are for falling nodes, from noise to data")
@@ -53,3 +58,13 @@ def learned(
         terms += [(n - j, scale * w) for j, w in enumerate(given, start=1)]
         rows.append(grid.row(n + 1, x0=((n, target.alpha),), eps=tuple(terms)))
     return grid.tableau("learned", rows, {"weights": [list(w) for w in weights]})
+
+
+@method("calibrated", needs="calibration")
+def calibrated(schedule: Schedule, nodes: Nodes) -> Tableau:
+    """The sampler that calibration found for a model and a number of steps, nodes included.
+
+    Raises:
+        InputError: always: a schedule alone has no calibration. :meth:`ddim.Model.tableau` has it.
+    """
+    raise InputError("calibrated samplers belong to a model, not to a schedule: name the model")

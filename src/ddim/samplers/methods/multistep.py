@@ -14,10 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from ddim.base.errors import InputError, unknown
+from ddim.base.errors import InputError
 from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Schedule
-from ddim.samplers.methods.grid import Array, Grid, Histories, check_order, integrals, weights_of
+from ddim.samplers.methods.grid import Array, Grid, Histories, integrals, weights_of
+from ddim.samplers.registry import method
 from ddim.samplers.tableau import Row, Tableau
 
 __all__ = ["deis", "dpmpp", "gradient_estimation", "plms", "sde_dpmpp"]
@@ -31,6 +32,7 @@ ADAMS = {
 }
 
 
+@method("gradient-estimation", orders={"gamma=2": 1})
 def gradient_estimation(schedule: Schedule, nodes: Nodes, *, gamma: float = 2.0) -> Tableau:
     """B = (γ, 1-γ)·Δρ, the first step DDIM (Permenter and Yuan 2023, algorithm 2).
 
@@ -55,7 +57,8 @@ def gradient_estimation(schedule: Schedule, nodes: Nodes, *, gamma: float = 2.0)
     return _family(grid, "gradient-estimation", "eps", 2, weights, {"gamma": gamma})
 
 
-def plms(schedule: Schedule, nodes: Nodes, *, order: int = 4) -> Tableau:
+@method("plms", orders={"order=1": 1, "order=2": 2, "order=3": 2, "order=4": 2})
+def plms(schedule: Schedule, nodes: Nodes, *, order: Literal[1, 2, 3, 4] = 4) -> Tableau:
     """Adams-Bashforth weights, as if ρ were equally spaced (Liu et al. 2022).
 
     https://arxiv.org/abs/2202.09778, where it is called PNDM; with this start, iPNDM (Zhang and
@@ -65,11 +68,7 @@ def plms(schedule: Schedule, nodes: Nodes, *, order: int = 4) -> Tableau:
         schedule: the noise schedule.
         nodes: falling, or rising to encode.
         order: 1 to 4.
-
-    Raises:
-        InputError: an order out of range.
     """
-    check_order("plms", order, 4)
     grid = Grid(schedule, nodes)
 
     def weights(history: Histories) -> Array:
@@ -78,7 +77,23 @@ def plms(schedule: Schedule, nodes: Nodes, *, order: int = 4) -> Tableau:
     return _family(grid, "plms", "eps", order, weights, {"order": order})
 
 
-def deis(schedule: Schedule, nodes: Nodes, *, order: int = 3, variable: str = "rho") -> Tableau:
+@method(
+    "deis",
+    orders={
+        "order=1": 1,
+        "order=2": 2,
+        "order=3": 3,
+        "order=2:variable=t": 2,
+        "order=3:variable=t": 3,
+    },
+)
+def deis(
+    schedule: Schedule,
+    nodes: Nodes,
+    *,
+    order: Literal[1, 2, 3] = 3,
+    variable: Literal["rho", "t"] = "rho",
+) -> Tableau:
     """∫ℓ_j dρ, the polynomial through the last outputs in ρ or in t (Zhang and Chen 2022).
 
     https://arxiv.org/abs/2204.13902, ρAB-DEIS and tAB-DEIS.
@@ -90,11 +105,8 @@ def deis(schedule: Schedule, nodes: Nodes, *, order: int = 3, variable: str = "r
         variable: ``rho`` or ``t``, in which the outputs are polynomial.
 
     Raises:
-        InputError: an order out of range, an unknown variable, rising nodes.
+        InputError: rising nodes.
     """
-    check_order("deis", order, 3)
-    if variable not in ("rho", "t"):
-        raise unknown("variable", variable, ("rho", "t"))
     grid = Grid(schedule, nodes)
     grid.must_fall("deis")
     time = _time_of_rho(schedule) if variable == "t" else None
@@ -108,7 +120,14 @@ def deis(schedule: Schedule, nodes: Nodes, *, order: int = 3, variable: str = "r
     return _family(grid, "deis", "eps", order, weights, {"order": order, "variable": variable})
 
 
-def dpmpp(schedule: Schedule, nodes: Nodes, *, order: int = 2, form: str = "exact") -> Tableau:
+@method("dpmpp", orders={"order=1": 1, "order=2": 2, "order=3": 3, "order=3:form=published": 2})
+def dpmpp(
+    schedule: Schedule,
+    nodes: Nodes,
+    *,
+    order: Literal[1, 2, 3] = 2,
+    form: Literal["exact", "published"] = "exact",
+) -> Tableau:
     """DPM-Solver++ multistep, 2M and 3M (Lu et al. 2022, algorithm 2).
 
     https://arxiv.org/abs/2211.01095.
@@ -120,13 +139,7 @@ def dpmpp(schedule: Schedule, nodes: Nodes, *, order: int = 2, form: str = "exac
         form: of the order 3. ``exact`` integrates the polynomial through three outputs and
             measures order 3; ``published`` is the form that is widely copied, whose second
             difference lacks a factor 2, and measures order 2. Order 2 has one form.
-
-    Raises:
-        InputError: an order out of range, an unknown form.
     """
-    check_order("dpmpp", order, 3)
-    if form not in ("exact", "published"):
-        raise unknown("form", form, ("exact", "published"))
     grid = Grid(schedule, nodes)
 
     def weights(history: Histories) -> Array:
@@ -164,6 +177,7 @@ def _published_third_order(h: Array, lams: Array) -> Array:
     return phi1 * np.array([[1, 0, 0]]) + phi2 * d1 - phi3 * d2
 
 
+@method("sde-dpmpp")
 def sde_dpmpp(schedule: Schedule, nodes: Nodes) -> Tableau:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, algorithm 4, https://arxiv.org/abs/2211.01095).
 

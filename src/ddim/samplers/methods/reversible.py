@@ -12,11 +12,13 @@ from ddim.base.errors import InputError
 from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Schedule
 from ddim.samplers.methods.grid import Grid
+from ddim.samplers.registry import method
 from ddim.samplers.tableau import Row, State, Tableau
 
 __all__ = ["bdia", "edict", "obelm"]
 
 
+@method("obelm", orders={"": 2})
 def obelm(schedule: Schedule, nodes: Nodes, *, pair: bool = False) -> Tableau:
     """O-BELM (Wang et al. 2024, equation 18, https://arxiv.org/abs/2410.07273). Order 2.
 
@@ -43,6 +45,7 @@ def obelm(schedule: Schedule, nodes: Nodes, *, pair: bool = False) -> Tableau:
     return _two_step(schedule, nodes, "obelm", row, pair, {})
 
 
+@method("bdia", orders={"": 2})
 def bdia(schedule: Schedule, nodes: Nodes, *, gamma: float = 1.0, pair: bool = False) -> Tableau:
     """BDIA (Zhang et al. 2023, equation 14, https://arxiv.org/abs/2307.10829).
 
@@ -98,6 +101,7 @@ def _reversible_grid(schedule: Schedule, nodes: Nodes, method: str) -> Grid:
     return grid
 
 
+@method("edict", orders={"": 1})
 def edict(schedule: Schedule, nodes: Nodes, *, p: float = 0.93, pair: bool = False) -> Tableau:
     """EDICT (Wallace et al. 2022, equations 11 and 12, https://arxiv.org/abs/2211.12446).
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Literal
 
 from ddim.base.errors import InputError
 from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Level, Schedule
 from ddim.samplers.methods.grid import Grid
+from ddim.samplers.registry import method
 from ddim.samplers.tableau import Row, Tableau
 
 __all__ = ["dpm2", "dpm3", "heun", "probability_flow", "restart"]
 
 
+@method("pf-euler", orders={"": 1})
 def probability_flow(schedule: Schedule, nodes: Nodes) -> Tableau:
     """Euler's method on the probability-flow equation in t (Song et al. 2020, equation 15).
 
@@ -36,6 +39,7 @@ def probability_flow(schedule: Schedule, nodes: Nodes) -> Tableau:
     return grid.tableau("pf-euler", rows, marginal=False)
 
 
+@method("heun", orders={"": 2})
 def heun(schedule: Schedule, nodes: Nodes) -> Tableau:
     """Heun's method in ρ (Karras et al. 2022, algorithm 1, https://arxiv.org/abs/2206.00364).
 
@@ -60,7 +64,10 @@ def heun(schedule: Schedule, nodes: Nodes) -> Tableau:
     return grid.tableau("heun", rows)
 
 
-def dpm2(schedule: Schedule, nodes: Nodes, *, r: float = 0.5, inner: str = "real") -> Tableau:
+@method("dpm-solver-2", orders={"r=0.5": 2, "r=0.3": 2})
+def dpm2(
+    schedule: Schedule, nodes: Nodes, *, r: float = 0.5, inner: Literal["real", "node"] = "real"
+) -> Tableau:
     """DPM-Solver-2, single-step (Lu et al. 2022, algorithm 1, https://arxiv.org/abs/2206.00927).
 
     λ_m = λ + r·h; u = (α_m/α)x - σ_m·(e^{rh} - 1)·ε;
@@ -74,7 +81,7 @@ def dpm2(schedule: Schedule, nodes: Nodes, *, r: float = 0.5, inner: str = "real
             node strictly between, with r recomputed; where there is none, DDIM's step.
 
     Raises:
-        InputError: r out of range, an unknown inner.
+        InputError: r out of range.
     """
     if not 0 < r <= 1:
         raise InputError(f"r must be in (0, 1], not {r}")
@@ -101,7 +108,8 @@ def dpm2(schedule: Schedule, nodes: Nodes, *, r: float = 0.5, inner: str = "real
     return grid.tableau("dpm-solver-2", rows, {"r": r, "inner": inner})
 
 
-def dpm3(schedule: Schedule, nodes: Nodes, *, inner: str = "real") -> Tableau:
+@method("dpm-solver-3", orders={"": 3})
+def dpm3(schedule: Schedule, nodes: Nodes, *, inner: Literal["real", "node"] = "real") -> Tableau:
     """DPM-Solver-3, single-step (Lu et al. 2022, algorithm 2, https://arxiv.org/abs/2206.00927).
 
     Inner stages at r₁ = ⅓ and r₂ = ⅔ of Δλ. Three calls a step; order 3.
@@ -110,9 +118,6 @@ def dpm3(schedule: Schedule, nodes: Nodes, *, inner: str = "real") -> Tableau:
         schedule: the noise schedule.
         nodes: strictly monotone.
         inner: as for :func:`dpm2`; where there are not two nodes between, DDIM's step.
-
-    Raises:
-        InputError: an unknown inner.
     """
     grid = Grid(schedule, nodes)
     rows: list[Row] = []
@@ -161,6 +166,7 @@ def _stage(grid: Grid, n: int, r: float, inner: str) -> tuple[Level, int | None,
     return grid.schedule.level(k), k, (float(grid.schedule.lam[k]) - lam) / (after - lam)
 
 
+@method("restart")
 def restart(
     schedule: Schedule,
     nodes: Nodes,

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 
-from ddim.base.errors import unknown
 from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Schedule
-from ddim.samplers.methods.grid import Array, Grid, Histories, check_order, weights_of
+from ddim.samplers.methods.grid import Array, Grid, Histories, weights_of
+from ddim.samplers.registry import method
 from ddim.samplers.tableau import Row, Tableau
 
 __all__ = ["unipc"]
 
 
-def unipc(schedule: Schedule, nodes: Nodes, *, order: int = 2, variant: str = "bh2") -> Tableau:
+@method("unipc", orders={"order=1": 2, "order=2": 3, "order=3": 4, "order=2:variant=bh1": 3})
+def unipc(
+    schedule: Schedule,
+    nodes: Nodes,
+    *,
+    order: Literal[1, 2, 3] = 2,
+    variant: Literal["bh1", "bh2"] = "bh2",
+) -> Tableau:
     """UniPC: predict, evaluate there, correct; the corrected state is not evaluated again.
 
     Zhao et al. 2023, algorithms 1 and 2 (data prediction), https://arxiv.org/abs/2302.04867. One
@@ -28,11 +36,8 @@ def unipc(schedule: Schedule, nodes: Nodes, *, order: int = 2, variant: str = "b
         variant: ``bh1`` (B = -h) or ``bh2`` (B = e^{-h} - 1).
 
     Raises:
-        InputError: an order out of range, an unknown variant, rising nodes.
+        InputError: rising nodes.
     """
-    check_order("unipc", order, 3)
-    if variant not in ("bh1", "bh2"):
-        raise unknown("variant", variant, ("bh1", "bh2"))
     grid = Grid(schedule, nodes)
     grid.must_fall("unipc")
     rows: list[Row] = []

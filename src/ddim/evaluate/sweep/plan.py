@@ -1,0 +1,122 @@
+"""The samplers of a sweep: every combination of methods, steps, η and nodes that there is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from ddim.base.errors import InputError
+from ddim.model.model import Model
+from ddim.samplers.sampler import Sampler
+
+__all__ = ["SIGMA_HAT", "eta_of", "folder_name", "name_of", "plan_samplers", "rank"]
+
+SIGMA_HAT = "sigma-hat"
+_LARGE = {"variance": "large"}
+
+
+def plan_samplers(
+    model: Model,
+    methods: Sequence[str] = ("ddim",),
+    steps: Sequence[int] = (),
+    nodes: Sequence[str | Sequence[int]] = (),
+    etas: Sequence[float | str] = (),
+) -> list[Sampler]:
+    """Every combination that there is, each once.
+
+    What a method says itself, as ``ddim:eta=1:steps=20`` does, stands for it alone. η is of DDIM,
+    and of ``analytic`` where it is a number above 0. Step counts above T are capped at T; a list of
+    nodes has its own. Of calibrated samplers those are taken that the model is calibrated for.
+
+    Args:
+        model: the model.
+        methods: as :meth:`ddim.Sampler.parse` takes them.
+        steps: S; the method's own default if there are none.
+        nodes: families or lists; likewise.
+        etas: η, or ``sigma-hat`` for DDPM's larger variance, which keeps the direction of η = 1;
+            likewise.
+
+    Raises:
+        InputError: a sampler that cannot be made; nothing to do.
+    """
+    counts = list(dict.fromkeys(min(s, model.schedule.T) for s in steps))
+    found: list[Sampler] = []
+    for text in methods:
+        said = Sampler.parse(text)
+        if said.entry.needs == "calibration":
+            found += _calibrated(model, said, counts)
+            continue
+        fixed = said.nodes != "uniform"
+        families = [None] if fixed else nodes or [None]
+        for family, eta in itertools.product(families, _etas_of(said, etas)):
+            placed = _with_eta(said if family is None else said.replace(nodes=family), eta)
+            own = placed.steps is not None
+            found += [placed.replace(steps=s) for s in counts] if counts and not own else [placed]
+    samplers = list(dict.fromkeys(found))
+    if not samplers:
+        raise InputError("there is no sampler to run: give steps, methods and nodes")
+    for sampler in samplers:
+        model.tableau(sampler)
+    return samplers
+
+
+def _calibrated(model: Model, said: Sampler, counts: Sequence[int]) -> list[Sampler]:
+    known = model.calibrated().samplers
+    asked = [said.steps] if said.steps is not None else counts or sorted(known)
+    if known.keys().isdisjoint(asked):
+        there, wanted = (", ".join(map(str, v)) for v in (sorted(known), asked))
+        raise InputError(f"{model.name} is calibrated for {there} steps, not {wanted}")
+    return [said.replace(steps=s) for s in asked if s in known]
+
+
+def _etas_of(said: Sampler, etas: Sequence[float | str]) -> Sequence[float | str | None]:
+    """The values of η that make a sampler another one."""
+    if "eta" in dict(said.settings):
+        return [None]
+    if said.method == "ddim":
+        return etas or [None]
+    if said.method == "analytic":
+        # At η = 0 it is DDIM, and σ̂ is another variance than the optimal one.
+        return [eta for eta in etas if eta not in (0, SIGMA_HAT)] or [None]
+    return [None]
+
+
+def _with_eta(sampler: Sampler, eta: float | str | None) -> Sampler:
+    if eta is None:
+        return sampler
+    if eta == SIGMA_HAT:
+        return Sampler("ddpm", sampler.steps, sampler.nodes, variance="large")
+    return sampler.replace(eta=eta)
+
+
+def eta_of(sampler: Sampler) -> float | str | None:
+    """η of a sampler as the paper's table 1 has it, σ̂ among them; None where there is none."""
+    if _is_sigma_hat(sampler):
+        return SIGMA_HAT
+    eta = sampler.options.get("eta")
+    return float(eta) if isinstance(eta, int | float) else None
+
+
+def name_of(sampler: Sampler) -> str:
+    """The method and its options but η, steps and nodes, for tables that have these apart."""
+    if _is_sigma_hat(sampler):
+        return "ddim"
+    settings = {k: v for k, v in sampler.settings if k != "eta"}
+    return str(Sampler(sampler.method, **settings))
+
+
+def folder_name(sampler: Sampler) -> str:
+    """The sampler as the name of a folder."""
+    return "".join(c if c.isalnum() or c in "-.=" else "_" for c in str(sampler))
+
+
+def rank(sampler: Sampler) -> tuple[object, ...]:
+    """What samplers are sorted by: DDIM first, then method, nodes, η (σ̂ last) and steps."""
+    eta = {None: -1.0, SIGMA_HAT: math.inf}.get(eta_of(sampler), eta_of(sampler))
+    name = name_of(sampler)
+    return name != "ddim", name, str(sampler.nodes), eta, sampler.steps or 0
+
+
+def _is_sigma_hat(sampler: Sampler) -> bool:
+    return sampler.method == "ddpm" and dict(sampler.settings) == _LARGE

@@ -1,0 +1,386 @@
+"""A sampler by name: method, nodes, steps and options, checked here and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib.metadata
+import json
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from ddim.base.code import is_named, load_named
+from ddim.base.errors import InputError
+from ddim.noise.nodes import Nodes, check_monotone, family_named, make_nodes, start_at
+from ddim.noise.schedule import Schedule
+from ddim.samplers.methods import (  # noqa: F401  # each declares its methods
+    analytic,
+    ddim,
+    foreign,
+    learned,
+    multistep,
+    reversible,
+    singlestep,
+    unipc,
+)
+from ddim.samplers.registry import METHODS, Method, Option
+from ddim.samplers.tableau import Tableau
+
+__all__ = ["DEFAULT_STEPS", "Sampler", "find_method", "make_tableau", "method_names"]
+
+DEFAULT_STEPS = 50
+"""Steps where neither a number nor a list of nodes is given; T where T is smaller."""
+GROUP = "ddim.methods"
+"""The entry points by which an installed package brings methods."""
+ELSEWHERE = {
+    "euler": "ddim",
+    "euler-ancestral": "ddpm",
+    "euler-a": "ddpm",
+    "ancestral": "ddpm",
+    "dpm++": "dpmpp",
+    "dpm++-2m": "dpmpp",
+    "dpmpp-2m": "dpmpp",
+    "dpm++-3m": "dpmpp:order=3",
+    "dpmpp-3m": "dpmpp:order=3",
+    "dpm++-2m-sde": "sde-dpmpp",
+    "dpmpp-2m-sde": "sde-dpmpp",
+    "dpm++-sde": "sde-dpmpp",
+    "dpm-solver++": "dpmpp",
+    "dpm-solver": "dpm-solver-2",
+    "dpm-2": "dpm-solver-2",
+    "dpm-3": "dpm-solver-3",
+    "ge": "gradient-estimation",
+    "ipndm": "plms",
+    "pndm": "plms",
+    "lms": "plms",
+    "analytic-dpm": "analytic",
+}
+"""What other programs call methods that are here."""
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Sampler:
+    """What is to be run: a method on nodes, with its options.
+
+    Two samplers are equal that run the same: an option that has its default value is not kept.
+    ``str(sampler)`` is its spelling, ``dpmpp:order=3:steps=10:nodes=quadratic``, from which
+    :meth:`parse` makes it again.
+
+    Attributes:
+        method: its name; ``FILE.py:NAME`` for a builder of the user's.
+        steps: S; None for 50, or T where T is smaller.
+        nodes: a family's name, or the nodes themselves.
+        settings: options other than the defaults, by name.
+
+    Raises:
+        InputError: unknown names, values of another kind, fewer than one step, an order that so
+            few steps do not reach, or a list of nodes that neither falls nor rises.
+
+    Example:
+        >>> str(Sampler("dpmpp", steps=10, order=3))
+        'dpmpp:order=3:steps=10'
+        >>> Sampler.parse("ddim:nodes=500-250-0").steps
+        2
+    """
+
+    method: str
+    steps: int | None
+    nodes: str | Nodes
+    settings: tuple[tuple[str, object], ...]
+
+    def __init__(
+        self,
+        method: str = "ddim",
+        steps: int | None = None,
+        nodes: str | Sequence[int] = "uniform",
+        **options: object,
+    ) -> None:
+        entry = find_method(method)
+        values = {
+            name: check_option(entry, method, name).value(method, given)
+            for name, given in options.items()
+        }
+        listed = _listed(nodes)
+        count = _count(steps)
+        if not isinstance(listed, str):
+            if count not in (None, len(listed) - 1):
+                raise InputError(f"{len(listed)} nodes are {len(listed) - 1} steps, not {count}")
+            count = len(listed) - 1
+        if entry.needs == "calibration" and listed != "uniform":
+            raise InputError(f"the method {method} brings its own nodes: give steps alone")
+        order = values.get("order")
+        if isinstance(order, int) and count is not None and order > count:
+            raise InputError(
+                f"order {order} takes at least {order} steps to be reached, not {count}: give more "
+                "steps or a lower order"
+            )
+        kept = {k: v for k, v in values.items() if v != entry.options[k].default}
+        for name, value in (("method", method), ("steps", count), ("nodes", listed)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "settings", tuple(sorted(kept.items())))
+
+    @classmethod
+    def parse(
+        cls,
+        text: str | Sampler,
+        steps: int | None = None,
+        nodes: str | Sequence[int] | None = None,
+        **options: object,
+    ) -> Sampler:
+        """The sampler of a spelling: ``METHOD[:KEY=VALUE]…``, steps and nodes among the keys.
+
+        Args:
+            text: such as ``dpmpp:order=3:steps=10:nodes=500-250-0``, or a sampler.
+            steps: as the key; must agree where both are given, and so the rest. None is not given.
+            nodes: likewise.
+            options: likewise, of the method.
+
+        Raises:
+            InputError: as :class:`Sampler`, and for what contradicts.
+        """
+        given = {"steps": steps, "nodes": nodes, **options}
+        given = {key: value for key, value in given.items() if value is not None}
+        if isinstance(text, Sampler):
+            method, parts = text.method, text._parts()
+        else:
+            method, parts = _split(text)
+        for key, value in parts.items():
+            if key in given and cls._one(method, key, given[key]) != cls._one(method, key, value):
+                raise InputError(f"{text} says {key} = {value}, which is not {given[key]}")
+        return cls(method, **{**given, **parts})  # pyright: ignore[reportArgumentType]
+
+    @staticmethod
+    def _one(method: str, key: str, value: object) -> object:
+        """A value in the form in which two of them compare."""
+        if key == "steps":
+            return _count(value)
+        if key == "nodes":
+            return _listed(cast("str | Sequence[int]", value))
+        return check_option(find_method(method), method, key).value(method, value)
+
+    def _parts(self) -> dict[str, object]:
+        parts: dict[str, object] = dict(self.settings)
+        if not isinstance(self.nodes, str) or self.nodes != "uniform":
+            parts["nodes"] = self.nodes
+        if self.steps is not None and isinstance(self.nodes, str):
+            parts["steps"] = self.steps
+        return parts
+
+    def __str__(self) -> str:
+        parts = self._parts()
+        order = [*dict(self.settings), "steps", "nodes"]
+        return ":".join([self.method, *(f"{k}={_text(parts[k])}" for k in order if k in parts)])
+
+    __repr__ = __str__
+
+    @property
+    def entry(self) -> Method:
+        """The method's declaration."""
+        return find_method(self.method)
+
+    @property
+    def options(self) -> dict[str, object]:
+        """All of the method's options, the defaults among them."""
+        defaults = {name: option.default for name, option in self.entry.options.items()}
+        return {**defaults, **dict(self.settings)}
+
+    @property
+    def checksum(self) -> str | None:
+        """SHA-256 of the file that a method of the user's is in; None for all others."""
+        return load_named(self.method).checksum if is_named(self.method) else None
+
+    def replace(self, **changes: object) -> Sampler:
+        """The same with other steps, nodes, method or options."""
+        now = {"method": self.method, "nodes": self.nodes, "steps": self.steps}
+        if "nodes" in changes and "steps" not in changes:
+            now["steps"] = None if not isinstance(changes["nodes"], str) else self.steps
+        return Sampler(**{**now, **dict(self.settings), **changes})  # pyright: ignore[reportArgumentType]
+
+    def place(self, schedule: Schedule) -> Nodes:
+        """The nodes on a schedule, S + 1 of them.
+
+        Raises:
+            InputError: more than T steps, or nodes outside 0..T.
+        """
+        steps = self.steps
+        if steps is None and isinstance(self.nodes, str):
+            steps = min(DEFAULT_STEPS, schedule.T)
+        return make_nodes(schedule, self.nodes, steps)
+
+    def starting(self, strength: float | None, schedule: Schedule) -> Sampler:
+        """The part that starts at the node nearest to strength · T; all of it for None.
+
+        Raises:
+            InputError: a strength outside (0, 1], nodes that rise, or a sampler that has its own.
+        """
+        if strength is None:
+            return self
+        if self.entry.needs == "calibration":
+            raise InputError(
+                "calibrated nodes lead from noise to an image: strength has no part in them"
+            )
+        return self.replace(nodes=start_at(self.place(schedule), strength, schedule.T))
+
+    def tableau(self, schedule: Schedule) -> Tableau:
+        """The rows on a schedule.
+
+        Raises:
+            InputError: numbers that do not fit the schedule, or a method that needs a model:
+                :meth:`ddim.Model.tableau` has its rows.
+        """
+        return self.entry.build(schedule, self.place(schedule), **dict(self.settings))
+
+
+def make_tableau(
+    schedule: Schedule, nodes: str | Sequence[int], method: str = "ddim", **options: object
+) -> Tableau:
+    """The rows of a method on nodes.
+
+    Args:
+        schedule: the noise schedule.
+        nodes: as :func:`ddim.make_nodes` returns them, or a family's name.
+        method: a name, with or without options, as :meth:`Sampler.parse` takes it.
+        options: the method's own, such as ``eta``.
+
+    Raises:
+        InputError: as :class:`Sampler`.
+
+    Example:
+        >>> make_tableau(Schedule.linear(10), (10, 5, 0), "ddim", eta=0.5).calls
+        2
+    """
+    return Sampler.parse(method, None, nodes, **options).tableau(schedule)
+
+
+def method_names() -> list[str]:
+    """All names that a method may be asked for by, those of installed packages last."""
+    return [*METHODS, *sorted(_installed().keys() - METHODS.keys())]
+
+
+def find_method(name: str) -> Method:
+    """The declaration of a method.
+
+    Args:
+        name: of a built-in method, of one that the user declared, of one that an installed package
+            brings under the entry points ``ddim.methods``, or ``FILE.py:NAME``.
+
+    Raises:
+        InputError: there is none; the nearest is offered.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if is_named(name):
+        return _own(name, load_named(name).value)
+    if name in _installed():
+        return _own(name, _installed()[name].load())
+    raise _unknown_method(name)
+
+
+def check_option(entry: Method, method: str, name: str) -> Option:
+    """An option of a method.
+
+    Raises:
+        InputError: the method has none of that name; those that it has are named.
+    """
+    if name not in entry.options:
+        has = f"it has {', '.join(entry.options)}" if entry.options else "it has none"
+        raise InputError(f"method {method!r} has no option {name!r}: {has}")
+    return entry.options[name]
+
+
+@functools.cache
+def _installed() -> Mapping[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+
+
+def _own(name: str, build: object) -> Method:
+    """The declaration of a builder that is not built in."""
+    if isinstance(build, Method):
+        return build
+    if not callable(build):
+        raise InputError(
+            f"{name} is a {type(build).__name__}, and not a function (schedule, nodes, *, options) "
+            "that builds a Tableau"
+        )
+    for entry in METHODS.values():
+        if entry.build is build:
+            return entry
+    return Method(name, cast(Callable[..., Tableau], build))
+
+
+def _unknown_method(name: str) -> InputError:
+    """The error for a method that is not known: by what other programs call it, or the nearest."""
+    names = method_names()
+    plain = re.sub(r"[_ ]+", "-", name.lower())
+    stem, digits = re.fullmatch(r"(.*?)-?(\d?)", plain).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    meant = plain if plain in names else ELSEWHERE.get(plain)
+    if meant is None and digits and (stem in names or stem in ELSEWHERE):
+        meant = ELSEWHERE.get(stem, stem)
+        option = find_method(meant).options.get("order") if meant in names else None
+        meant += f":order={digits}" if option is not None and int(digits) in option.choices else ""
+    if meant is None:
+        near = difflib.get_close_matches(plain, [*names, *ELSEWHERE], n=1, cutoff=0.5)
+        meant = ELSEWHERE.get(near[0], near[0]) if near else None
+    hint = f": did you mean {meant!r}?" if meant else ""
+    return InputError(f"unknown method {name!r}{hint} (choices: {', '.join(names)})")
+
+
+def _split(text: str) -> tuple[str, dict[str, object]]:
+    """A spelling's method and the values of its keys, as text."""
+    if not isinstance(text, str):
+        raise InputError(f"a method is a name such as 'ddim', or a ddim.Sampler, not {text!r}")
+    method, *rest = text.split(":")
+    if method.endswith(".py") and rest and "=" not in rest[0]:
+        method = f"{method}:{rest.pop(0)}"
+    parts: dict[str, object] = {}
+    for item in rest:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"an option of a method is KEY=VALUE, not {item!r}")
+        if key in parts:
+            raise InputError(f"{text} says {key} twice")
+        parts[key] = value
+    return method, parts
+
+
+def _listed(nodes: str | Sequence[int]) -> str | Nodes:
+    """Nodes as the family's own name or as whole numbers that fall or rise strictly."""
+    if isinstance(nodes, str):
+        if not re.match(r"\s*\d", nodes):
+            return family_named(nodes)
+        parts = re.split(r"[-,\s]+", nodes.strip())
+        if not all(part.isdigit() for part in parts):
+            raise InputError(f"nodes must be a name or numbers like 500-250-0, not {nodes!r}")
+        nodes = [int(part) for part in parts]
+    return check_monotone(nodes)
+
+
+def _count(steps: object) -> int | None:
+    """A number of steps, also as text or as a whole float."""
+    if steps is None:
+        return None
+    try:
+        count = int(steps) if isinstance(steps, str) else operator.index(_whole(steps))  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        raise InputError(f"steps is a whole number, not {steps!r}") from None
+    if count < 1:
+        raise InputError(f"the number of steps must be at least 1, not {count}")
+    return count
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _text(value: object) -> str:
+    """A value as it is spelled."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        if value and all(isinstance(part, int) for part in value):
+            return "-".join(map(str, value))
+        return json.dumps(value, separators=(",", ":"))
+    return str(value)
