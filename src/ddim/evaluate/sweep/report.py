@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import html
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -188,20 +187,6 @@ def strip_png(result: Result) -> bytes:
     return buffer.getvalue()
 
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right }
-th, td { white-space: nowrap }
-th:first-child, td:first-child, .facts td { text-align: left }
-.facts td { white-space: normal; overflow-wrap: anywhere; vertical-align: top }
-.facts td:first-child { white-space: nowrap }
-.wide { overflow-x: auto } img { max-width: 100%; image-rendering: auto }
-figure { margin: .5rem 0 } figcaption { font-size: 13px; color: #444 }
-.strip img { image-rendering: pixelated; height: 56px } code { background: #f3f3f3 }
-"""
-
-
 def html_report(
     title: str,
     facts: Mapping[str, object],
@@ -218,48 +203,35 @@ def html_report(
         plotted: a PNG of :func:`plot`, if there is one.
         notes: what must be known to read the figures.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>", '<table class="facts">']
-    parts += [f"<tr><td>{_text(k)}</td><td>{_text(v)}</td></tr>" for k, v in facts.items()]
-    parts.append("</table>")
-    one = table_one(results)
-    distance = _text(results[0].summary.distance)
-    if one:
-        parts += [f"<h2>{distance} by η and S</h2>", _html_table(one)]
-    if plotted is not None:
-        parts += ["<h2>Quality against cost</h2>", _picture(plotted, "quality against cost")]
-    parts += ["<h2>Every sampler</h2>", _html_table(compact(results))]
-    if results[0].summary.floor is not None:
-        parts.append(
-            "<p>Real test images, as many and against the same reference, are the floor.</p>"
-        )
-    if notes:
-        parts += ["<h2>Notes</h2><ul>", *(f"<li>{_text(n)}</li>" for n in notes), "</ul>"]
-    parts.append("<h2>The same latents by each</h2>")
-    for result in results:
-        cell = result.cell
-        eta = "" if cell.eta is None else f", η = {'σ̂' if cell.eta == SIGMA_HAT else cell.eta}"
-        caption = f"{cell.method}, {cell.nodes}{eta}, {result.calls} calls"
-        parts.append(f'<div class="strip">{_picture(strip_png(result), caption, caption)}</div>')
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
-        f"</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("ddim.evaluate.sweep", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(
+        title=title,
+        facts=facts,
+        distance=results[0].summary.distance,
+        by_eta=table_one(results),
+        plotted=plotted and _address(plotted),
+        samplers=compact(results),
+        floor=results[0].summary.floor,
+        notes=notes,
+        strips=[
+            (_caption(row), _address(strip_png(result)))
+            for row, result in zip(rows(results), results, strict=True)
+        ],
     )
 
 
-def _html_table(table: Sequence[Mapping[str, str]]) -> str:
-    head = "".join(f"<th>{_text(c)}</th>" for c in table[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_text(v)}</td>" for v in row.values()) + "</tr>\n" for row in table
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
+def _caption(row: Row) -> str:
+    eta = {"": "", SIGMA_HAT: ", η = σ̂"}.get(str(row["eta"]), f", η = {row['eta']}")
+    return f"{row['method']}, {row['nodes']}{eta}, {row['calls']} calls"
 
 
-def _picture(png: bytes, alt: str, caption: str = "") -> str:
-    data = base64.b64encode(png).decode()
-    image = f'<img alt="{_text(alt)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{_text(caption)}</figcaption></figure>"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
+def _address(png: bytes) -> str:
+    """A picture as an address that holds all of it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
