@@ -28,7 +28,7 @@ def features(tmp_path, monkeypatch):
     """A module with an extractor of one's own, in the current folder."""
     (tmp_path / f"{FEATURES}.py").write_text(
         "import torch\n"
-        "from ddim.evaluate import Extractor, Identity\n"
+        "from ddim.evaluate.features.extractor import Extractor, Identity\n"
         "def blocks(images):\n"
         "    return torch.nn.functional.avg_pool2d(images, 4).flatten(1), None\n"
         "def mine():\n"
@@ -262,7 +262,10 @@ def test_bits_of_other_data_in_memory_are_refused(conditional, tmp_path, refuses
     path = tmp_path / "bits.json"
     made = BitsPerDimension(model, ArrayData("grey", pixels, labels, 3), 2, path, batch_size=2)
     assert list(made.run()) == [2]
-    assert BitsPerDimension(model, ArrayData("same", pixels, labels, 3), 2, path, batch_size=2).left == 0
+    assert (
+        BitsPerDimension(model, ArrayData("same", pixels, labels, 3), 2, path, batch_size=2).left
+        == 0
+    )
     if other == "pixels":
         pixels = pixels.index_fill(0, torch.tensor([7]), 1)
     if other == "labels":
@@ -308,8 +311,8 @@ def test_an_interruption_before_the_first_cell_leaves_nothing_in_the_way(
         (["--nodes", "calibrated"], "has no calibration"),
         (["--features", "nothing"], "--features is MODULE:NAME or a folder, not 'nothing'"),
         (["--features", "no_such_module:x"], "no_such_module:x: No module named"),
-        (["--features", f"{FEATURES}:number"], "is no ddim.evaluate.features.extractor.Extractor"),
-        (["--features", f"{FEATURES}:nothing"], "is no ddim.evaluate.features.extractor.Extractor"),
+        (["--features", f"{FEATURES}:number"], "is no Extractor"),
+        (["--features", f"{FEATURES}:nothing"], "is no Extractor"),
         (["--features", f"{FEATURES}:wide"], r"features \(N, D\) of N images, not \(2, 1, 8, 8\)"),
         (["--features", f"{FEATURES}:broken"], f"{FEATURES}:broken: ValueError: broken"),
         (["--features", "math:sqrt"], "math:sqrt: ValueError"),
@@ -387,7 +390,19 @@ def test_the_shipped_model_and_features(ddim):
 
 def test_the_classifier_of_a_folder(ddim, tmp_path):
     folder = shutil.copytree(LENET_FOLDER, tmp_path / "classifier")
-    flags = ("evaluate", "--steps", 1, "-n", 4, "--teacher", 0, "--batch-size", 4, "--quiet", "--json")
+    flags = (
+        "evaluate",
+        "--steps",
+        1,
+        "-n",
+        4,
+        "--teacher",
+        0,
+        "--batch-size",
+        4,
+        "--quiet",
+        "--json",
+    )
     shipped = ddim(*flags, "--output", "shipped")
     found = ddim(*flags, "--output", "found", "--features", folder)
     distances = [json.loads(answer.out)["rows"][0]["LeNet-FD"] for answer in (shipped, found)]
