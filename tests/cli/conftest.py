@@ -46,7 +46,15 @@ def _save(folder: Path, classes: int | None) -> Path:
         torch.manual_seed(0)
         net = UNet(config)
     schedule = Schedule.linear(20, 0.01, 0.4)
-    model = Model(net, schedule, Target.EPS, (1, 8, 8), classes, classes, name=folder.name)
+    model = Model(
+        net,
+        schedule,
+        Target.EPS,
+        (1, 8, 8),
+        classes=classes,
+        null_label=classes,
+        name=folder.name,
+    )
     model.save(folder)
     return folder
 
