@@ -17,11 +17,13 @@ from PIL import Image
 
 from ddim.base.device import pick_device, set_threads
 from ddim.base.errors import RunError
+from ddim.checkpoints.training import read_training
+from ddim.checkpoints.training import read_training
 from ddim.model.drawing import sample
 from ddim.model.opening import load
 from ddim.noise.schedule import Schedule
 from ddim.train import loop
-from ddim.train.checkpoint import read_checkpoint
+from ddim.train.checkpoint import saved_config
 from ddim.train.config import TrainConfig
 from ddim.train.run import CHECKPOINT, Run, unet_config
 
@@ -99,7 +101,7 @@ def test_the_files_of_a_run(tmp_path, config):
         "model",
         "samples",
     ]
-    assert read_checkpoint(folder / CHECKPOINT).config == config
+    assert saved_config(read_training(folder / CHECKPOINT)) == config
     assert sorted(path.name for path in (folder / "samples").iterdir()) == [
         "000000048.png",
         "000000096.png",
@@ -127,17 +129,17 @@ def test_the_last_steps_are_logged_and_saved_whatever_the_intervals(tmp_path, co
     config = dataclasses.replace(config, images=33, log_every=50, save_every=10_000)
     train(Run(config, tmp_path))
     assert [(line["step"], line["images"]) for line in lines(tmp_path)] == [(5, 40)]
-    assert load(tmp_path).facts["images_seen"] == 40
+    assert load(tmp_path).facts.more["images_seen"] == 40
 
 
 def test_facts_of_the_model_folder(tmp_path, config, noise):
     train(Run(config, tmp_path / "mine"))
     model = load(tmp_path / "mine" / "model")
     assert model.name == "mine"
-    assert model.facts["images_seen"] == 96
-    assert model.facts["data"]["name"] == "noise"
-    assert set(model.facts["data"]["sha256"]) == {noise.name}
-    assert (model.facts["seed"], model.facts["threads"]) == (0, 1)
+    assert model.facts.more["images_seen"] == 96
+    assert model.facts.data["name"] == "noise"
+    assert set(model.facts.data["sha256"]) == {noise.name}
+    assert (model.facts.more["seed"], model.facts.more["threads"]) == (0, 1)
 
 
 def test_one_configuration_trains_to_one_set_of_weights(tmp_path, config):
@@ -221,7 +223,7 @@ def test_trap_a_resumed_run_goes_on_to_the_same_bits(tmp_path, config, stop, cla
     train(Run(config, tmp_path / "whole"))
     parts = tmp_path / "parts"
     train(Run(config, parts), stop)
-    assert load(parts).facts["images_seen"] == stop * 8
+    assert load(parts).facts.more["images_seen"] == stop * 8
     train(Run(config, parts, resume=True), stop + 1)
     train(Run(config, parts, resume=True))
     assert_same(tmp_path / "whole", parts)
@@ -253,7 +255,7 @@ def test_a_failure_while_saving_leaves_the_checkpoint_before_it(tmp_path, config
         patch.setattr(Path, "write_bytes", fail)
         with pytest.raises(OSError, match="No space left"):
             train(Run(config, folder))
-    assert load(folder).facts["images_seen"] == 32
+    assert load(folder).facts.more["images_seen"] == 32
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
     train(Run(config, folder, resume=True))
     assert_same(tmp_path / "whole", folder)
@@ -270,7 +272,7 @@ def test_a_failure_in_training_keeps_what_was_learned(tmp_path, config, monkeypa
     monkeypatch.setattr(run, "_log", log)
     with pytest.raises(RuntimeError, match="the disk has gone"):
         train(run)
-    assert load(folder).facts["images_seen"] == 24
+    assert load(folder).facts.more["images_seen"] == 24
 
 
 def test_a_run_that_diverges_keeps_what_was_good(tmp_path, config):
@@ -281,7 +283,7 @@ def test_a_run_that_diverges_keeps_what_was_good(tmp_path, config):
                 with torch.no_grad():
                     for parameter in run.state.net.parameters():
                         parameter.fill_(float("nan"))
-    assert load(tmp_path).facts["images_seen"] == 32
+    assert load(tmp_path).facts.more["images_seen"] == 32
     assert all(bool(p.isfinite().all()) for p in load(tmp_path, weights="net").net.parameters())
 
 
@@ -300,7 +302,7 @@ def test_an_interruption_within_a_step_saves_nothing_half_done(tmp_path, config,
         patch.setattr(loop, "_average", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(run)
-    assert load(folder).facts["images_seen"] == 32
+    assert load(folder).facts.more["images_seen"] == 32
     train(Run(config, folder, resume=True))
     assert_same(tmp_path / "whole", folder)
 
@@ -345,13 +347,13 @@ def test_training_starts_from_a_model(tmp_path, config, refuses):
         assert torch.equal(run.state.ema.state_dict()[key], value)
     train(run)
     origin = {"name": "first", "identity": model.identity}
-    assert load(tmp_path / "second").facts["init"] == origin
+    assert load(tmp_path / "second").facts.more["init"] == origin
     train(Run(more, tmp_path / "third"), steps=5)
     shutil.rmtree(tmp_path / "first")
     resumed = train(Run(more, tmp_path / "third", resume=True))
     for key, value in run.state.ema.state_dict().items():
         assert torch.equal(resumed.state.ema.state_dict()[key], value)
-    assert load(tmp_path / "third").facts["init"] == origin
+    assert load(tmp_path / "third").facts.more["init"] == origin
     wider = dataclasses.replace(more, init=str(tmp_path / "second"), channels=(8, 24))
     with refuses("block_out_channels"):
         Run(wider, tmp_path / "fourth")
