@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,10 +18,11 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from ddim.checkpoints.training import read_training
 from ddim.cli.main import main
 from ddim.data import named
 from ddim.model.opening import load
-from ddim.train.checkpoint import read_checkpoint
+from ddim.train.checkpoint import saved_config
 from ddim.train.run import Run
 
 pytest.importorskip("sklearn")
@@ -66,7 +68,7 @@ def assert_same(one: Path, two: Path) -> None:
 
 
 def steps_saved(folder: Path) -> int:
-    return load(folder / "checkpoint.safetensors").facts["images_seen"] // 8
+    return load(folder / "checkpoint.safetensors").facts.more["images_seen"] // 8
 
 
 # -- what it writes and says ----------------------------------------------------------------------
@@ -100,9 +102,29 @@ def test_a_preset_under_a_file_under_flags(ddim, tmp_path):
         "--groups", 4, "--precision", "float32", "--sample-every", 0, "--threads", 1, "--quiet",
     )  # fmt: skip
     assert answer.status == 0
-    config = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors").config
+    config = saved_config(read_training(tmp_path / "run" / "checkpoint.safetensors"))
     assert (config.images, config.batch_size, config.channels) == (16, 8, (8, 16))
     assert (config.weighting, config.T) == ("min-snr", 500)  # of the preset
+
+
+def test_help_shows_the_values_of_a_preset_in_groups(ddim, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    plain, preset = ddim("train", "--help").out, ddim("train", "--preset", "digits", "--help").out
+    assert re.search(r"--lr FLOAT .*\(default: 0.0002\)", plain)
+    assert re.search(r"--lr FLOAT .*\(default: 0.003\)", preset)
+    for group in ("data", "network", "diffusion", "optimisation", "record"):
+        assert f" {group} options " in plain
+
+
+def test_a_preset_in_a_file(ddim, tmp_path):
+    (tmp_path / "my.toml").write_text('preset = "digits"\nimages = 8\nbatch_size = 8\n')
+    small = ("--channels", 8, 16, "--head-dim", "None", "--groups", 4, "--sample-every", 0)
+    assert ddim("train", "--config", "my.toml", *small, "--threads", 1, "--quiet").status == 0
+    saved = saved_config(read_training(tmp_path / "run" / "checkpoint.safetensors"))
+    assert (saved.data, saved.weighting, saved.head_dim) == ("digits", "min-snr", None)
+    again = ("train", "--config", "run/run.toml", "--output", "again", "--quiet")
+    assert ddim(*again).status == 0
+    assert saved == saved_config(read_training(tmp_path / "again" / "checkpoint.safetensors"))
 
 
 def test_the_record_of_a_run_is_a_configuration(ddim, tmp_path):
@@ -112,10 +134,10 @@ def test_the_record_of_a_run_is_a_configuration(ddim, tmp_path):
     again = ddim("train", "--config", "run/run.toml", "--output", "again", "--quiet")
     assert (again.status, again.err) == (0, "")
     one, two = (
-        read_checkpoint(tmp_path / name / "checkpoint.safetensors") for name in ("run", "again")
+        read_training(tmp_path / name / "checkpoint.safetensors") for name in ("run", "again")
     )
     assert one.config == two.config
-    assert one.config.clip is None
+    assert one.config["clip"] is None
     assert all(torch.equal(one.tensors[key], two.tensors[key]) for key in one.tensors)
 
 
@@ -126,7 +148,6 @@ import os, signal, sys
 import torch
 from pathlib import Path
 from ddim.cli.main import main
-from ddim.train.checkpoint import read_checkpoint
 from ddim.train.run import Run
 
 inner_log, inner_write, saves = Run._log, Path.write_bytes, []
@@ -175,7 +196,7 @@ def test_trap_a_process_that_was_killed_resumes_to_the_same_bits(
     assert done.stdout == ""
     if how == "terminated":
         assert done.stderr == (
-            f"ddim train: stopped at step 8 of 12; go on with: "
+            f"ddim train: stopped at step 8 of 12; resume with: "
             f"ddim train --resume --output {folder}\n"
         )
     if how == "killed":
@@ -229,7 +250,7 @@ def test_control_c_finishes_the_step_saves_and_returns_130(ddim, whole, tmp_path
     assert (answer.status, answer.out) == (130, "")
     assert "\nddim train: finishing the step and saving\n" in answer.err
     assert answer.err.endswith(
-        "ddim train: stopped at step 6 of 12; go on with: ddim train --resume --output run\n"
+        "ddim train: stopped at step 6 of 12; resume with: ddim train --resume --output run\n"
     )
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert steps_saved(tmp_path / "run") == 6
@@ -298,17 +319,21 @@ def test_force_begins_anew(ddim, fails, whole, tmp_path):
     ("match", "flags"),
     [
         ("say what to train: --preset", []),
+        ("say what to train: --preset", ["--data-root", "x"]),
         ("unknown preset 'mnits': did you mean 'mnist'", ["--preset", "mnits"]),
-        ("--preset needs a name: mnist", ["--preset"]),
+        ("--preset needs a value", ["--preset"]),
         ("unknown data 'digts': did you mean 'digits'", ["--data", "digts"]),
         ("unknown data 'x/y'.*nor is there a file or folder", ["--data", "x/y"]),
         ("--leraning-rate", ["--data", "digits", "--leraning-rate", 1]),
-        ("--learn.*|--lrr.* did you mean --lr", ["--data", "digits", "--lrr", 1]),
+        ("--lrr.* did you mean --lr", ["--data", "digits", "--lrr", 1]),
         ("^ddim train: lr must be positive, not 0.0$", ["--data", "digits", "--lr", 0]),
         ("images must be at least 1", ["--data", "digits", "--images", 0]),
         ("threads must be at least 1, not 0", ["--data", "digits", "--threads", 0]),
         ("no device 'gpu' here", ["--data", "digits", "--device", "gpu"]),
-        ("invalid choice 'sgd'", ["--data", "digits", "--optimizer", "sgd"]),
+        (
+            "--optimizer is one of adam, adamw, muon, not 'sgd'",
+            ["--data", "digits", "--optimizer", "sgd"],
+        ),
         (
             "images of 8×8 cannot pass through 5 resolutions",
             ["--data", "digits", "--groups", 4, "--channels", 8, 8, 8, 8, 8],

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddim.base.errors import RunError
+from ddim.checkpoints.training import read_training
 from ddim.nets.unet import UNet
 from ddim.noise.schedule import Schedule
-from ddim.train.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from ddim.train.checkpoint import load_checkpoint, save_checkpoint, saved_config
 from ddim.train.config import PRESETS, TrainConfig
 from ddim.train.loop import TensorData, TrainState, ema_decay, fit, learning_rate, order
 from ddim.train.run import unet_config
@@ -219,8 +220,8 @@ def test_a_resumed_run_goes_on_to_the_same_bits(tmp_path, optimizer):
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, first, config, {"interval": [1.5, 3]})
 
-    saved = read_checkpoint(path)
-    assert saved.config == config
+    saved = read_training(path)
+    assert saved_config(saved) == config
     assert saved.step == 3
     assert saved.facts == {"interval": [1.5, 3]}
     second = fresh(config, seed=77)
@@ -236,7 +237,7 @@ def test_a_checkpoint_of_a_run_not_begun(tmp_path):
     state = fresh()
     save_checkpoint(tmp_path / "a.safetensors", state, CONFIG, {})
     other = fresh(seed=5)
-    load_checkpoint(read_checkpoint(tmp_path / "a.safetensors"), other)
+    load_checkpoint(read_training(tmp_path / "a.safetensors"), other)
     assert bits(other) == bits(state)
 
 
@@ -428,14 +429,14 @@ def test_preset_refusal(refuses):
 def test_what_is_not_a_checkpoint_is_refused(tmp_path, refuses):
     path = tmp_path / "checkpoint.safetensors"
     with refuses("there is no checkpoint"):
-        read_checkpoint(path)
+        read_training(path)
     for content in (b"", b"hello", b"\x80\x02}q\x00." * 9):
         path.write_bytes(content)
         with refuses("is not a safetensors file, or is truncated"):
-            read_checkpoint(path)
+            read_training(path)
     safetensors.torch.save_file({"weight": torch.zeros(2)}, path)
     with refuses("is not a training checkpoint of ddim"):
-        read_checkpoint(path)
+        read_training(path)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
@@ -445,13 +446,13 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, share, refuses):
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with refuses("is not a safetensors file, or is truncated"):
-        read_checkpoint(path)
+        read_training(path)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path, refuses):
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, fresh(), CONFIG, {})
-    saved = read_checkpoint(path)
+    saved = read_training(path)
     wider = dataclasses.replace(CONFIG, channels=(8, 24))
     with refuses(r"has shape \(.*\) in the checkpoint, not \("):
         load_checkpoint(saved, fresh(wider))
@@ -467,7 +468,7 @@ def test_a_refused_checkpoint_changes_nothing(tmp_path, refuses):
     state = fresh(dataclasses.replace(CONFIG, channels=(8, 24)))
     before = bits(state)
     with refuses("has shape"):
-        load_checkpoint(read_checkpoint(path), state)
+        load_checkpoint(read_training(path), state)
     assert bits(state) == before
 
 

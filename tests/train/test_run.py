@@ -18,7 +18,6 @@ from PIL import Image
 from ddim.base.device import pick_device, set_threads
 from ddim.base.errors import RunError
 from ddim.checkpoints.training import read_training
-from ddim.checkpoints.training import read_training
 from ddim.model.drawing import sample
 from ddim.model.opening import load
 from ddim.noise.schedule import Schedule

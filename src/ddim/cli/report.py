@@ -72,8 +72,11 @@ def record(output: Path, verb: str, options: Any, **known: object) -> None:
     values = {key: value for key, value in flat(options).items() if key not in SILENT}
     # None is what a key that is absent means, but for options whose default is something else.
     for field in dataclasses.fields(options):
-        if values.get(field.name, "") is None and field.default is not None:
-            values[field.name] = "None"
+        own = field.default
+        defaults = flat(own) if dataclasses.is_dataclass(own) else {field.name: own}
+        for key, default in defaults.items():
+            if values.get(key, "") is None and default is not None:
+                values[key] = "None"
     write_bytes(path, to_toml(values, comment).encode())
 
 

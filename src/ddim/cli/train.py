@@ -9,127 +9,166 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
 from ddim.base.progress import meter
-from ddim.cli.options import parse
+from ddim.cli.groups import OutputOptions, ReportOptions, Switch, unset
+from ddim.cli.options import flat, parse, replaced
 from ddim.cli.report import print_json, record
-from ddim.train.config import PRESETS, TrainConfig
+from ddim.train.config import (
+    PRESETS,
+    Data,
+    Diffusion,
+    Network,
+    Optimisation,
+    Record,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from ddim.train.loop import TrainStep
+    from ddim.train.run import Run
 
 __all__ = ["TrainOptions", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions(TrainConfig):
+class TrainData(Data):
+    """Which images."""
+
+    data: Annotated[str, unset("the preset's")] = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
     """Train a model on images.
 
-    --preset NAME sets every option below to that preset's: mnist, mnist-cond, fashion, digits,
-    cifar10, celeba (the last two are the official configurations). The folder --output gets
-    metrics.jsonl, checkpoints, sample grids and model/, a folder that diffusers opens too. A run
-    that was interrupted, or killed, goes on with --resume to the same weights, bit for bit.
+    The folder --output gets metrics.jsonl, checkpoints, sample grids and model/, a folder that
+    diffusers opens too. A run that was interrupted, or killed, is resumed by --resume and comes to
+    the same weights, bit for bit. `ddim train --preset NAME --help` shows a preset's values.
     """
 
-    output: str = "run"
-    """The run's folder."""
-    resume: bool = False
-    """Go on from the folder's checkpoint, with its configuration."""
-    force: bool = False
-    """Begin anew in a folder that holds a run."""
-    json: bool = False
-    """Print a JSON document at the end."""
-    quiet: bool = False
-    """No progress bar."""
+    EXAMPLES: ClassVar = (
+        "ddim train --preset mnist --output runs/mnist",
+        "ddim train --data photos/ --size 32 --channels 64 128 128 --output runs/photos",
+    )
+
+    preset: Annotated[str | None, unset("none", "NAME")] = None
+    """Where options start: mnist, mnist-cond, fashion, digits; as published: cifar10, celeba."""
+    data: TrainData = TrainData()
+    network: Network = Network()
+    diffusion: Diffusion = Diffusion()
+    optimisation: Optimisation = Optimisation()
+    record: Record = Record()
+    output: OutputOptions = OutputOptions(output="run")
+    resume: Switch = False
+    """Resume from the folder's checkpoint, with its configuration."""
+    report: ReportOptions = ReportOptions()
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> TrainOptions:
+        """The options that say a configuration."""
+        return replaced(cls(), **flat(config))
+
+    def config(self) -> TrainConfig:
+        """What is to be run.
+
+        Raises:
+            InputError: as :class:`ddim.TrainConfig`.
+        """
+        values = flat(self)
+        return TrainConfig.from_json({key: values[key] for key in flat(TrainConfig())})
+
+    def check(self) -> None:
+        """Refuse a new run without data, or over what is there.
+
+        Raises:
+            InputError: either.
+        """
+        if not self.data.data:
+            raise InputError(f"say what to train: --preset ({', '.join(PRESETS)}) or --data")
+        refuse_existing(Path(self.output.output), force=self.output.force)
 
 
-_RUN = ("output", "resume", "force", "json", "quiet")
-# What may change when a run goes on: none of it touches what has been learnt. More images move the
-# end, and with it the fall of the learning rate.
+# What may change when a run is resumed: none of it touches what has been learnt. More images move
+# the end, and with it the fall of the learning rate.
 _FREE = ("data_root", "data", "images", "save_every", "sample_every", "tensorboard")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; see :class:`TrainOptions`."""
-    argv, preset = _take(list(argv), "--preset")
-    base = TrainConfig() if preset is None else TrainConfig.preset(preset)
-    options = parse(TrainOptions, "train", argv, TrainOptions(**base.to_json()))
+    options = _parsed(argv)
     if options.resume:
-        options = _resumed(argv, preset, options)
+        options = _resumed(argv, options)
     else:
-        if preset is None and not any(a.startswith(("--data", "--config")) for a in argv):
-            raise InputError(f"say what to train: --preset ({', '.join(PRESETS)}) or --data")
-        refuse_existing(Path(options.output), force=options.force)
-    values = {k: v for k, v in options.to_json().items() if k not in _RUN}
-    config = TrainConfig.from_json(values)
+        options.check()
+    config = options.config()
 
     from ddim.train.run import Run
 
-    run = Run(config, Path(options.output), resume=options.resume)
-    resolved = dataclasses.replace(options, resume=False, force=False, json=False, quiet=False)
-    record(Path(options.output), "train", resolved)
-    with _interruptible(options.quiet) as stopped:
+    output = Path(options.output.output)
+    run = Run(config, output, resume=options.resume)
+    record(output, "train", replaced(options, preset=None, resume=False))
+    with _interruptible(options.report.quiet) as stopped:
         steps = run.steps()
-        for step in _bar(run, steps, options.quiet):
+        for step in _bar(run, steps, options.report.quiet):
             if stopped and step.step < config.steps:
                 steps.close()  # saves
                 break
-    done = run.state.step >= config.steps
-    if options.json:
-        print_json(
-            {
-                "output": options.output,
-                "finished": done,
-                "steps": run.state.step,
-                "images": run.state.step * config.batch_size,
-                "loss": None if math.isnan(run.loss) else run.loss,
-            }
-        )
-    elif done:
-        print(f"{options.output}: trained on {run.state.step * config.batch_size} images")
-    if not done:
-        print(
-            f"ddim train: stopped at step {run.state.step} of {config.steps}; "
-            f"go on with: ddim train --resume --output {options.output}",
-            file=sys.stderr,
-        )
-        return 130
-    return 0
+    return _tell(options, run)
 
 
-def _take(argv: list[str], flag: str) -> tuple[list[str], str | None]:
-    for i, argument in enumerate(argv):
-        if argument == flag and i + 1 < len(argv):
-            return argv[:i] + argv[i + 2 :], argv[i + 1]
-        if argument.startswith(f"{flag}="):
-            return argv[:i] + argv[i + 1 :], argument.partition("=")[2]
-        if argument == flag:
-            raise InputError(f"{flag} needs a name: {', '.join(PRESETS)}")
-    return argv, None
+def _parsed(argv: Sequence[str]) -> TrainOptions:
+    """The options, over those of the preset that they name."""
+    plain = [argument for argument in argv if argument not in ("-h", "--help")]
+    preset = parse(TrainOptions, "train", plain).preset
+    base = None if preset is None else TrainOptions.of(TrainConfig.preset(preset))
+    return parse(TrainOptions, "train", argv, base)
 
 
-def _resumed(argv: list[str], preset: str | None, options: TrainOptions) -> TrainOptions:
+def _resumed(argv: Sequence[str], options: TrainOptions) -> TrainOptions:
     """The saved configuration under this call's flags, if they only touch what may change."""
-    from ddim.train.checkpoint import read_checkpoint
+    from ddim.checkpoints.training import read_training
+    from ddim.train.checkpoint import saved_config
     from ddim.train.run import CHECKPOINT
 
-    path = Path(options.output) / CHECKPOINT
+    path = Path(options.output.output) / CHECKPOINT
     if not path.exists():
         raise InputError(f"there is nothing to resume: {path} does not exist")
-    saved = read_checkpoint(path).config
-    again = parse(TrainOptions, "train", argv, TrainOptions(**saved.to_json()))
-    wanted = again if preset is None else options
-    for field in dataclasses.fields(TrainConfig):
-        before, now = getattr(saved, field.name), getattr(wanted, field.name)
-        if before != now and field.name not in _FREE:
-            raise InputError(f"the run was begun with {field.name} = {before}, not {now}")
+    saved = saved_config(read_training(path))
+    again = parse(TrainOptions, "train", argv, TrainOptions.of(saved))
+    wanted = flat((again if options.preset is None else options).config())
+    for key, before in flat(saved).items():
+        if before != wanted[key] and key not in _FREE:
+            raise InputError(f"the run was begun with {key} = {before}, not {wanted[key]}")
     return again
 
 
-def _bar(run, steps: Iterator, quiet: bool) -> Iterator:
+def _tell(options: TrainOptions, run: Run) -> int:
+    """Say how far the run has come; the exit status."""
+    output, step, total = options.output.output, run.state.step, run.config.steps
+    images = step * run.config.batch_size
+    if options.report.json:
+        loss = None if math.isnan(run.loss) else run.loss
+        facts = {"output": output, "finished": step >= total, "steps": step}
+        print_json({**facts, "images": images, "loss": loss})
+    elif step >= total:
+        print(f"{output}: trained on {images} images")
+    if step >= total:
+        return 0
+    print(
+        f"ddim train: stopped at step {step} of {total}; "
+        f"resume with: ddim train --resume --output {output}",
+        file=sys.stderr,
+    )
+    return 130
+
+
+def _bar(run: Run, steps: Iterator[TrainStep], quiet: bool) -> Iterator[TrainStep]:
     size, total = run.config.batch_size, run.config.steps
     progress = meter(
         quiet=quiet,

@@ -1,4 +1,7 @@
-"""What a training run is: one flat, frozen record, and the presets. No torch here."""
+"""What a training run is: one flat, frozen record, and the presets. No torch here.
+
+The record is made of groups, by which ``ddim train --help`` is laid out.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,12 @@ from typing import Any, Literal
 
 from ddim.base.errors import InputError, unknown
 
-__all__ = ["PRESETS", "TrainConfig"]
+__all__ = ["PRESETS", "Data", "Diffusion", "Network", "Optimisation", "Record", "TrainConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Every number that a training run depends on.
-
-    Two runs of one configuration on one machine with as many threads see the same images in the
-    same order with the same noise, and end with the same weights.
-    """
+class Data:
+    """Which images."""
 
     data: str = "mnist"
     """A data set's name, a folder of images, of IDX or of CIFAR-10 files, or an .npz file."""
@@ -27,7 +26,11 @@ class TrainConfig:
     size: int | None = None
     """Images are resized and cropped to this (folders of images only)."""
 
-    # The network.
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Which network."""
+
     channels: tuple[int, ...] = (32, 64, 64)
     """Channels at each resolution; each is half of the one before."""
     blocks: int = 2
@@ -44,11 +47,14 @@ class TrainConfig:
     """Condition on the class labels of the data."""
     label_dropout: float = 0.1
     """Share of labels replaced by 'none', which classifier-free guidance needs."""
-
     init: str | None = None
     """Start from this model's weights: a shipped name, a folder, a run, a checkpoint."""
 
-    # The diffusion.
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """What it learns."""
+
     T: int = 1000
     """Number of noising steps."""
     schedule: Literal["linear", "scaled-linear", "cosine", "sigmoid"] = "linear"
@@ -72,7 +78,11 @@ class TrainConfig:
     focus: tuple[int, ...] = ()
     """First and last node of a range that half of the noise levels are drawn from."""
 
-    # The optimisation.
+
+@dataclasses.dataclass(frozen=True)
+class Optimisation:
+    """How it learns."""
+
     images: int = 600_000
     """Training images to see in all."""
     batch_size: int = 128
@@ -103,7 +113,11 @@ class TrainConfig:
     seed: int = 0
     """Everything random follows from it."""
 
-    # The record.
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is kept of the run."""
+
     save_every: int = 50_000
     """Images between checkpoints."""
     sample_every: int = 100_000
@@ -112,6 +126,16 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = False
     """Write TensorBoard events too."""
+
+
+# The fields of the last base come first.
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
+    """Every number that a training run depends on.
+
+    Two runs of one configuration on one machine with as many threads see the same images in the
+    same order with the same noise, and end with the same weights.
+    """
 
     def __post_init__(self) -> None:
         for name in ("channels", "attention", "focus"):

@@ -167,7 +167,7 @@ def fit(
         config: batch size, learning rate, target, seed and so on.
         null_label: the label that stands for 'no class', where ``config.classes``.
         loss: called as ``loss(network, x0, k, noise, schedule)`` with what
-            :func:`~ddim.train.loss.diffusion_loss` takes; returns the loss of each image, shape (B,).
+            :func:`~ddim.train.loss.diffusion_loss` takes; returns each image's loss, shape (B,).
             None for that loss itself, with the target and the weighting of ``config``, which no
             other loss looks at.
 
