@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from ddim.calibration.search import CalibratedSampler, calibrate, endpoint_errors, most_work
+from ddim.calibration.search import endpoint_errors, most_work, search_sampler
 from ddim.calibration.trajectory import fit_weights, follow, shortest_path
 from ddim.denoisers.exact import Mixture
 from ddim.denoisers.prediction import Prediction
 from ddim.noise.nodes import quadratic, uniform
 from ddim.noise.schedule import Schedule
 from ddim.samplers.loop import final, integrate
+from ddim.samplers.sampler import Sampler
 
 SCHEDULE = Schedule.linear(300, scaled=True)
 MEANS = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -38,11 +39,11 @@ def test_a_calibrated_sampler_is_nearer_to_the_solution(teachers, calls):
     def watch(stage, count):
         done[stage] = done.get(stage, 0) + count
 
-    found = calibrate(calls, *teachers, moves=60, watch=watch)
-    assert found.sampler.calls == calls
+    found = search_sampler(calls, *teachers, moves=60, watch=watch)
+    assert found.sampler.steps == calls
     assert found.counts == (32, 32, 32)
     # The figures are those of the latents to report on, measured again.
-    plain = CalibratedSampler(uniform(SCHEDULE, calls))
+    plain = Sampler(nodes=uniform(SCHEDULE, calls))
     for name, sampler in (("calibrated", found.sampler), ("uniform", plain)):
         errors = endpoint_errors(teachers[2], sampler.tableau(SCHEDULE))
         assert found.errors[name] == pytest.approx((np.median(errors), errors.mean()))
@@ -57,18 +58,18 @@ def test_a_calibrated_sampler_is_nearer_to_the_solution(teachers, calls):
 
 
 def test_the_same_seed_finds_the_same(teachers):
-    first, again = (calibrate(4, *teachers, moves=20, seed=7) for _ in range(2))
+    first, again = (search_sampler(4, *teachers, moves=20, seed=7) for _ in range(2))
     assert first.sampler == again.sampler
     assert first.errors == again.errors
 
 
 def test_moves_never_make_it_worse_on_what_they_look_at(teachers):
     done = []
-    found = calibrate(
+    found = search_sampler(
         5, *teachers, moves=0, weights=False, watch=lambda stage, count: done.append(count)
     )
     assert sum(done) <= most_work(5, found.counts, 8, moves=0, weights=False)
-    moved = calibrate(5, teachers[0], teachers[0], teachers[0], moves=60, weights=False)
+    moved = search_sampler(5, teachers[0], teachers[0], teachers[0], moves=60, weights=False)
     assert np.isfinite(found.errors["calibrated"][0])
     scores = [
         np.log(endpoint_errors(teachers[0], c.sampler.tableau(SCHEDULE))).mean()
@@ -80,17 +81,17 @@ def test_moves_never_make_it_worse_on_what_they_look_at(teachers):
 def test_fitted_weights_are_far_nearer_than_methods_that_are_none_of_the_networks(teachers):
     nodes = quadratic(SCHEDULE, 10)
     weights, _ = fit_weights(teachers[0], nodes)
-    fitted = CalibratedSampler(nodes, "learned", {"weights": weights})
+    fitted = Sampler("learned", nodes=nodes, weights=weights)
     assert [len(w) for w in weights] == [0, 1, 2, 3, 3, 3, 3, 3, 3, 3]
-    assert median(teachers[2], fitted) < 0.1 * median(teachers[2], CalibratedSampler(nodes))
-    plms = CalibratedSampler(nodes, "plms", {"order": 4})
+    assert median(teachers[2], fitted) < 0.1 * median(teachers[2], Sampler(nodes=nodes))
+    plms = Sampler("plms", nodes=nodes, order=4)
     assert median(teachers[2], fitted) < 0.2 * median(teachers[2], plms)
 
 
 def test_what_a_fit_ends_with_is_what_its_sampler_makes(teachers):
     nodes = quadratic(SCHEDULE, 6)
     weights, ends = fit_weights(teachers[0], nodes)
-    tableau = CalibratedSampler(nodes, "learned", {"weights": weights}).tableau(SCHEDULE)
+    tableau = Sampler("learned", nodes=nodes, weights=weights).tableau(SCHEDULE)
     images = [final(integrate(net, tableau, part))[0] for net, part in teachers[0].groups]
     assert (torch.cat(images) - ends).abs().max() < 1e-9
 
@@ -135,26 +136,26 @@ def test_the_shortest_path_is_the_shortest():
 def test_other_schedules(schedule):
     """Pure noise at the first node has no ρ; neither search nor fit may divide by it."""
     teachers = [follow(schedule, latents(seed, 8)) for seed in (1, 2, 3)]
-    found = calibrate(4, *teachers, moves=20)
+    found = search_sampler(4, *teachers, moves=20)
     assert found.errors["calibrated"][0] <= found.errors["uniform"][0]
-    assert found.sampler.nodes[-1] == 0
+    assert found.sampler.place(schedule)[-1] == 0
 
 
 @pytest.mark.parametrize("calls", [2, 20])
 def test_as_few_and_as_many_calls_as_there_are(calls):
     schedule = Schedule.linear(20, 0.01, 0.4)
     teachers = [follow(schedule, latents(seed, 8)) for seed in (1, 2, 3)]
-    assert calibrate(calls, *teachers, moves=5).sampler.calls == calls
+    assert search_sampler(calls, *teachers, moves=5).sampler.steps == calls
 
 
 def test_refusals(teachers, refuses):
     for calls in (1, 301):
         with refuses(f"from 2 to T = 300, not {calls}"):
-            calibrate(calls, *teachers)
+            search_sampler(calls, *teachers)
     with refuses("60 steps, of which 61 cannot"):
         shortest_path(teachers[0], 61)
     with refuses("60 steps has nothing to teach in 61 calls"):
-        calibrate(61, *teachers)
+        search_sampler(61, *teachers)
 
 
 def test_a_network_whose_output_does_not_change():

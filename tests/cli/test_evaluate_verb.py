@@ -17,6 +17,7 @@ from ddim.evaluate.features.lenet import LENET_FOLDER
 from ddim.evaluate.likelihood.bits import BitsPerDimension
 from ddim.evaluate.likelihood.bound import elbo
 from ddim.evaluate.likelihood.ode import ode_bits
+from ddim.model.condition import Condition
 from ddim.model.opening import load
 from ddim.noise.nodes import make_nodes
 
@@ -112,6 +113,24 @@ def test_an_option_that_is_no_whole_number(ddim, arguments):
     assert [row["method"] for row in json.loads(answer.out)["rows"]] == [method] * 2
 
 
+def test_a_method_may_say_its_own_eta(ddim, arguments):
+    answer = ddim(
+        *arguments, "--methods", "ddim:eta=0.5", "ddim:steps=3", "--output", "out", "--json"
+    )
+    rows = [(row["method"], row["eta"], row["steps"]) for row in json.loads(answer.out)["rows"]]
+    assert rows == [
+        ("ddim", 0.0, 3), ("ddim", 0.5, 2), ("ddim", 0.5, 4), ("ddim", "sigma-hat", 3),
+    ]  # fmt: skip
+
+
+def test_lists_of_nodes(ddim, arguments):
+    answer = ddim(*arguments, "--nodes", "20-5-0", "quadratic", "--output", "out", "--json")
+    rows = json.loads(answer.out)["rows"]
+    assert [(row["nodes"], row["steps"]) for row in rows if row["eta"] == 0] == [
+        ("20-5-0", 2), ("quadratic", 2), ("quadratic", 4),
+    ]  # fmt: skip
+
+
 def test_a_function_of_images_is_an_extractor(ddim, arguments):
     first = json.loads(ddim(*arguments, "--output", "a", "--json").out)
     plain = (*arguments, "--features", f"{FEATURES}:plain")
@@ -154,7 +173,7 @@ def test_beginning_anew_waits_until_nothing_can_fail(ddim, fails, arguments):
     assert cells() == before
     assert ddim(*given, "--steps", 3, "--seeds", 0).status == 0
     assert sorted(path.name for path in Path("out/cells").iterdir()) == [
-        "ddim-uniform-3-eta-0.0", "ddim-uniform-3-eta-sigma-hat"
+        "ddim_steps=3", "ddpm_variance=large_steps=3"
     ]  # fmt: skip
 
 
@@ -247,7 +266,7 @@ def test_bits_of_a_class_conditional_model_use_the_labels(conditional, tmp_path)
     every = make_nodes(model.schedule, "uniform", model.schedule.T)
     x0 = from_pixels(data.batch(chosen))
     right, wrong = (
-        elbo(model.denoiser(labels), model.schedule, every, x0).total.mean()
+        elbo(model.denoiser(Condition(labels)), model.schedule, every, x0).total.mean()
         for labels in (chosen % 3, (chosen + 1) % 3)
     )
     assert bits.figures()["elbo"].mean == pytest.approx(right, rel=1e-6)
@@ -301,14 +320,15 @@ def test_an_interruption_before_the_first_cell_leaves_nothing_in_the_way(
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--seeds", ","], "--steps and --seeds need at least one number each"),
-        (["--steps", "2,x"], "--steps takes numbers, not 'x'"),
+        (["--seeds", ","], "--seeds needs at least one number"),
+        (["--steps", "2,x"], "--steps takes whole numbers, not 'x'"),
         (["--eta", "half"], "--eta takes numbers, not 'half'"),
         (["--seeds", "-1"], "--seeds must not be negative: -1|unrecognized|expected"),
         (["-n", 1], "-n must be at least 2, not 1"),
-        (["--steps", 0], "number of steps must be from 1 to T = 20, not 0"),
+        (["--steps", 0], "number of steps must be at least 1, not 0"),
         (["--methods", "ddmi"], "unknown method 'ddmi'"),
-        (["--nodes", "calibrated"], "has no calibration"),
+        (["--methods", "calibrated"], "has no calibration"),
+        (["--nodes", "calibrated"], "calibrated nodes come with their method"),
         (["--features", "nothing"], "--features is MODULE:NAME or a folder, not 'nothing'"),
         (["--features", "no_such_module:x"], "no_such_module:x: No module named"),
         (["--features", f"{FEATURES}:number"], "is no Extractor"),
@@ -316,7 +336,7 @@ def test_an_interruption_before_the_first_cell_leaves_nothing_in_the_way(
         (["--features", f"{FEATURES}:wide"], r"features \(N, D\) of N images, not \(2, 1, 8, 8\)"),
         (["--features", f"{FEATURES}:broken"], f"{FEATURES}:broken: ValueError: broken"),
         (["--features", "math:sqrt"], "math:sqrt: ValueError"),
-        (["--methods", "ddim:eta=0.5"], "η is chosen for all samplers together here"),
+        (["--methods", "ddim:eta=half"], "eta .*half"),
         (["--methods", "restart:strength=0.5"], "'restart' has no option 'strength': it has low"),
         (["--inception", "x.pt"], "two kinds of features: give one"),
         (["--data", "nowhere"], "nowhere"),
@@ -426,13 +446,13 @@ def test_calibrate_and_use(ddim, fails, copy, noise_data, features):
     for calls, entry in saved["calls"].items():
         assert len(entry["nodes"]) == int(calls) + 1
     drawn = ddim(
-        "sample", "--model", copy, "--nodes", "calibrated", "--steps", 3, "-n", 2, "--json",
+        "sample", "--model", copy, "--method", "calibrated", "--steps", 3, "-n", 2, "--json",
         "--quiet", "--output", "x.npz",
     )  # fmt: skip
     facts = json.loads(drawn.out)
     assert facts["method"].startswith("calibrated ") and facts["network_calls"] == 3
     assert np.load("x.npz")["images"].shape == (2, 8, 8, 1)
-    shown = ddim("inspect", "--model", copy, "--nodes", "calibrated", "--steps", 5)
+    shown = ddim("inspect", "--model", copy, "--method", "calibrated", "--steps", 5)
     assert "5 steps, 6 nodes, 5 network calls" in shown.out
     analytic = ddim(
         "sample", "--model", copy, "--method", "analytic", "--steps", 4, "-n", 1, "--quiet",
@@ -441,16 +461,16 @@ def test_calibrate_and_use(ddim, fails, copy, noise_data, features):
     assert analytic.status == 0, analytic
     measured = ddim(
         "evaluate", "--model", copy, "--data", noise_data, "--features", features, "-n", 4,
-        "--steps", "3,4", "--nodes", "calibrated", "--teacher", 0, "--quiet", "--json",
+        "--steps", "3,4", "--methods", "calibrated", "--teacher", 0, "--quiet", "--json",
     )  # fmt: skip
     document = json.loads(measured.out)
     assert [row["steps"] for row in document["rows"]] == [3]
     assert "The model is not calibrated for 4 steps." in document["notes"]
-    fails(2, "calibrated for 3, 5 steps, not for 4", "sample", "--model", copy, "--nodes",
+    fails(2, "calibrated for 3, 5 steps, not for 4", "sample", "--model", copy, "--method",
           "calibrated", "--steps", 4, "--output", "z.png")  # fmt: skip
     fails(2, "has a calibration for 3 calls already: give --force", *arguments, "--calls", 3, 4)
     assert ddim(*arguments, "--calls", 3, "--force").status == 0
-    compared = ddim("compare", "--model", copy, "--nodes", "calibrated", "--steps", 3, 5, "-n", 2,
+    compared = ddim("compare", "--model", copy, "--methods", "calibrated", "--steps", 3, 5, "-n", 2,
                     "--quiet", "--json")  # fmt: skip
     rows = json.loads(compared.out)["rows"]
     assert [row["network calls"] for row in rows] == [3, 5]
@@ -469,7 +489,7 @@ def test_a_calibration_that_cannot_be_written_is_not_begun(ddim, fails, copy, mo
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("ddim.base.files.tempfile.TemporaryFile", full)
-    monkeypatch.setattr("ddim.calibration.trajectory.follow", None)
+    monkeypatch.setattr("ddim.calibration.calibration.follow", None)
     fails(2, "copy cannot be written to: Read-only file system", *arguments, "--force")
 
 
@@ -501,7 +521,7 @@ def test_a_stale_calibration(ddim, fails, copy, conditional):
     values = safetensors.torch.load_file(weights)
     values["conv_in.bias"] += 1
     safetensors.torch.save_file(values, weights)
-    use = ("--nodes", "calibrated", "--steps", 3, "--output", "x.png")
+    use = ("--method", "calibrated", "--steps", 3, "--output", "x.png")
     fails(2, "calibrated.json is stale", "sample", "--model", copy, *use)
     # Calibrating anew needs no --force: what is there is good for nothing.
     assert (
@@ -526,8 +546,8 @@ def test_calibrate_with_classes(ddim, conditional, tmp_path):
         (["--calls", 21], "--calls are from 2 to T = 20, not 21"),
         (["--latents", 0], "--latents must be at least 1, not 0"),
         (["--moves", -1], "--moves must not be negative: -1|expected"),
-        (["--labels", 1], "has no classes: --labels means nothing"),
-        (["--batch-size", 0], "--batch-size must be at least 1"),
+        (["--labels", 1], "has no classes, so labels mean nothing"),
+        (["--batch-size", 0], "the batch size must be at least 1"),
     ],
 )
 def test_bad_calibrations(fails, copy, flags, match):

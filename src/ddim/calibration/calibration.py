@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -151,7 +152,7 @@ def teach(
     return Teachers(
         *(
             follow(model.schedule, groups(range(low, high)), steps, told)
-            for low, high in zip(edges, edges[1:], strict=False)
+            for low, high in itertools.pairwise(edges)
         )
     )
 

@@ -143,8 +143,8 @@ def fit_weights(teacher: Trajectory, nodes: Nodes) -> tuple[list[list[float]], T
         nodes: falling, from the teacher's first node or below to 0.
 
     Returns:
-        for each step the weights of :func:`~ddim.samplers.methods.learned.learned`, and the images, (N, *),
-        that a sampler with them makes of the teacher's latents.
+        for each step the weights of :func:`~ddim.samplers.methods.learned.learned`, and the
+        images, (N, *), that a sampler with them makes of the teacher's latents.
     """
     schedule = teacher.schedule
     first = schedule.level(nodes[0])

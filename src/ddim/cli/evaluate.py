@@ -7,26 +7,31 @@ import importlib
 import inspect
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ddim.base.checksum import digest
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
 from ddim.base.progress import meter
-from ddim.cli.options import listed, numbers, parse
-from ddim.cli.reference import ReferenceOptions, held_out, real_images
+from ddim.cli.groups import (
+    Count,
+    ModelOptions,
+    OutputOptions,
+    RunOptions,
+    SweepOptions,
+    Switch,
+    unset,
+)
+from ddim.cli.options import numbers, parse, replaced
+from ddim.cli.reference import RealImages, ReferenceOptions
 from ddim.cli.report import print_json, record, table
-from ddim.cli.sampler import RunOptions, open_model
 from ddim.cli.sweep_report import BITS, sweep_facts, write_sweep
 
 if TYPE_CHECKING:
     from ddim.evaluate.features.extractor import Extractor
     from ddim.evaluate.likelihood.bits import BitsPerDimension
-    from ddim.evaluate.sweep.cells import Cell
     from ddim.evaluate.sweep.sweep import Sweep
     from ddim.model.model import Model
 
@@ -34,173 +39,174 @@ __all__ = ["EvaluateOptions", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions(RunOptions, ReferenceOptions):
+class FeatureOptions:
+    """What images are measured by."""
+
+    inception: Annotated[str | None, unset("none", "FILE")] = None
+    """The published inception-2015-12-05.pt: measure the FID."""
+    features: Annotated[str | None, unset("the shipped classifier", "MODULE:NAME|FOLDER")] = None
+    """Your own features: a function of images (N, C, H, W) in [-1, 1] that returns (N, D), an
+    Extractor, or a function that makes one; or the folder of a classifier that
+    scripts/train_classifier.py trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
     """Measure samplers of a model: quality against steps, η, methods and nodes.
 
-    A cell for every combination of --steps, --eta (DDIM's), --methods and --nodes, each measured on
-    -n images for every one of --seeds. --output is a folder: report.html opens offline; results.md,
-    .csv and .json have the numbers, quality.png the plot. The same command goes on with a sweep
-    that was interrupted, or adds cells to it. Lists are written 5,10,20 or 5 10 20.
+    Every combination of --methods, --steps, --nodes and --eta (DDIM's) is measured on -n images for
+    every one of --seeds. --output is a folder: report.html opens offline; results.md, .csv and
+    .json have the numbers, quality.png the plot. The same command resumes a sweep that was
+    interrupted, and others add samplers to it. Lists are written 5,10,20 or 5 10 20.
     """
 
-    model: str = "mnist"
-    """A shipped model's name, a model folder, a training run or its checkpoint."""
-    steps: tuple[str, ...] = ("5", "10", "20", "50")
-    """Numbers of steps; a number that T is less than is taken for T."""
-    eta: tuple[str, ...] = ("0",)
-    """DDIM's η, one or more; sigma-hat is DDPM's larger variance."""
-    methods: tuple[str, ...] = ("ddim",)
-    """Samplers; `METHOD:KEY=VALUE` sets an option, as in dpmpp:order=3."""
-    nodes: tuple[str, ...] = ("uniform",)
-    """Families of nodes; calibrated are those that `ddim calibrate` found, with their method."""
-    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 10_000
-    """Images of each cell and seed."""
-    seeds: tuple[str, ...] = ("0",)
+    EXAMPLES: ClassVar = (
+        "ddim evaluate --steps 5,10,20 --eta 0,1 -n 1000",
+        "ddim evaluate --data FOLDER --methods ddim dpmpp:order=3 --steps 10 --seeds 0,1,2",
+    )
+
+    n: Count = 10_000
+    """Images of each sampler and seed."""
+    seeds: Annotated[tuple[int, ...], unset("none", "INT ...")] = (0,)
     """Seeds of the noise; with several, means and standard deviations are shown."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the network; the states are float32."""
     teacher: int = 16
     """On how many images solver error is measured, against the model's own solution; 0 for none."""
     bits: int = 0
     """Of how many test images of --data bits per dimension are measured; 0 for none."""
-    inception: str | None = None
-    """The published inception-2015-12-05.pt: measure the FID."""
-    features: str | None = None
-    """Your own features: MODULE:NAME of a function of images (N, C, H, W) in [-1, 1] that returns
-    (N, D), of an Extractor, or of a function that makes one; or the folder of a classifier that
-    scripts/train_classifier.py trained."""
-    dry_run: bool = False
+    dry_run: Switch = False
     """Say what there is to do, and do nothing."""
-    output: str = "evaluation"
-    """The folder."""
+    model: ModelOptions = ModelOptions()
+    sweep: SweepOptions = SweepOptions()
+    real: ReferenceOptions = dataclasses.field(default_factory=ReferenceOptions)
+    extractor: FeatureOptions = dataclasses.field(default_factory=FeatureOptions)
+    output: OutputOptions = OutputOptions(output="evaluation")
+    run: RunOptions = RunOptions()
+
+    def check(self) -> Path:
+        """The folder, if it is one that can be written.
+
+        Raises:
+            InputError: it is not, or other options contradict it.
+        """
+        if self.n < 2:
+            raise InputError(f"-n must be at least 2, not {self.n}")
+        if not self.seeds:
+            raise InputError("--seeds needs at least one number")
+        if min(self.seeds) < 0:
+            raise InputError(f"--seeds must not be negative: {min(self.seeds)}")
+        if self.teacher < 0:
+            raise InputError(f"--teacher must not be negative: {self.teacher}")
+        if self.bits < 0:
+            raise InputError(f"--bits must not be negative: {self.bits}")
+        if self.bits and not self.real.data:
+            raise InputError("--bits is of real test images: give --data")
+        if self.bits and self.model.dtype != "float32":
+            # A path's density is a difference of two outputs that are nearly the same.
+            raise InputError(f"--bits needs the network in float32, not in {self.model.dtype}")
+        if self.extractor.inception and self.extractor.features:
+            raise InputError("--inception and --features are two kinds of features: give one")
+        output = Path(self.output.output)
+        # Real images are measured first: what an interruption left of them is used again.
+        begun = [path for path in output.glob("*") if path.suffix != ".safetensors"]
+        if begun and not (output / "sweep.json").exists():
+            refuse_existing(output, force=self.output.force)
+        return output
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; see :class:`EvaluateOptions`."""
     options = parse(EvaluateOptions, "evaluate", argv)
-    steps = numbers(options.steps, int, "--steps")
-    seeds = numbers(options.seeds, int, "--seeds")
-    etas = numbers(options.eta, float, "--eta", words=("sigma-hat",))
-    if options.n < 2:
-        raise InputError(f"-n must be at least 2, not {options.n}")
-    if not (steps and seeds):
-        raise InputError("--steps and --seeds need at least one number each")
-    if options.bits < 0:
-        raise InputError(f"--bits must not be negative: {options.bits}")
-    if options.bits and not options.data:
-        raise InputError("--bits is of real test images: give --data")
-    if options.bits and options.dtype != "float32":
-        # A path's density is a difference of two outputs that are nearly the same.
-        raise InputError(f"--bits needs the network in float32, not in {options.dtype}")
-    if min(seeds) < 0:
-        raise InputError(f"--seeds must not be negative: {min(seeds)}")
-    if options.inception and options.features:
-        raise InputError("--inception and --features are two kinds of features: give one")
-    output = Path(options.output)
-    # Real images are measured first: what an interruption left of them is gone on with.
-    begun = [path for path in output.glob("*") if path.suffix != ".safetensors"]
-    if begun and not (output / "sweep.json").exists():
-        refuse_existing(output, force=options.force)
+    output = options.check()
+    model = options.model.open(options.run)
+    sweep, density, notes = _prepared(options, output, model)
+    if options.dry_run:
+        print(_ahead(sweep, density))
+        return 0
+    sweep.begin()
+    resolved = replaced(options, batch_size=sweep.batch_size)
+    record(output, "evaluate", resolved, model=model.name)
+    facts = sweep_facts(options, sweep)
+    if not options.run.quiet and (sweep.work() or (density is not None and density.left)):
+        print(_ahead(sweep, density), file=sys.stderr)
+    bits = None
+    if density is not None:
+        _measure_bits(density, options.run.quiet)
+        bits = {name: dataclasses.asdict(f) for name, f in density.figures().items()}
+        facts[BITS] = str(density)
 
+    def write() -> dict[str, Any]:
+        return write_sweep(output, sweep, facts, notes, bits)
+
+    _run(sweep, options.run.quiet, write)
+    document = write()
+    if options.run.json:
+        print_json(document)
+    else:
+        _tell(output, sweep, facts, document["notes"])
+    return 0
+
+
+def _prepared(
+    options: EvaluateOptions, output: Path, model: Model
+) -> tuple[Sweep, BitsPerDimension | None, list[str]]:
+    """What is to be measured, and notes on it; nothing of a sweep is written yet."""
     from ddim.evaluate.likelihood.bits import BitsPerDimension
-    from ddim.evaluate.sweep.cells import plan_cells
+    from ddim.evaluate.sweep.plan import left_out
     from ddim.evaluate.sweep.sweep import Sweep
     from ddim.model.drawing import pick_batch_size
 
-    model = open_model(options.model, options, options.dtype)
-    batch_size = pick_batch_size(model, options.batch_size)
-    cells = plan_cells(model, steps, etas, listed(options.methods), listed(options.nodes))
-    extractor = _extractor(options, model)
+    size, force = pick_batch_size(model, options.run.batch_size), options.output.force
+    samplers = options.sweep.samplers(model)
+    extractor = _extractor(options.extractor, model)
+    real = RealImages(options.real, model, extractor, output, force, options.run.quiet)
     density = None
     if options.bits:
         density = BitsPerDimension(
-            model,
-            held_out(options, model),
-            options.bits,
-            output / "bits.json",
-            batch_size=batch_size,
-            anew=options.force,
+            model, real.held_out(), options.bits, output / "bits.json", batch_size=size, anew=force
         )
-    reference, floor, notes = real_images(options, model, extractor)
-    notes += _left_out(cells, steps)
+    measured = real.planned(options.n) if options.dry_run else real.reference(options.n)
+    reference, floor, notes = measured
+    counts = numbers(options.sweep.steps, int, "--steps")
+    notes += left_out(samplers, options.sweep.methods, counts)
     sweep = Sweep(
         model,
-        cells,
+        samplers,
         output,
         extractor,
         reference,
         n=options.n,
-        seeds=seeds,
+        seeds=options.seeds,
         floor=floor,
         teacher=options.teacher,
-        batch_size=batch_size,
-        anew=options.force,
+        batch_size=size,
+        anew=force,
     )
-    if options.dry_run:
-        print(_ahead(sweep, density, model, batch_size))
-        return 0
-    sweep.begin()
-    record(output, "evaluate", options.resolved(batch_size=batch_size), model=model.name)
-    facts = sweep_facts(options, sweep)
-    if not options.quiet and (sweep.work() or (density is not None and density.left)):
-        print(_ahead(sweep, density, model, batch_size), file=sys.stderr)
-    bits = None
-    if density is not None:
-        _measure_bits(density, options.quiet)
-        bits = {name: dataclasses.asdict(f) for name, f in density.figures().items()}
-        facts[BITS] = str(density)
-    left = sweep.work()
-    if left:
-        _run(sweep, left, options.quiet, lambda: write_sweep(output, sweep, facts, notes, bits))
-    results = sweep.results()
-    document = write_sweep(output, sweep, facts, notes, bits)
-    if options.json:
-        print_json(document)
-        return 0
-    from ddim.evaluate.sweep import report
-
-    one = report.table_one(results)
-    if one:
-        print(f"{results[0].summary.distance} by η and steps, N = {options.n:,}\n\n{table(one)}\n")
-    print(table(report.compact(results)))
-    if bits is not None:
-        print(f"\n{BITS}: {facts[BITS]}")
-    for note in document["notes"]:
-        print(f"\n{note}")
-    print(f"\n{output / 'report.html'}: everything, with plots and pictures")
-    return 0
+    return sweep, density, notes
 
 
-def _left_out(cells: Sequence[Cell], steps: Sequence[int]) -> list[str]:
-    """A note on numbers of steps that the model is not calibrated for."""
-    there = {cell.steps for cell in cells if cell.nodes == "calibrated"}
-    missing = ", ".join(str(s) for s in steps if s not in there)
-    return [f"The model is not calibrated for {missing} steps."] if there and missing else []
-
-
-def _extractor(options: EvaluateOptions, model: Model) -> Extractor:
+def _extractor(features: FeatureOptions, model: Model) -> Extractor:
     from ddim.evaluate.features.extractor import Extractor, inception_extractor, lenet_extractor
 
-    if options.inception:
-        return inception_extractor(options.inception, model.device)
-    if options.features and Path(options.features).is_dir():
-        return lenet_extractor(model.device, options.features)
-    if options.features:
-        module, colon, name = options.features.partition(":")
+    if features.inception:
+        return inception_extractor(features.inception, model.device)
+    if features.features and Path(features.features).is_dir():
+        return lenet_extractor(model.device, features.features)
+    if features.features:
+        module, colon, name = features.features.partition(":")
         if not colon:
-            raise InputError(f"--features is MODULE:NAME or a folder, not {options.features!r}")
+            raise InputError(f"--features is MODULE:NAME or a folder, not {features.features!r}")
         sys.path.insert(0, str(Path.cwd()))
         try:
             found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise InputError(f"--features {options.features}: {error}") from None
+            raise InputError(f"--features {features.features}: {error}") from None
         finally:
             sys.path.pop(0)
         if callable(found) and not isinstance(found, Extractor):
-            found = _called(found, options.features, model)
+            found = _called(found, features.features, model)
         if not isinstance(found, Extractor):
             raise InputError(
-                f"--features {options.features} is no Extractor (ddim.evaluate.features.extractor)"
+                f"--features {features.features} is no Extractor (ddim.evaluate.features.extractor)"
             )
         return found
     if model.shape != (1, 28, 28):
@@ -235,14 +241,19 @@ def _called(function: Any, name: str, model: Model) -> object:
     return Extractor(identity, lambda images: (function(images), None))
 
 
-def _run(sweep: Sweep, left: int, quiet: bool, write) -> None:
+def _run(sweep: Sweep, quiet: bool, write: Callable[[], object]) -> None:
+    """Measure what is left, and write what is known after every sampler but the last."""
+    left = sweep.work()
+    if not left:
+        return
     with meter(quiet=quiet, total=left, unit=" calls", unit_scale=True) as progress:
         before = None
-        for cell, calls in sweep.run():
-            if cell != before and before is not None:
+        for sampler, calls in sweep.run():
+            if sampler != before and before is not None:
                 write()
-            before = cell
-            progress.set_description("teacher" if cell is None else cell.key, refresh=False)
+            before = sampler
+            label = "teacher" if sampler is None else f"{sampler!s:.60}"
+            progress.set_description(label, refresh=False)
             progress.update(calls)
 
 
@@ -252,17 +263,17 @@ def _measure_bits(density: BitsPerDimension, quiet: bool) -> None:
             progress.update(done)
 
 
-def _ahead(sweep: Sweep, density: BitsPerDimension | None, model: Model, batch_size: int) -> str:
+def _ahead(sweep: Sweep, density: BitsPerDimension | None) -> str:
     """The work that is left, in network calls, GFLOP and hours on this machine."""
     import torch
 
     from ddim.evaluate.likelihood.bits import image_calls
-    from ddim.model.inputs import check_labels
+    from ddim.model.model import bare
     from ddim.nets.unet import UNet, count_flops
 
-    labels = check_labels(model, None if model.classes is None else [0] * batch_size, batch_size)
-    denoiser = model.denoiser(None if labels is None else labels.to(model.device))
-    x = torch.zeros(batch_size, *model.shape, device=model.device)
+    model, size = sweep.model, sweep.batch_size
+    denoiser = model.denoiser(sweep.condition[[0] * size])
+    x = torch.zeros(size, *model.shape, device=model.device)
     level = model.schedule.level(model.schedule.T)
     times = []
     with torch.no_grad():
@@ -273,12 +284,27 @@ def _ahead(sweep: Sweep, density: BitsPerDimension | None, model: Model, batch_s
     calls = sweep.work()
     if density is not None:
         calls += density.left * image_calls(model)
-    hours = calls / batch_size * min(times) / 3600
-    flops = ""
-    if isinstance(model.net, UNet):
-        flops = f" of {count_flops(model.net) / 1e9:.3g} GFLOP"
-        flops += f", {calls * count_flops(model.net) / 1e9:,.0f} GFLOP in all"
-    count = f"{len(sweep.cells)} samplers x {len(sweep.seeds)} seeds x {sweep.n:,} images"
+    hours = calls / size * min(times) / 3600
+    net, flops = bare(model.net), ""
+    if isinstance(net, UNet):
+        flops = f" of {count_flops(net) / 1e9:.3g} GFLOP"
+        flops += f", {calls * count_flops(net) / 1e9:,.0f} GFLOP in all"
+    count = f"{len(sweep.samplers)} samplers x {len(sweep.seeds)} seeds x {sweep.n:,} images"
     if density is not None:
         count += f", bits of {density.count:,}"
     return f"{count}: {calls:,} network calls{flops}; about {hours:.2g} hours here"
+
+
+def _tell(output: Path, sweep: Sweep, facts: dict[str, object], notes: Sequence[str]) -> None:
+    from ddim.evaluate.sweep import report
+
+    results = sweep.results()
+    one = report.table_one(results)
+    if one:
+        print(f"{results[0].summary.distance} by η and steps, N = {sweep.n:,}\n\n{table(one)}\n")
+    print(table(report.compact(results)))
+    if BITS in facts:
+        print(f"\n{BITS}: {facts[BITS]}")
+    for note in notes:
+        print(f"\n{note}")
+    print(f"\n{output / 'report.html'}: everything, with plots and pictures")

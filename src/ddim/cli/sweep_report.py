@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ddim.base.errors import InputError
 from ddim.base.files import write_bytes, write_json
 from ddim.cli.files import make_figure
-from ddim.cli.sampler import RunOptions
+from ddim.cli.options import flat
+from ddim.cli.report import SILENT
 
 if TYPE_CHECKING:
     from ddim.evaluate.sweep.sweep import Sweep
@@ -24,31 +25,36 @@ BITS = "bits per dimension"
 """What they are called among the facts."""
 
 
-def sweep_facts(options: RunOptions, sweep: Sweep) -> dict[str, object]:
-    """What was measured, of what, where and by which command."""
+def sweep_facts(options: object, sweep: Sweep) -> dict[str, object]:
+    """What was measured, of what, where and by which command.
+
+    Args:
+        options: the verb's, all of which have defaults.
+        sweep: what they led to.
+    """
     import torch
 
     from ddim import __version__
 
     model = sweep.model
     dtype = str(model.dtype).removeprefix("torch.")
-    words = ["ddim", "evaluate"]
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if field.name in ("force", "json", "quiet", "dry_run") or value == field.default:
+    words, plain = ["ddim", "evaluate"], flat(type(options)())
+    for name, value in flat(options).items():
+        if name in (*SILENT, "dry_run") or value == plain[name]:
             continue
-        shown = ",".join(value) if isinstance(value, tuple) else str(value)
-        words += [f"--{field.name.replace('_', '-')}" if field.name != "n" else "-n", shown]
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words += ["-n" if name == "n" else f"--{name.replace('_', '-')}", shown]
     return {
         "command": shlex.join(words),
         "model": f"{model.name} ({model.identity[:12]})",
         "parameters": f"{sum(p.numel() for p in model.net.parameters()):,}",
         "schedule": str(model.schedule),
-        "images a cell and seed": f"{sweep.n:,}",
+        "images a sampler and seed": f"{sweep.n:,}",
         "seeds": ", ".join(map(str, sweep.seeds)),
         "reference": f"{sweep.reference.data}, {sweep.reference.count:,} images",
         "features": f"{sweep.extractor.identity.name}, {sweep.extractor.identity.width} numbers",
-        "run on": f"{model.device.type}, {torch.get_num_threads()} threads, batch_size {sweep.batch_size}, "
+        "run on": f"{model.device.type}, {torch.get_num_threads()} threads, "
+        f"batches of {sweep.batch_size}, "
         f"network in {dtype}, ddim {__version__}, torch {torch.__version__}",
     }
 
@@ -72,7 +78,7 @@ def write_sweep(
     notes: Sequence[str],
     bits: dict[str, dict[str, float]] | None,
 ) -> dict[str, Any]:
-    """Write the tables, the plot and the page of the cells that are done; returns the JSON."""
+    """Write the tables, the plot and the page of what is measured; returns the JSON."""
     import numpy as np
 
     from ddim.evaluate.sweep import report

@@ -9,7 +9,6 @@ import torch
 
 import ddim
 from ddim.base.errors import RunError
-from ddim.calibration.search import CalibratedSampler, Calibration
 from ddim.checkpoints.calibration import write_calibration
 from ddim.denoisers.clipping import Clipping
 from ddim.evaluate.deviation.teacher import teacher_tableau
@@ -17,8 +16,9 @@ from ddim.evaluate.distances.comparison import compare
 from ddim.evaluate.features.collection import collect
 from ddim.evaluate.features.extractor import Extractor, Identity
 from ddim.evaluate.sweep import report as reports
-from ddim.evaluate.sweep.cells import Cell, plan_cells
+from ddim.evaluate.sweep.plan import eta_of, folder_name, left_out, name_of, plan_samplers
 from ddim.evaluate.sweep.sweep import Sweep
+from ddim.samplers.sampler import Sampler
 
 
 class Network(torch.nn.Module):
@@ -59,11 +59,15 @@ def reference():
     return collect(EXTRACTOR, [(range(80), images)], "real")
 
 
-def sweep(model, folder, reference, cells, **options):
+def sweep(model, folder, reference, samplers, **options):
     given = {"n": N, "seeds": (0, 1), "batch_size": 4, **options}
-    made = Sweep(model, cells, folder, EXTRACTOR, reference, **given)
+    made = Sweep(model, samplers, folder, EXTRACTOR, reference, **given)
     made.begin()
     return made
+
+
+def plan(model, steps=(), etas=(), methods=("ddim",), nodes=()):
+    return plan_samplers(model, methods, steps, nodes, etas)
 
 
 def finished(made):
@@ -72,18 +76,18 @@ def finished(made):
     return made.results()
 
 
-def test_a_cell_is_what_sampling_draws(model, reference, tmp_path):
-    cells = plan_cells(model, [3, 6], [0.0, "sigma-hat"], ["ddim", "dpmpp:order=3"], ["uniform"])
-    assert [(c.method, c.eta, c.steps) for c in cells] == [
+def test_a_sampler_is_measured_on_what_sampling_draws(model, reference, tmp_path):
+    samplers = plan(model, [3, 6], [0.0, "sigma-hat"], ["ddim", "dpmpp:order=3"], ["uniform"])
+    assert [(name_of(s), eta_of(s), s.steps) for s in samplers] == [
         ("ddim", 0.0, 3), ("ddim", 0.0, 6), ("ddim", "sigma-hat", 3), ("ddim", "sigma-hat", 6),
         ("dpmpp:order=3", None, 3), ("dpmpp:order=3", None, 6),
     ]  # fmt: skip
-    results = finished(sweep(model, tmp_path / "s", reference, cells, teacher=6))
-    assert [r.cell for r in results] == cells
+    results = finished(sweep(model, tmp_path / "s", reference, samplers, teacher=6))
+    assert [r.sampler for r in results] == samplers
     for result in results:
         for seed, one in zip((0, 1), result.seeds, strict=True):
             drawn = ddim.generate(
-                model, result.cell.tableau(model), range(N), seed=seed, batch_size=4
+                model, model.tableau(result.sampler), range(N), seed=seed, batch_size=4
             )
             images = torch.cat([d.images for d in drawn if d.images is not None])
             own = collect(EXTRACTOR, [(range(N), images.clamp(-1, 1))], "own")
@@ -93,10 +97,10 @@ def test_a_cell_is_what_sampling_draws(model, reference, tmp_path):
         assert result.fd == pytest.approx(np.mean(fds))
         assert result.summary.figures["fd"].sd == pytest.approx(np.std(fds, ddof=1))
     # The teacher's errors are those of the first images, of deterministic samplers alone.
-    assert [r.rms is None for r in results] == [c.eta == "sigma-hat" for c in cells]
+    assert [r.rms is None for r in results] == [eta_of(s) == "sigma-hat" for s in samplers]
     drawn = ddim.generate(model, teacher_tableau(model.schedule), range(6), batch_size=4)
     exact = torch.cat([d.images for d in drawn if d.images is not None])
-    first = ddim.generate(model, cells[0].tableau(model), range(6), batch_size=4)
+    first = ddim.generate(model, model.tableau(samplers[0]), range(6), batch_size=4)
     first = torch.cat([d.images for d in first if d.images is not None])
     assert results[0].rms == pytest.approx((first - exact).square().mean().sqrt().item(), rel=1e-6)
 
@@ -106,16 +110,16 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_figures(
     model, reference, tmp_path, monkeypatch, after
 ):
     monkeypatch.setattr("ddim.evaluate.sweep.sweep.SAVE_SECONDS", 0.0)
-    cells = plan_cells(model, [2, 5])
-    whole = finished(sweep(model, tmp_path / "whole", reference, cells, teacher=3))
-    killed = sweep(model, tmp_path / "killed", reference, cells, teacher=3)
+    samplers = plan(model, [2, 5])
+    whole = finished(sweep(model, tmp_path / "whole", reference, samplers, teacher=3))
+    killed = sweep(model, tmp_path / "killed", reference, samplers, teacher=3)
     total = killed.work()
     done = 0
     for n, (_, calls) in enumerate(killed.run(), start=1):
         done += calls
         if n == after:
             break
-    again = sweep(model, tmp_path / "killed", reference, cells, teacher=3)
+    again = sweep(model, tmp_path / "killed", reference, samplers, teacher=3)
     assert 0 < again.work() <= total - done + 4 * 12  # what was under way when it was killed
     model.net.calls = 0
     results = finished(again)
@@ -124,44 +128,44 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_figures(
         assert one.seeds == other.seeds
         assert one.rms == other.rms
         assert torch.equal(one.strip, other.strip)
-    assert sweep(model, tmp_path / "killed", reference, cells, teacher=3).work() == 0
+    assert sweep(model, tmp_path / "killed", reference, samplers, teacher=3).work() == 0
 
 
 def test_a_larger_teacher_looks_at_images_that_were_not_kept(model, reference, tmp_path):
-    cells = plan_cells(model, [2], [0.0, 1.0])
-    finished(sweep(model, tmp_path / "s", reference, cells))
-    more = sweep(model, tmp_path / "s", reference, cells, teacher=17)
+    samplers = plan(model, [2], [0.0, 1.0])
+    finished(sweep(model, tmp_path / "s", reference, samplers))
+    more = sweep(model, tmp_path / "s", reference, samplers, teacher=17)
     model.net.calls = 0
     results = finished(more)
     # Twelve first images were kept, in whole batches; the other five are drawn again.
     assert model.net.calls == 20 * 12 + 2 * 8
-    fresh = finished(sweep(model, tmp_path / "t", reference, cells, teacher=17))
+    fresh = finished(sweep(model, tmp_path / "t", reference, samplers, teacher=17))
     assert [r.rms for r in results] == [r.rms for r in fresh]
     assert results[0].rms > 0 and results[1].rms is None
-    files = tmp_path / "s" / "cells" / cells[0].key / "first-0.safetensors"
+    files = tmp_path / "s" / "cells" / folder_name(samplers[0]) / "first-0.safetensors"
     files.unlink()
-    assert finished(sweep(model, tmp_path / "s", reference, cells, teacher=17))[0].rms == (
+    assert finished(sweep(model, tmp_path / "s", reference, samplers, teacher=17))[0].rms == (
         fresh[0].rms
     )
 
 
 def test_the_teacher_has_the_seed_of_the_images(model, reference, tmp_path):
-    cells = plan_cells(model, [2])
+    samplers = plan(model, [2])
     for seed in (0, 1):
-        finished(sweep(model, tmp_path / "s", reference, cells, teacher=4, seeds=[seed]))
-        fresh = sweep(model, tmp_path / f"t{seed}", reference, cells, teacher=4, seeds=[seed])
-        again = sweep(model, tmp_path / "s", reference, cells, teacher=4, seeds=[seed])
+        finished(sweep(model, tmp_path / "s", reference, samplers, teacher=4, seeds=[seed]))
+        fresh = sweep(model, tmp_path / f"t{seed}", reference, samplers, teacher=4, seeds=[seed])
+        again = sweep(model, tmp_path / "s", reference, samplers, teacher=4, seeds=[seed])
         assert again.results()[0].rms == finished(fresh)[0].rms
-    both = sweep(model, tmp_path / "s", reference, cells, teacher=4, seeds=[1, 0])
+    both = sweep(model, tmp_path / "s", reference, samplers, teacher=4, seeds=[1, 0])
     assert both.work() == 0
     assert both.results()[0].rms == again.results()[0].rms
 
 
 def test_damaged_files(model, reference, tmp_path, refuses):
-    cells = plan_cells(model, [2])
-    made = sweep(model, tmp_path / "s", reference, cells, teacher=4)
+    samplers = plan(model, [2])
+    made = sweep(model, tmp_path / "s", reference, samplers, teacher=4)
     finished(made)
-    for name in ("teacher-0-4", f"cells/{cells[0].key}/first-0"):
+    for name in ("teacher-0-4", f"cells/{folder_name(samplers[0])}/first-0"):
         path = tmp_path / "s" / f"{name}.safetensors"
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
@@ -174,92 +178,122 @@ def test_a_reference_without_spread_is_refused_before_the_work(model, tmp_path, 
     images = torch.zeros(8, 1, 8, 8)
     same = collect(EXTRACTOR, [(range(8), images)], "one image")
     with refuses("the same features for every one of the 8 images"):
-        sweep(model, tmp_path / "s", same, plan_cells(model, [2]))
+        sweep(model, tmp_path / "s", same, plan(model, [2]))
     assert not (tmp_path / "s").exists()
 
 
 def test_what_is_left_is_known_without_reading_features(
     model, reference, tmp_path, monkeypatch, refuses
 ):
-    cells = plan_cells(model, [2])
-    finished(sweep(model, tmp_path / "s", reference, cells))
+    samplers = plan(model, [2])
+    finished(sweep(model, tmp_path / "s", reference, samplers))
     monkeypatch.setattr("ddim.evaluate.sweep.kept.Statistics.load", None)
-    assert sweep(model, tmp_path / "s", reference, cells, seeds=[0, 1, 2]).work() == 2 * N
-    path = tmp_path / "s" / "cells" / cells[0].key / "seed-1.safetensors"
+    assert sweep(model, tmp_path / "s", reference, samplers, seeds=[0, 1, 2]).work() == 2 * N
+    path = tmp_path / "s" / "cells" / folder_name(samplers[0]) / "seed-1.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     with refuses(f"{path} cannot be read as statistics of images"):
-        sweep(model, tmp_path / "s", reference, cells).work()
+        sweep(model, tmp_path / "s", reference, samplers).work()
 
 
 def test_figures_are_computed_once(model, reference, tmp_path, monkeypatch):
-    made = sweep(model, tmp_path / "s", reference, plan_cells(model, [2, 3]))
+    made = sweep(model, tmp_path / "s", reference, plan(model, [2, 3]))
     first = finished(made)
     monkeypatch.setattr("ddim.evaluate.sweep.sweep.compare", None)
     assert [r.seeds for r in made.results()] == [r.seeds for r in first]
 
 
-def test_cells_can_be_added_and_nothing_else_changed(model, reference, tmp_path, refuses):
+def test_samplers_can_be_added_and_nothing_else_changed(model, reference, tmp_path, refuses):
     folder = tmp_path / "s"
-    finished(sweep(model, folder, reference, plan_cells(model, [2])))
-    more = sweep(model, folder, reference, plan_cells(model, [2, 3]))
+    finished(sweep(model, folder, reference, plan(model, [2])))
+    more = sweep(model, folder, reference, plan(model, [2, 3]))
     assert more.work() == 2 * N * 3
+    few = sweep(model, folder, reference, plan(model, [2], methods=["dpmpp:order=3"]))
+    assert [name_of(r.sampler) for r in finished(few)] == ["ddim", "dpmpp:order=3"]
+    assert len(sweep(model, folder, reference, plan(model, [2])).results()) == 2
     for options, match in (
         ({"n": 30}, "begun with n = 24, not 30"),
         ({"batch_size": 5}, "begun with batch_size = 4, not 5"),
     ):
         with refuses(match):
-            sweep(model, folder, reference, plan_cells(model, [2]), **options)
+            sweep(model, folder, reference, plan(model, [2]), **options)
     torch.manual_seed(1)
-    other = dataclasses.replace(model, net=Network().requires_grad_(False))
+    other = model.replace(net=Network().requires_grad_(False))
     with refuses("begun with identity"):
-        sweep(other, folder, reference, plan_cells(other, [2]))
+        sweep(other, folder, reference, plan(other, [2]))
 
 
 def test_plans(model, refuses):
-    assert plan_cells(model, [5, 50, 12]) == [
-        Cell("ddim", "uniform", 5, 0.0),
-        Cell("ddim", "uniform", 12, 0.0),
-    ]
+    assert plan(model, [5, 50, 12]) == [Sampler("ddim", steps=5), Sampler("ddim", steps=12)]
+    assert plan(model) == [Sampler("ddim", steps=12)]
+    listed = plan(model, [5], nodes=["12-3-0", "quadratic"])
+    assert listed == [Sampler(nodes=(12, 3, 0)), Sampler(steps=5, nodes="quadratic")]
+    with refuses("families or lists, each list like 500-250-0, not 12"):
+        plan(model, [5], nodes=["12", "3", "0"])
     with refuses("unknown method 'ddmi'"):
-        plan_cells(model, [5], methods=["ddmi"])
+        plan(model, [5], methods=["ddmi"])
     with refuses("unknown nodes 'quadratc'"):
-        plan_cells(model, [5], nodes=["quadratc"])
-    with refuses("η is chosen for all samplers together"):
-        plan_cells(model, [5], methods=["ddim:eta=0.5"])
+        plan(model, [5], nodes=["quadratc"])
+    # What a method says itself stands for it alone.
+    said = plan(model, [5], [0.0, 1.0], ["ddim:eta=0.5", "ddim:steps=3", "dpmpp:nodes=log-snr"])
+    assert list(map(str, said)) == [
+        "ddim:eta=0.5:steps=5", "ddim:steps=3", "ddim:eta=1.0:steps=3",
+        "dpmpp:steps=5:nodes=log-snr",
+    ]  # fmt: skip
     with refuses("'dpmpp' has no option 'gamma': it has order, form"):
-        plan_cells(model, [5], methods=["dpmpp:gamma=1"])
+        plan(model, [5], methods=["dpmpp:gamma=1"])
     with refuses("KEY=VALUE, not 'order'"):
-        plan_cells(model, [5], methods=["dpmpp:order"])
-    with refuses("no sampler to measure"):
-        plan_cells(model, [])
+        plan(model, [5], methods=["dpmpp:order"])
+    with refuses("no sampler to run"):
+        plan(model, [5], methods=[])
+    with refuses("calibrated nodes come with their method"):
+        plan(model, [5], nodes=["calibrated"])
+
+
+def calibrated(model, nodes, method):
+    write_calibration(
+        model.calibration,
+        model.identity,
+        model.schedule,
+        Sampler(method, nodes=nodes),
+        ((12, 0), np.array([0.5]), 1),
+        {},
+    )
+
+
+def test_plans_of_what_needs_a_calibration(model, refuses):
     with refuses("has no calibration"):
-        plan_cells(model, [5], nodes=["calibrated"])
-    sampler = CalibratedSampler((12, 6, 3, 0), "dpmpp")
-    found = Calibration(sampler, {}, (12, 0), np.array([0.5]), (12, 0), (1, 1, 1))
-    write_calibration(model.calibration, model.identity, model.schedule, found, {})
-    cells = plan_cells(model, [3, 5], nodes=["calibrated"])
-    assert cells == [Cell("calibrated", "calibrated", 3)]
-    assert cells[0].tableau(model).method == "calibrated dpmpp"
+        plan(model, [5], methods=["calibrated"])
+    calibrated(model, (12, 6, 3, 0), "dpmpp")
+    samplers = plan(model, [3, 5], methods=["calibrated"])
+    assert samplers == [Sampler("calibrated", steps=3)] == plan(model, methods=["calibrated"])
+    assert model.tableau(samplers[0]).method == "calibrated dpmpp"
+    note = ["The model is not calibrated for 5 steps."]
+    assert left_out(samplers, ["ddim", "calibrated"], [3, 5]) == note
+    assert left_out(samplers, ["calibrated"], [3]) == []
+    assert left_out(samplers, ["ddim", "calibrated:steps=3"], [3, 5]) == []
     with refuses("calibrated for 3 steps, not 4, 5"):
-        plan_cells(model, [4, 5], nodes=["calibrated"])
+        plan(model, [4, 5], methods=["calibrated"])
     # The optimal variance has η, which is 1 unless a number above 0 is given.
-    cells = plan_cells(model, [3], [0.0, 0.5, 1.0, "sigma-hat"], ["analytic"])
-    assert [cell.eta for cell in cells] == [0.5, 1.0]
-    half, whole = (cell.tableau(model) for cell in cells)
+    samplers = plan(model, [3], [0.0, 0.5, 1.0, "sigma-hat"], ["analytic"])
+    assert [eta_of(sampler) for sampler in samplers] == [0.5, 1.0]
+    half, whole = map(model.tableau, samplers)
     assert 0 < half.rows[0].noise < whole.rows[0].noise
-    (default,) = plan_cells(model, [3], [0.0], ["analytic"])
-    assert default.eta is None and default.tableau(model).rows == whole.rows
+    (default,) = plan(model, [3], [0.0], ["analytic"])
+    assert default == samplers[1] and model.tableau(default).rows == whole.rows
+
+
+def test_folders_of_long_lists_have_short_names():
+    listed = [Sampler(nodes=range(200, -1, -1)), Sampler(nodes=[*range(200, 1, -1), 0])]
+    first, second = map(folder_name, listed)
+    assert first != second and len(first) == len(second) < 130
+    assert folder_name(Sampler("dpmpp", steps=5, order=3)) == "dpmpp_order=3_steps=5"
 
 
 def test_a_new_calibration_is_measured_anew(model, reference, tmp_path):
     def measured(nodes, method):
-        found = Calibration(
-            CalibratedSampler(nodes, method), {}, (12, 0), np.array([0.5]), (12, 0), (1, 1, 1)
-        )
-        write_calibration(model.calibration, model.identity, model.schedule, found, {})
-        made = sweep(
-            model, tmp_path / "sweep", reference, plan_cells(model, [3], nodes=["calibrated"])
-        )
+        calibrated(model, nodes, method)
+        planned = plan(model, [3], methods=["calibrated"])
+        made = sweep(model, tmp_path / "sweep", reference, planned)
         left = made.work()
         return left, finished(made)[0].fd
 
@@ -272,7 +306,7 @@ def test_a_new_calibration_is_measured_anew(model, reference, tmp_path):
 
 
 def test_bad_numbers(model, reference, tmp_path, refuses):
-    cells = plan_cells(model, [2])
+    samplers = plan(model, [2])
     for options, match in (
         ({"n": 1}, "at least 2 images, not 1"),
         ({"seeds": ()}, "seeds must be different"),
@@ -280,22 +314,22 @@ def test_bad_numbers(model, reference, tmp_path, refuses):
         ({"teacher": -1}, "not be fewer than 0"),
     ):
         with refuses(match):
-            sweep(model, tmp_path / "s", reference, cells, **options)
+            sweep(model, tmp_path / "s", reference, samplers, **options)
     other = dataclasses.replace(EXTRACTOR, identity=Identity("others", "otherwise", 4))
     with refuses("the reference was not measured as the samples will be"):
-        Sweep(model, cells, tmp_path / "s", other, reference, n=4)
+        Sweep(model, samplers, tmp_path / "s", other, reference, n=4)
 
 
 def test_images_that_are_not_finite_stop_it(model, reference, tmp_path):
     model.net.conv.bias.data.fill_(float("nan"))
     with pytest.raises(RunError, match="draws images that are not finite: leave it out"):
-        finished(sweep(model, tmp_path / "s", reference, plan_cells(model, [2])))
+        finished(sweep(model, tmp_path / "s", reference, plan(model, [2])))
 
 
 @pytest.fixture
 def results(model, reference, tmp_path):
-    cells = plan_cells(model, [2, 6], [0.0, 1.0, "sigma-hat"], ["ddim", "heun"])
-    return finished(sweep(model, tmp_path / "s", reference, cells, teacher=2))
+    samplers = plan(model, [2, 6], [0.0, 1.0, "sigma-hat"], ["ddim", "heun"])
+    return finished(sweep(model, tmp_path / "s", reference, samplers, teacher=2))
 
 
 def test_the_front_is_what_nothing_beats(results):
@@ -306,12 +340,12 @@ def test_the_front_is_what_nothing_beats(results):
             for o in results
             if (o.calls <= one.calls and o.fd < one.fd) or (o.calls < one.calls and o.fd <= one.fd)
         ]
-        assert (one.cell in front) == (not beaten)
-    assert min(results, key=lambda r: r.fd).cell in front
+        assert (one.sampler in front) == (not beaten)
+    assert min(results, key=lambda r: r.fd).sampler in front
     by_time = reports.pareto(results, lambda r: r.seconds)
-    assert min(results, key=lambda r: r.seconds).cell in by_time
+    assert min(results, key=lambda r: r.seconds).sampler in by_time
     turned = reports.pareto(results, lambda r: -r.calls)
-    assert max(results, key=lambda r: (r.calls, -r.fd)).cell in turned
+    assert max(results, key=lambda r: (r.calls, -r.fd)).sampler in turned
 
 
 def test_tables(results):
@@ -321,7 +355,7 @@ def test_tables(results):
     assert one[1]["S=6"] == str(results[3].summary.figures["fd"])
     rows = reports.rows(results)
     assert [row["calls"] for row in rows if row["method"] == "heun"] == [
-        r.calls for r in results if r.cell.method == "heun"
+        r.calls for r in results if r.sampler.method == "heun"
     ]
     lines = reports.csv_text(results).splitlines()
     assert len(lines) == len(results) + 1
@@ -350,9 +384,9 @@ def test_the_page_escapes_what_it_is_given(results):
 
 def test_other_clipping_is_another_sweep(model, reference, tmp_path, refuses):
     """It changes every image, and no weight."""
-    cells = plan_cells(model, [3])
-    finished(sweep(model, tmp_path / "out", reference, cells))
-    clipped = dataclasses.replace(model, clipping=Clipping("clip", 1.0))
+    samplers = plan(model, [3])
+    finished(sweep(model, tmp_path / "out", reference, samplers))
+    clipped = model.replace(clipping=Clipping("clip", 1.0))
     assert clipped.identity == model.identity
     with refuses("sweep.json was begun with clipping"):
-        sweep(clipped, tmp_path / "out", reference, cells)
+        sweep(clipped, tmp_path / "out", reference, samplers)

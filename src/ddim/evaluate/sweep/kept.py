@@ -1,4 +1,4 @@
-"""The files of one cell of a sweep, written so that a kill at any moment loses little."""
+"""The files of one sampler of a sweep, written so that a kill at any moment loses little."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def save_images(path: Path, images: Tensor) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class CellFiles:
-    """What is kept of a cell: the statistics of each seed, and its first images.
+    """What is kept of a sampler: the statistics of each seed, and its first images.
 
     Attributes:
         sampler: which.
@@ -60,14 +60,26 @@ class CellFiles:
         if not path.exists():
             return None
         try:
-            return cls(Sampler.parse(read_json(path)["sampler"]), folder, extractor)
-        except (KeyError, InputError) as error:
+            kept = read_json(path)
+            nodes = kept["nodes"] if isinstance(kept["nodes"], str) else tuple(kept["nodes"])
+            # By parts: few steps of a high order are measured, but no spelling has them.
+            sampler = Sampler.parse(kept["method"]).replace(nodes=nodes, steps=kept["steps"])
+            return cls(sampler, folder, extractor)
+        except (KeyError, TypeError, InputError) as error:
             raise InputError(f"{path} is no record of a sampler: {error}") from None
 
     def begin(self) -> None:
         """Record which sampler it is."""
         if not (self.folder / CELL).exists():
-            write_json(self.folder / CELL, {"sampler": str(self.sampler)})
+            method = self.sampler.replace(nodes="uniform", steps=None)
+            write_json(
+                self.folder / CELL,
+                {
+                    "method": str(method),
+                    "nodes": self.sampler.nodes,
+                    "steps": self.sampler.steps,
+                },
+            )
 
     def _path(self, seed: int) -> Path:
         return self.folder / f"seed-{seed}.safetensors"

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Sequence
 
 from ddim.base.errors import InputError
 from ddim.model.model import Model
-from ddim.samplers.sampler import Sampler
+from ddim.samplers.sampler import DEFAULT_STEPS, Sampler
 
-__all__ = ["SIGMA_HAT", "eta_of", "folder_name", "name_of", "plan_samplers", "rank"]
+__all__ = [
+    "SIGMA_HAT",
+    "eta_of",
+    "folder_name",
+    "left_out",
+    "name_of",
+    "nodes_of",
+    "plan_samplers",
+    "rank",
+]
 
 SIGMA_HAT = "sigma-hat"
 _LARGE = {"variance": "large"}
+_LONGEST = 100
+"""Of a folder's name: a list of nodes or of weights may be longer than a name can be."""
 
 
 def plan_samplers(
@@ -32,15 +44,24 @@ def plan_samplers(
     Args:
         model: the model.
         methods: as :meth:`ddim.Sampler.parse` takes them.
-        steps: S; the method's own default if there are none.
-        nodes: families or lists; likewise.
+        steps: S; 50, or T where it is smaller, if there are none.
+        nodes: families or lists; uniform if there are none.
         etas: η, or ``sigma-hat`` for DDPM's larger variance, which keeps the direction of η = 1;
-            likewise.
+            the method's own if there are none.
+
+    Returns:
+        each with a number of steps.
 
     Raises:
         InputError: a sampler that cannot be made; nothing to do.
     """
+    for family in nodes:
+        if isinstance(family, str) and family.strip().isdigit():
+            raise InputError(
+                f"nodes here are families or lists, each list like 500-250-0, not {family}"
+            )
     counts = list(dict.fromkeys(min(s, model.schedule.T) for s in steps))
+    each = counts or [min(DEFAULT_STEPS, model.schedule.T)]
     found: list[Sampler] = []
     for text in methods:
         said = Sampler.parse(text)
@@ -52,13 +73,31 @@ def plan_samplers(
         for family, eta in itertools.product(families, _etas_of(said, etas)):
             placed = _with_eta(said if family is None else said.replace(nodes=family), eta)
             own = placed.steps is not None
-            found += [placed.replace(steps=s) for s in counts] if counts and not own else [placed]
+            found += [placed] if own else [placed.replace(steps=s) for s in each]
     samplers = list(dict.fromkeys(found))
     if not samplers:
         raise InputError("there is no sampler to run: give steps, methods and nodes")
     for sampler in samplers:
         model.tableau(sampler)
     return samplers
+
+
+def left_out(
+    samplers: Sequence[Sampler], methods: Sequence[str], steps: Sequence[int]
+) -> list[str]:
+    """A note on step counts that a model is not calibrated for, if there are any.
+
+    Args:
+        samplers: as :func:`plan_samplers` returned them.
+        methods: what it was given.
+        steps: likewise.
+    """
+    asked = [Sampler.parse(text) for text in methods]
+    if not any(said.entry.needs == "calibration" and said.steps is None for said in asked):
+        return []
+    there = {sampler.steps for sampler in samplers if sampler.entry.needs == "calibration"}
+    missing = ", ".join(str(s) for s in dict.fromkeys(steps) if s not in there)
+    return [f"The model is not calibrated for {missing} steps."] if missing else []
 
 
 def _calibrated(model: Model, said: Sampler, counts: Sequence[int]) -> list[Sampler]:
@@ -103,19 +142,29 @@ def name_of(sampler: Sampler) -> str:
     if _is_sigma_hat(sampler):
         return "ddim"
     settings = {k: v for k, v in sampler.settings if k != "eta"}
-    return str(Sampler(sampler.method, **settings))
+    return str(Sampler(sampler.method, **settings))  # pyright: ignore[reportArgumentType]
+
+
+def nodes_of(sampler: Sampler) -> str:
+    """The nodes, for the same tables: a family's name, a list like 500-250-0, or calibrated."""
+    if sampler.entry.needs == "calibration":
+        return "calibrated"
+    return sampler.nodes if isinstance(sampler.nodes, str) else "-".join(map(str, sampler.nodes))
 
 
 def folder_name(sampler: Sampler) -> str:
     """The sampler as the name of a folder."""
-    return "".join(c if c.isalnum() or c in "-.=" else "_" for c in str(sampler))
+    name = "".join(c if c.isalnum() or c in "-.=" else "_" for c in str(sampler))
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[:_LONGEST]}-{hashlib.sha256(str(sampler).encode()).hexdigest()[:12]}"
 
 
 def rank(sampler: Sampler) -> tuple[object, ...]:
     """What samplers are sorted by: DDIM first, then method, nodes, η (σ̂ last) and steps."""
     eta = {None: -1.0, SIGMA_HAT: math.inf}.get(eta_of(sampler), eta_of(sampler))
     name = name_of(sampler)
-    return name != "ddim", name, str(sampler.nodes), eta, sampler.steps or 0
+    return name != "ddim", name, nodes_of(sampler), eta, sampler.steps or 0
 
 
 def _is_sigma_hat(sampler: Sampler) -> bool:

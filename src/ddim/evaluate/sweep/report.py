@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from ddim.data import pixels as images
 from ddim.evaluate.distances.comparison import Spread
-from ddim.evaluate.sweep.cells import SIGMA_HAT, Cell
+from ddim.evaluate.sweep.plan import SIGMA_HAT, eta_of, name_of, nodes_of
 from ddim.evaluate.sweep.result import Result
+from ddim.samplers.sampler import Sampler
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,8 +25,8 @@ Row = dict[str, object]
 
 def pareto(
     results: Sequence[Result], cost: Callable[[Result], float] = lambda result: result.calls
-) -> set[Cell]:
-    """The cells that no other beats at once in cost (network calls) and in Fréchet distance."""
+) -> set[Sampler]:
+    """The samplers that no other beats at once in cost (network calls) and in Fréchet distance."""
     front = set()
     for one in results:
         beaten = any(
@@ -35,20 +36,21 @@ def pareto(
             for other in results
         )
         if not beaten:
-            front.add(one.cell)
+            front.add(one.sampler)
     return front
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
-    """A row of plain values for each cell; figures that there are not are empty."""
+    """A row of plain values for each sampler; figures that there are not are empty."""
     front = pareto(results)
     found = []
     for one in results:
+        eta = eta_of(one.sampler)
         row: Row = {
-            "method": one.cell.method,
-            "nodes": one.cell.nodes,
-            "eta": "" if one.cell.eta is None else one.cell.eta,
-            "steps": one.cell.steps,
+            "method": name_of(one.sampler),
+            "nodes": nodes_of(one.sampler),
+            "eta": "" if eta is None else eta,
+            "steps": one.sampler.steps,
             "calls": one.calls,
             "N": one.summary.count,
             "seeds": one.summary.seeds,
@@ -57,7 +59,7 @@ def rows(results: Sequence[Result]) -> list[Row]:
         row["teacher RMS"] = "" if one.rms is None else one.rms
         row["PSNR dB"] = "" if one.psnr is None or math.isinf(one.psnr) else one.psnr
         row["ms an image"] = one.seconds * 1000
-        row["front"] = "*" if one.cell in front else ""
+        row["front"] = "*" if one.sampler in front else ""
         found.append(row)
     return found
 
@@ -108,17 +110,19 @@ def compact(results: Sequence[Result]) -> list[dict[str, str]]:
 
 def table_one(results: Sequence[Result]) -> list[dict[str, str]]:
     """The paper's Table 1: DDIM by η (rows) and S (columns), for each family of nodes."""
-    ddim = [r for r in results if r.cell.method == "ddim"]
-    counts = sorted({r.cell.steps for r in ddim})
+    ddim = {
+        (nodes_of(r.sampler), eta_of(r.sampler), r.sampler.steps): r
+        for r in results
+        if name_of(r.sampler) == "ddim"
+    }
+    counts = sorted({steps for *_, steps in ddim if steps is not None})
     found: list[dict[str, str]] = []
-    for nodes in dict.fromkeys(r.cell.nodes for r in ddim):
-        here = [r for r in ddim if r.cell.nodes == nodes]
-        for eta in dict.fromkeys(r.cell.eta for r in here):
-            row = {"nodes": nodes, "eta": "σ̂" if eta == SIGMA_HAT else f"{eta:g}"}
-            for steps in counts:
-                match = [r for r in here if (r.cell.eta, r.cell.steps) == (eta, steps)]
-                row[f"S={steps}"] = str(match[0].summary.figures["fd"]) if match else ""
-            found.append(row)
+    for nodes, eta in dict.fromkeys((nodes, eta) for nodes, eta, _ in ddim):
+        row = {"nodes": nodes, "eta": "σ̂" if eta == SIGMA_HAT else f"{eta:g}"}
+        for steps in counts:
+            match = ddim.get((nodes, eta, steps))
+            row[f"S={steps}"] = "" if match is None else str(match.summary.figures["fd"])
+        found.append(row)
     return found
 
 
@@ -146,23 +150,21 @@ def plot(figure: Figure, results: Sequence[Result]) -> None:
     distance = results[0].summary.distance
     floor = results[0].summary.floor
     left, right = figure.subplots(1, 2, sharey=True)
-    lines: dict[tuple[str, str, object], list[Result]] = {}
+    lines: dict[str, list[Result]] = {}
     for one in results:
-        lines.setdefault((one.cell.method, one.cell.nodes, one.cell.eta), []).append(one)
+        lines.setdefault(_line(one.sampler), []).append(one)
     for axes, label in ((left, "network calls"), (right, "milliseconds an image")):
 
         def cost(result: Result, calls: bool = axes is left) -> float:
             return result.calls if calls else 1000 * result.seconds
 
         front = pareto(results, cost)
-        for (method, nodes, eta), line in lines.items():
+        for name, line in lines.items():
             line = sorted(line, key=lambda r: r.calls)
             x = [cost(r) for r in line]
-            name = f"{method}, {nodes}" if method != "calibrated" else method
-            name += "" if eta is None else f", η={'σ̂' if eta == SIGMA_HAT else eta}"
             sds = [r.summary.figures["fd"].sd or 0.0 for r in line]
             axes.errorbar(x, [r.fd for r in line], sds, marker="o", ms=4, capsize=2, label=name)
-            best = [(a, r.fd) for a, r in zip(x, line, strict=True) if r.cell in front]
+            best = [(a, r.fd) for a, r in zip(x, line, strict=True) if r.sampler in front]
             if best:
                 axes.plot(*zip(*best, strict=True), "k*", ms=11, mfc="none")
         if floor is not None:
@@ -179,8 +181,15 @@ def plot(figure: Figure, results: Sequence[Result]) -> None:
     right.legend(fontsize=7)
 
 
+def _line(sampler: Sampler) -> str:
+    """What samplers are called that differ in their steps alone."""
+    method, nodes, eta = name_of(sampler), nodes_of(sampler), eta_of(sampler)
+    name = method if method == nodes else f"{method}, {nodes}"
+    return name + ("" if eta is None else f", η = {'σ̂' if eta == SIGMA_HAT else eta}")
+
+
 def strip_png(result: Result) -> bytes:
-    """The first images of a cell side by side."""
+    """The first images of a sampler side by side."""
     picture = images.picture(images.grid(result.strip.clamp(-1, 1), len(result.strip)))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
@@ -199,7 +208,7 @@ def html_report(
     Args:
         title: of the page.
         facts: what is to be known of the run, a line each.
-        results: the cells.
+        results: of the samplers.
         plotted: a PNG of :func:`plot`, if there is one.
         notes: what must be known to read the figures.
     """
@@ -221,15 +230,10 @@ def html_report(
         floor=results[0].summary.floor,
         notes=notes,
         strips=[
-            (_caption(row), _address(strip_png(result)))
-            for row, result in zip(rows(results), results, strict=True)
+            (f"{_line(result.sampler)}, {result.calls} calls", _address(strip_png(result)))
+            for result in results
         ],
     )
-
-
-def _caption(row: Row) -> str:
-    eta = {"": "", SIGMA_HAT: ", η = σ̂"}.get(str(row["eta"]), f", η = {row['eta']}")
-    return f"{row['method']}, {row['nodes']}{eta}, {row['calls']} calls"
 
 
 def _address(png: bytes) -> str:

@@ -2,7 +2,7 @@
 
 A sampler is measured for every seed on the same latents as all others, image i of a
 seed being the same noise in each. Its statistics are saved as they grow, so that a sweep that is
-killed at any moment goes on where it was.
+killed at any moment is resumed where it was.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ SAVE_SECONDS = 20.0
 
 
 class Sweep:
-    """Cells × seeds of one model in one folder.
+    """Samplers × seeds of one model in one folder.
 
     Args:
         model: the model.
         samplers: as :func:`~ddim.evaluate.sweep.plan.plan_samplers` returns them.
-        folder: where everything is kept. What is there already is gone on with.
+        folder: where everything is kept. What is there already is resumed.
         extractor: what images are measured by.
         reference: statistics of real images.
         n: images of each sampler and seed.
@@ -99,7 +99,7 @@ class Sweep:
             self._check_folder()
 
     def begin(self) -> None:
-        """Make the folder's record; after it nothing but this sweep goes on there.
+        """Make the folder's record; after it the folder is of this sweep alone.
 
         Raises:
             InputError: a reference that nothing can be compared with.
@@ -234,9 +234,9 @@ class Sweep:
     # -- results --------------------------------------------------------------------------------
 
     def results(self) -> list[Result]:
-        """Of every sampler of the folder: of this sweep if its seeds are all measured, or an earlier.
+        """Of every sampler of the folder; of this sweep's those whose seeds are all measured.
 
-        Whatever seeds of it are there are counted. They are in order: DDIM first, then by method,
+        Whatever seeds of one are there are counted. They are in order: DDIM first, then by method,
         nodes, η and steps.
         """
         found = [
@@ -251,7 +251,7 @@ class Sweep:
             yield self._files[sampler], tableau
 
     def _earlier(self) -> Iterator[tuple[CellFiles, Tableau]]:
-        """Cells that other commands left here, whose samplers are still the same."""
+        """What other commands left here, of samplers that are still the same."""
         for folder in (self.folder / "cells").glob("*"):
             files = CellFiles.found(folder, self.extractor)
             if files is None or files.sampler in self.tableaux:
