@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ddim.data.load import load_data
@@ -29,8 +30,6 @@ def opened(path):
 
 
 def originals(noise_data, count):
-    import torch
-
     return load_data(str(noise_data)).batch(torch.arange(count)).permute(0, 2, 3, 1).numpy()
 
 
@@ -53,6 +52,19 @@ def test_records_say_what_was_run(encoded, ddim, tiny):
     assert again.status == 0, again.err
 
 
+def test_a_codec_is_spelled_with_its_steps(encoded, ddim, tiny):
+    assert encoded("--codec", "edict:steps=6", "--nodes", "quadratic").status == 0
+    spelled = Latents.load("l.safetensors")
+    again = ("encode", "--config", "l.safetensors.run.toml", "--output", "m.safetensors", "--quiet")
+    assert ddim(*again).status == 0
+    apart = ("--codec", "edict", "--nodes", *spelled.nodes, "--steps", 6, "--force")
+    assert encoded(*apart).status == 0
+    for path in ("m.safetensors", "l.safetensors"):
+        latents = Latents.load(path)
+        assert (latents.codec, latents.nodes) == ("edict", spelled.nodes)
+        assert all(map(torch.equal, latents.tensors, spelled.tensors))
+
+
 def test_implicit_reports_every_image_and_fails(encoded):
     answer = encoded("--codec", "implicit", "--steps", "2", "--json")
     facts = json.loads(answer.out)
@@ -73,11 +85,14 @@ def test_what_encode_and_decode_refuse(encoded, fails, tiny, noise_data):
     fails(2, "cannot be undone", *encode, "--clip", "True")
     fails(2, "obelm", *encode, "--codec", "obelmm")
     fails(2, "at least 2 steps", *encode, "--steps", 1)
-    fails(2, "from 1 to T", *encode, "--steps", 0)
+    fails(2, "at least 1, not 0", *encode, "--steps", 0)
+    fails(2, "which is not 7", *encode, "--codec", "obelm:steps=6", "--steps", 7)
     fails(2, "3 nodes are 2 steps, not 7", *encode, "--steps", 7, "--nodes", "20,10,0")
     fails(2, "safetensors", *encode, "--output", "x.png")
     fails(2, "-n", *encode, "-n", 0)
-    fails(2, "batch_size", *encode, "--batch-size", 0)
+    fails(2, "batch size", *encode, "--batch-size", 0)
+    fails(2, "bfloat16, where images do not come back", *encode, "--dtype", "bfloat16")
+    fails(2, "unknown option --dtype", "decode", "--model", tiny, "--dtype", "float64")
     fails(2, "no file", "decode", "--model", tiny, "-l", "nothing.safetensors")
     encoded()
     fails(2, "exists already", *encode, "--output", "l.safetensors")
@@ -93,11 +108,16 @@ def test_labels_come_with_the_data(ddim, conditional, noise_data, fails, tmp_pat
     common = ("--model", conditional, "--steps", 4, "--quiet")
     answer = ddim("encode", *common, "--data", noise_data, "-n", 4)
     assert answer.status == 0, answer.err
-    assert Latents.load("latents.safetensors").labels == (0, 1, 2, 0)
+    assert Latents.load("latents.safetensors").condition.labels == (0, 1, 2, 0)
     edited = ddim("decode", "--model", conditional, "--labels", 1, "--guidance", 2, "--quiet")
     assert edited.status == 0, edited.err
     np.savez(tmp_path / "bare.npz", images=np.zeros((2, 8, 8), np.uint8))
-    fails(2, "no labels", "encode", *common, "--data", tmp_path / "bare.npz", "--force")
+    bare = ("encode", *common, "--data", tmp_path / "bare.npz", "--force")
+    fails(2, "no labels", *bare)
+    answer = ddim(*bare, "--labels", 2, 1, "--guidance", 1.5)
+    assert answer.status == 0, answer.err
+    condition = Latents.load("latents.safetensors").condition
+    assert (condition.labels, condition.guidance) == ((2, 1), 1.5)
 
 
 def test_reconstruct(ddim, tiny, noise_data):
@@ -147,8 +167,9 @@ def test_what_reconstruct_refuses(fails, tiny, noise_data):
     fails(2, "T = 20", *common, "--steps", 21)
     fails(2, "float16", *common, "--dtypes", "float16")
     fails(2, "did you mean 'bdia'", *common, "--codecs", "bdai")
-    fails(2, "at least one each", *common, "--codecs")
-    fails(2, "at least one each", *common, "--steps")
+    fails(2, "at least one each", *common, "--codecs", ",")
+    fails(2, "at least one each", *common, "--steps", ",")
+    fails(2, "--codecs needs a value", *common, "--codecs")
     fails(2, "family", *common, "--nodes", "20,10,0")
     fails(2, "a folder", *common, "--output", "x.png")
 
@@ -210,6 +231,8 @@ def test_what_interpolate_refuses(fails, tiny, conditional, noise_data, encoded)
     fails(2, "--codec does not fit", *latents, "--codec", "ddim")
     fails(2, "--steps does not fit", *latents, "--steps", 9)
     fails(2, "--labels does not fit", *common, "--data", noise_data, "--labels", 1, 2)
+    fails(2, "--seed does not fit", *common, "--data", noise_data, "--seed", 1)
+    fails(2, "--split does not fit", *common, "--split", "train")
 
 
 def test_interpolation_between_images_that_are_not_solved(ddim, tiny, noise_data):
@@ -240,7 +263,7 @@ def test_editing_by_strength(ddim, tiny, noise_data):
     common = ("sample", "--model", tiny, "--images", noise_data, "-n", 3, "--steps", 10, "--quiet")
     near = ddim(*common, "--strength", 0.1, "--output", "near.npz")
     assert near.status == 0, near.err
-    assert "the last 1 of 10 steps, from node 2, 1 network calls" in near.out
+    assert "the part of 10 steps that begins at node 2, 1 network calls" in near.out
     far = ddim(*common, "--strength", 1.0, "--output", "far.npz")
     assert far.status == 0, far.err
     before = originals(noise_data, 3).astype(int)
@@ -306,7 +329,7 @@ def test_images_of_some_classes_only(ddim, conditional, fails):
     common = ("encode", "--model", conditional, "-n", 2, "--steps", 2, "--quiet")
     answer = ddim(*common, "--data", "ones.npz")
     assert answer.status == 0, answer.err
-    assert Latents.load(Path("latents.safetensors")).labels == (1, 1)
+    assert Latents.load(Path("latents.safetensors")).condition.labels == (1, 1)
     for name in ("cat", "dog"):
         Path("folder", name).mkdir(parents=True)
         Image.new("L", (8, 8)).save(Path("folder", name, "0.png"))

@@ -6,90 +6,118 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
 from ddim.cli.files import write_images
-from ddim.cli.options import parse
+from ddim.cli.groups import NamedModelOptions, OutputOptions, RunOptions, unset
+from ddim.cli.options import parse, replaced
 from ddim.cli.report import print_json, record
-from ddim.cli.sampler import RunOptions, open_model
+
+if TYPE_CHECKING:
+    from ddim.latents.record import Latents
 
 __all__ = ["DecodeOptions", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeOptions(RunOptions):
+class _DecodingRun(RunOptions):
+    """How to run."""
+
+    batch_size: Annotated[int | None, unset("that of the encoding", "INT")] = None
+    """Images in one network call; another number than the encoding's changes the last bits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeOptions:
     """Turn latents that `ddim encode` wrote back into images.
 
-    The nodes, the codec and the precision are those of the file; another model than the one that
-    encoded is refused. --output decides what is written: NAME.png is a grid, NAME.npz an array
-    (N, H, W, C) of bytes, anything else a folder with a PNG for each image.
+    The file says the codec, the nodes and the precision; a model other than the one that encoded is
+    refused. Other labels or another guidance scale than the encoding's edit the images. --output
+    decides what is written: NAME.png is a grid, NAME.npz an array (N, H, W, C) of bytes, anything
+    else a folder with a PNG for each image.
     """
+
+    EXAMPLES: ClassVar = (
+        "ddim decode --latents latents.safetensors --output decoded.png",
+        "ddim decode --model mnist-cond --labels 7 --guidance 2 --output sevens.npz",
+    )
 
     latents: Annotated[str, tyro.conf.arg(aliases=("-l",))] = "latents.safetensors"
     """The file of latents."""
-    model: str = "mnist"
-    """The model that encoded: a shipped name, a folder, a training run or its checkpoint."""
-    labels: tuple[int, ...] = ()
-    """Other classes than those of the encoding, repeated in this order: this edits the images."""
-    guidance: float | None = None
-    """Another guidance scale than that of the encoding: this edits the images."""
-    output: str = "decoded.png"
-    """Where to write."""
-    columns: int | None = None
+    labels: Annotated[tuple[int, ...], unset("those of the encoding", "LABEL ...")] = ()
+    """Classes, repeated in this order."""
+    guidance: Annotated[float | None, unset("that of the encoding", "FLOAT")] = None
+    """Scale of classifier-free guidance; 1 is none."""
+    model: NamedModelOptions = dataclasses.field(default_factory=NamedModelOptions)
+    output: OutputOptions = OutputOptions(output="decoded.png")
+    columns: Annotated[int | None, unset("a square", "INT")] = None
     """Images in a row of the grid."""
+    run: _DecodingRun = _DecodingRun()
+
+    def check(self) -> Path:
+        """The output, if it is one that can be written.
+
+        Raises:
+            InputError: it is not, or its grid has no columns.
+        """
+        output = Path(self.output.output)
+        if output.suffix.lower() not in ("", ".png", ".npz"):
+            raise InputError(f"--output is a .png or .npz file, or a folder, not {output.name}")
+        if self.columns is not None and self.columns < 1:
+            raise InputError(f"--columns must be at least 1, not {self.columns}")
+        refuse_existing(output, force=self.output.force)
+        return output
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; see :class:`DecodeOptions`."""
     options = parse(DecodeOptions, "decode", argv)
-    output = Path(options.output)
-    if output.suffix.lower() not in ("", ".png", ".npz"):
-        raise InputError(f"--output is a .png or .npz file, or a folder, not {output.name}")
-    refuse_existing(output, force=options.force)
+    output = options.check()
 
     from ddim.data.pixels import to_pixels
     from ddim.latents.coding import decode
     from ddim.latents.record import Latents
+    from ddim.model.condition import Condition
 
     latents = Latents.load(options.latents)
-    model = open_model(options.model, options, str(latents.dtype).removeprefix("torch."))
-    labels = None
-    if options.labels:
-        labels = [options.labels[i % len(options.labels)] for i in range(len(latents))]
+    model = options.model.open(options.run, str(latents.dtype).removeprefix("torch."))
+    condition = Condition.of(latents.condition, options.labels or None, options.guidance)
     start = time.perf_counter()
     images = decode(
         model,
         latents,
-        labels=labels,
-        guidance=options.guidance,
-        batch_size=options.batch_size,
-        progress=not options.quiet,
+        condition=condition,
+        batch_size=options.run.batch_size,
+        progress=not options.run.quiet,
     )
     seconds = time.perf_counter() - start
-    shown = labels if labels is not None else latents.labels
-    write_images(output, to_pixels(images), options.columns, None if shown is None else [*shown])
-    resolved = options.resolved(batch_size=options.batch_size or latents.batch_size)
+    labels = condition.rows(len(latents)).labels
+    pixels = to_pixels(images)
+    write_images(output, pixels, options.columns, None if labels is None else list(labels))
+    resolved = replaced(options, batch_size=options.run.batch_size or latents.batch_size)
     record(output, "decode", resolved, model=model.name)
-    steps = len(latents.nodes) - 1
-    if options.json:
+    _tell(options, latents, seconds)
+    return 0
+
+
+def _tell(options: DecodeOptions, latents: Latents, seconds: float) -> None:
+    output, steps, unsolved = options.output.output, len(latents.nodes) - 1, latents.unsolved
+    if options.run.json:
         print_json(
             {
-                "output": str(output),
+                "output": output,
                 "images": len(latents),
                 "codec": latents.codec,
                 "steps": steps,
                 "seconds": round(seconds, 3),
-                "unsolved": latents.unsolved,
+                "unsolved": unsolved,
             }
         )
-    else:
-        print(
-            f"{output}: {len(latents)} images by {latents.codec} in {steps} steps, {seconds:.1f} s"
-        )
-        if latents.unsolved:
-            print(f"the encoding did not converge on {len(latents.unsolved)} of them")
-    return 0
+        return
+    print(f"{output}: {len(latents)} images by {latents.codec} in {steps} steps, {seconds:.1f} s")
+    if unsolved:
+        print(f"the encoding did not converge on {len(unsolved)} of them")

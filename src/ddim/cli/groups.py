@@ -8,21 +8,28 @@ by :func:`unset`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 if TYPE_CHECKING:
+    from ddim.latents.coding import Coding
     from ddim.model.condition import Condition
     from ddim.model.model import Model
     from ddim.samplers.sampler import Sampler
 
 __all__ = [
+    "CodecOptions",
     "ConditionOptions",
     "Count",
+    "DataConditionOptions",
     "DataOptions",
     "ForceOptions",
+    "GuidanceOptions",
+    "ModelArgument",
     "ModelOptions",
+    "NamedModelOptions",
     "NetworkOptions",
     "OutputOptions",
     "ReportOptions",
@@ -57,18 +64,16 @@ Count = Annotated[int, tyro.conf.arg(aliases=("-n",))]
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelOptions:
-    """Which network, and how it is taken."""
+class NamedModelOptions:
+    """Which network."""
 
     model: str = "mnist"
     """Shipped model, model folder, training run, checkpoint of any known kind, FILE.py:NAME."""
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    """Precision of the network; the states are at least float32."""
     null_label: Annotated[int | None, unset("the model's own", "LABEL")] = None
     """The label that stands for no class, which guidance needs."""
 
-    def open(self, run: NetworkOptions) -> Model:
-        """The model, on the device and in the precision that are asked for.
+    def open(self, run: NetworkOptions, dtype: str = "float32") -> Model:
+        """The model, on the device that is asked for and in a precision.
 
         Raises:
             InputError: as :func:`ddim.load`.
@@ -80,7 +85,31 @@ class ModelOptions:
 
         set_threads(run.threads)
         model = load(self.model, device=run.device, null_label=self.null_label)
-        return model.to(dtype=getattr(torch, self.dtype))
+        return model.to(dtype=getattr(torch, dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions(NamedModelOptions):
+    """Which network, and how it is taken."""
+
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Precision of the network; the states are at least float32."""
+
+    def open(self, run: NetworkOptions, dtype: str | None = None) -> Model:
+        """The model, in the precision that is asked for unless another is given.
+
+        Raises:
+            InputError: as :func:`ddim.load`.
+        """
+        return super().open(run, dtype or self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelArgument(ModelOptions):
+    """Which network, and how it is taken."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = "mnist"
+    """Shipped model, model folder, training run, checkpoint of any known kind, FILE.py:NAME."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +170,63 @@ class SweepOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ConditionOptions:
-    """What the images are conditioned on."""
+class CodecOptions:
+    """Codec, steps and nodes."""
+
+    codec: str = "obelm"
+    """obelm, ddim, implicit, edict or bdia; also with steps and nodes: obelm:steps=20."""
+    steps: Annotated[int | None, unset("50", "INT")] = None
+    """Steps, from 1 to T; a list of nodes has its own number of them."""
+    nodes: Annotated[tuple[str, ...], unset("uniform", "NAME|K ...")] = ()
+    """Where the steps stop: uniform, quadratic, log-snr and so on, or a list like 500,250,1."""
+
+    def coding(self) -> Coding:
+        """What they spell.
+
+        Raises:
+            InputError: as :meth:`ddim.latents.coding.Coding.parse`.
+        """
+        from ddim.latents.coding import Coding
+
+        return Coding.parse(self.codec, self.steps, "-".join(self.nodes) or None)
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceOptions:
+    """Which classes, and how much they count."""
 
     labels: Annotated[tuple[int, ...], unset("every class in turn", "LABEL ...")] = ()
     """Classes, repeated in this order."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 is none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConditionOptions(GuidanceOptions):
+    """What images of a data set are conditioned on."""
+
+    labels: Annotated[tuple[int, ...], unset("those of the data", "LABEL ...")] = ()
+    """Classes instead of the data's, repeated in this order."""
+
+    def condition(self, found: Sequence[int] | None, clip: bool | None = False) -> Condition:
+        """What they say.
+
+        Args:
+            found: the labels of the data, if they have any.
+            clip: clip the predicted x0, or do not; None for the model's default.
+
+        Raises:
+            InputError: as :class:`ddim.Condition`.
+        """
+        from ddim.model.condition import Condition
+
+        return Condition(self.labels or found, guidance=self.guidance, clip=clip)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionOptions(GuidanceOptions):
+    """What the images are conditioned on."""
+
     clip: Annotated[
         bool | None, tyro.conf.FlagConversionOff, unset("the model's default", "{true,false}")
     ] = None

@@ -7,18 +7,26 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from ddim.base.errors import InputError, unknown
+from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
-from ddim.cli.files import DataOptions, read_images
-from ddim.cli.options import parse
+from ddim.cli.files import read_images
+from ddim.cli.groups import (
+    CodecOptions,
+    DataOptions,
+    ModelOptions,
+    OutputOptions,
+    RunOptions,
+    unset,
+)
+from ddim.cli.options import flat, parse, replaced
 from ddim.cli.report import print_json, record
-from ddim.cli.sampler import RunOptions, open_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddim.latents.coding import Coding
     from ddim.latents.record import Latents
     from ddim.model.model import Model
 
@@ -26,103 +34,217 @@ __all__ = ["InterpolateOptions", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class InterpolateOptions(RunOptions, DataOptions):
+class _OneLatentCodec(CodecOptions):
+    """Codec, steps and nodes."""
+
+    codec: Annotated[str, unset("ddim", "CODEC")] = ""
+    """ddim, whose one latent interpolates most cleanly, implicit, obelm, edict or bdia."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _DecodingRun(RunOptions):
+    """How to run."""
+
+    batch_size: Annotated[
+        int | None, unset("that of --latents, or what `ddim sample` takes", "INT")
+    ] = None
+    """Images in one network call; it decides the last bits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InterpolateOptions:
     """Interpolate between latents on the sphere, and decode (the paper's figure 6).
 
-    --between names two images for a line or four for a square (top left, top right, bottom left,
-    bottom right): of those that `ddim sample --seed` draws, or with --data real images, which are
-    encoded first, or with --latents images encoded before. --output NAME.png is a picture,
-    NAME.webp or NAME.gif an animation: along the line, or row by row through the square.
+    Two images make a line and four a square (top left, top right, bottom left, bottom right). They
+    are drawn, as `ddim sample --seed` draws them; or real ones of --data, which are encoded first;
+    or of --latents, encoded before. The predicted x0 is not clipped, since clipping cannot be
+    undone. An --output NAME.png is a picture, NAME.webp or NAME.gif an animation: along the line,
+    or row by row through the square.
     """
 
-    data: str = ""
-    """Interpolate between images of this: a data set's name, an image, a folder, an .npz."""
-    model: str = "mnist"
-    """A shipped model's name, a model folder, a training run or its checkpoint."""
-    between: tuple[int, ...] = (0, 1)
-    """Two images, or four."""
+    EXAMPLES: ClassVar = (
+        "ddim interpolate --between 0 3 --frames 11 --steps 20",
+        "ddim interpolate --data mnist --between 0 1 2 3 --output square.webp",
+    )
+
+    between: Annotated[tuple[int, ...], unset("none", "INT ...")] = (0, 1)
+    """Two images, or four, by their numbers."""
     frames: int = 11
     """Images along a side, the ends included."""
     seed: int = 0
     """Seed of the noise, for drawn images."""
-    latents: str | None = None
+    labels: Annotated[tuple[int, ...], unset("none", "LABEL ...")] = ()
+    """Classes of --between, repeated in this order, for drawn images."""
+    latents: Annotated[str | None, unset("none", "FILE")] = None
     """A file that `ddim encode` wrote."""
-    codec: str | None = None
-    """ddim if not given: its one latent interpolates most cleanly. implicit, obelm, edict, bdia."""
-    steps: int | None = None
-    """Steps, from 1 to T; 50 if neither this nor a list of nodes is given."""
-    nodes: str = "uniform"
-    """Where the steps stop: uniform, quadratic, log-snr, or a falling list like 500,250,0."""
-    labels: tuple[int, ...] = ()
-    """For drawn images of a class-conditional model, the class of each of --between."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Precision of the network and of the latents."""
-    output: str = "interpolation.png"
-    """The file."""
+    data: DataOptions = DataOptions(data="")
+    model: ModelOptions = ModelOptions()
+    codec: _OneLatentCodec = _OneLatentCodec()
+    output: OutputOptions = OutputOptions(output="interpolation.png")
+    run: _DecodingRun = _DecodingRun()
+
+    def check(self) -> Path:
+        """The output, if it is one that can be written.
+
+        Raises:
+            InputError: it is not, or other options contradict each other.
+        """
+        output = Path(self.output.output)
+        if output.suffix.lower() not in (".png", ".webp", ".gif"):
+            raise InputError(f"--output is a .png, .webp or .gif file, not {output.name}")
+        if self.frames < 2:
+            raise InputError(f"--frames must be at least 2, the two ends, not {self.frames}")
+        if len(self.between) not in (2, 4):
+            raise InputError(f"--between takes 2 images or 4, not {len(self.between)}")
+        if self.latents is not None:
+            self._refuse("--latents says all about its images", *OF_THE_LATENTS)
+        elif self.data.data:
+            self._refuse("the labels of --data are its own", "labels")
+            self._refuse("--data are not drawn", "seed")
+        else:
+            self._refuse("without --data images are drawn", "data_root", "split")
+        refuse_existing(output, force=self.output.force)
+        return output
+
+    def _refuse(self, why: str, *names: str) -> None:
+        """Refuse options that have no part in this run."""
+        given, plain = flat(self), flat(InterpolateOptions())
+        for name in names:
+            if given[name] != plain[name]:
+                raise InputError(f"{why}: --{name.replace('_', '-')} does not fit")
+
+
+OF_THE_LATENTS = (
+    *("data", "data_root", "split", "codec", "steps", "nodes", "labels", "dtype", "seed"),
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; see :class:`InterpolateOptions`."""
     options = parse(InterpolateOptions, "interpolate", argv)
-    output = Path(options.output)
-    kind = output.suffix.lower()
-    if kind not in (".png", ".webp", ".gif"):
-        raise InputError(f"--output is a .png, .webp or .gif file, not {output.name}")
-    if options.frames < 2:
-        raise InputError(f"--frames must be at least 2, the two ends, not {options.frames}")
-    plain = InterpolateOptions()
-    if options.latents is not None:
-        for name in ("data", "codec", "labels", "steps", "nodes", "dtype", "seed"):
-            if getattr(options, name) != getattr(plain, name):
-                raise InputError(f"--latents says all about its images: --{name} does not fit")
-    if options.data and options.labels:
-        raise InputError("the labels of --data are its own: --labels does not fit")
-    if len(options.between) not in (2, 4):
-        raise InputError(f"--between takes 2 images or 4, not {len(options.between)}")
-    refuse_existing(output, force=options.force)
+    output = options.check()
 
-    from ddim.data import pixels as images
+    from ddim.data.pixels import to_pixels
     from ddim.latents.coding import decode
-    from ddim.latents.record import Latents
     from ddim.latents.slerp import interpolate
 
     start = time.perf_counter()
     if options.latents is not None:
-        latents = Latents.load(options.latents)
-        dtype = str(latents.dtype).removeprefix("torch.")
-        model, corners = open_model(options.model, options, dtype), list(options.between)
-        latents.check(model)
+        model, latents = _read(options, options.latents)
+        corners = list(options.between)
     else:
-        model = open_model(options.model, options, options.dtype)
-        latents = _latents(options, model)
-        corners = list(range(len(options.between)))
-    if options.batch_size is not None:
-        latents = dataclasses.replace(latents, batch_size=options.batch_size)
+        options = replaced(options, codec=options.codec.codec or "ddim")
+        model, latents, steps = _made(options)
+        corners, options = list(range(len(options.between))), replaced(options, steps=steps)
     shares = [i / (options.frames - 1) for i in range(options.frames)]
     between = interpolate(latents, corners, shares)
-    pixels = images.to_pixels(decode(model, between, progress=not options.quiet))
-    if kind == ".png":
-        images.save_image(output, pixels, options.frames)
-    else:
-        images.save_animation(output, _there_and_back(pixels, options.frames))
+    decoded = decode(
+        model, between, batch_size=options.run.batch_size, progress=not options.run.quiet
+    )
+    _write(output, to_pixels(decoded), options.frames)
     seconds = time.perf_counter() - start
-    record(output, "interpolate", options.resolved(batch_size=latents.batch_size), model=model.name)
+    resolved = replaced(options, batch_size=options.run.batch_size or latents.batch_size)
+    record(output, "interpolate", resolved, model=model.name)
     failed = set(latents.unsolved)
     unsolved = [i for i, at in zip(options.between, corners, strict=True) if at in failed]
-    facts = {
-        "output": str(output),
-        "images": len(between),
-        "codec": between.codec,
-        "steps": len(between.nodes) - 1,
-        "seconds": round(seconds, 3),
-        "unsolved": unsolved,
-    }
-    if options.json:
-        print_json(facts)
+    _tell(options, between, unsolved, seconds)
+    return 1 if unsolved else 0
+
+
+def _read(options: InterpolateOptions, path: str) -> tuple[Model, Latents]:
+    """Latents of a file, and their model."""
+    from ddim.latents.record import Latents
+
+    latents = Latents.load(path)
+    model = options.model.open(options.run, str(latents.dtype).removeprefix("torch."))
+    latents.check(model)
+    return model, latents
+
+
+def _made(options: InterpolateOptions) -> tuple[Model, Latents, int]:
+    """The model, the latents of the images that are named, in their order, and the steps."""
+    import torch
+
+    from ddim.latents.coding import encode
+    from ddim.model.condition import Condition
+
+    coding = options.codec.coding()
+    if not options.data.data and coding.codec != "ddim":
+        raise InputError("images that are drawn have one latent, which is of the codec ddim")
+    model = options.model.open(options.run)
+    if options.data.data:
+        images, labels = read_images(options.data, model, list(options.between))
+        latents = encode(
+            model,
+            images,
+            codec=coding.codec,
+            steps=coding.sampler.steps,
+            nodes=coding.sampler.nodes,
+            condition=Condition(labels, clip=False),
+            batch_size=options.run.batch_size,
+            dtype=getattr(torch, options.model.dtype),
+            progress=not options.run.quiet,
+        )
+    else:
+        latents = _drawn(options, model, coding)
+    return model, latents, coding.sampler.steps or len(latents.nodes) - 1
+
+
+def _drawn(options: InterpolateOptions, model: Model, coding: Coding) -> Latents:
+    """The latents that `ddim sample` would start from, at the size of its noise."""
+    import torch
+
+    from ddim.latents.record import Latents
+    from ddim.model.condition import Condition
+    from ddim.model.drawing import pick_batch_size
+    from ddim.noise.draws import Noise
+
+    condition = Condition(options.labels or None).check(model, len(options.between))
+    nodes = coding.place(model.schedule)
+    spread = model.schedule.level(nodes[0]).spread
+    dtype = getattr(torch, options.model.dtype)
+    noise = Noise(options.seed, options.between, model.shape, model.device, dtype)(0)
+    return Latents(
+        ((spread * noise).cpu(),),
+        coding.codec,
+        nodes,
+        model.name,
+        model.identity,
+        pick_batch_size(model, options.run.batch_size),
+        condition,
+        schedule=model.schedule.spec,
+    )
+
+
+def _write(output: Path, pixels: Tensor, frames: int) -> None:
+    """Write a picture, or an animation along the line or through the square."""
+    from ddim.data import pixels as images
+
+    if output.suffix.lower() == ".png":
+        images.save_image(output, pixels, frames)
+    else:
+        images.save_animation(output, _there_and_back(pixels, frames))
+
+
+def _tell(
+    options: InterpolateOptions, between: Latents, unsolved: Sequence[int], seconds: float
+) -> None:
+    output, steps = options.output.output, len(between.nodes) - 1
+    if options.run.json:
+        print_json(
+            {
+                "output": output,
+                "images": len(between),
+                "codec": between.codec,
+                "steps": steps,
+                "seconds": round(seconds, 3),
+                "unsolved": list(unsolved),
+            }
+        )
     else:
         print(
             f"{output}: {len(between)} images between {', '.join(map(str, options.between))} by "
-            f"{between.codec} in {facts['steps']} steps, {seconds:.1f} s"
+            f"{between.codec} in {steps} steps, {seconds:.1f} s"
         )
     if unsolved:
         print(
@@ -130,61 +252,6 @@ def main(argv: Sequence[str]) -> int:
             f"({', '.join(map(str, unsolved))})",
             file=sys.stderr,
         )
-    return 1 if unsolved else 0
-
-
-def _latents(options: InterpolateOptions, model: Model) -> Latents:
-    """Latents of the images that are named, in their order."""
-    import torch
-
-    from ddim.latents.codecs import CODECS
-    from ddim.latents.coding import codec_nodes, encode
-    from ddim.latents.record import Latents
-    from ddim.model.drawing import pick_batch_size
-    from ddim.noise.draws import Noise
-
-    codec = options.codec or "ddim"
-    batch_size = pick_batch_size(model, options.batch_size)
-    dtype = getattr(torch, options.dtype)
-    if options.data:
-        images, labels = read_images(options, model, list(options.between))
-        return encode(
-            model,
-            images,
-            steps=options.steps,
-            codec=codec,
-            nodes=options.nodes,
-            labels=labels,
-            batch_size=batch_size,
-            dtype=dtype,
-            progress=not options.quiet,
-        )
-    if codec not in CODECS:
-        raise unknown("codec", codec, CODECS)
-    if codec != "ddim":
-        raise InputError("images that are drawn have one latent, which is of the codec ddim")
-    labels = None
-    if model.classes is not None:
-        if len(options.labels) not in (1, len(options.between)):
-            raise InputError(
-                f"{model.name} is class-conditional: give --labels, one or one for each corner"
-            )
-        labels = options.labels * (len(options.between) // len(options.labels))
-    elif options.labels:
-        raise InputError(f"{model.name} has no classes: --labels means nothing to it")
-    nodes = codec_nodes(model, codec, options.nodes, options.steps)
-    spread = model.schedule.level(nodes[0]).spread
-    noise = Noise(options.seed, options.between, model.shape, model.device, dtype)(0)
-    return Latents(
-        ((spread * noise).cpu(),),
-        codec,
-        nodes,
-        model.name,
-        model.identity,
-        batch_size,
-        labels,
-        schedule=model.schedule.spec,
-    )
 
 
 def _there_and_back(pixels: Tensor, frames: int) -> list[Tensor]:

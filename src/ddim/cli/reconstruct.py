@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from ddim.base.errors import InputError
 from ddim.base.files import read_json, refuse_existing, write_bytes, write_json
 from ddim.base.records import read_toml
-from ddim.cli.files import DataOptions, make_figure, read_images, save_figure
-from ddim.cli.options import parse
-from ddim.cli.report import print_json, record, table
-from ddim.cli.sampler import RunOptions, open_model
+from ddim.cli.files import make_figure, read_images, save_figure
+from ddim.cli.groups import (
+    Count,
+    DataConditionOptions,
+    DataOptions,
+    NamedModelOptions,
+    OutputOptions,
+    RunOptions,
+    Switch,
+    unset,
+)
+from ddim.cli.options import flat, listed, parse, replaced
+from ddim.cli.report import SILENT, print_json, record, table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddim.latents.coding import Coding
+    from ddim.latents.record import Latents
+    from ddim.model.condition import Condition
     from ddim.model.model import Model
 
 __all__ = ["ReconstructOptions", "main"]
@@ -32,97 +41,155 @@ SHOWN = 10
 DTYPES = ("float32", "float64")
 
 
+class _Case(NamedTuple):
+    """A line of the table: a codec as it is spelled and as it is, and a precision."""
+
+    text: str
+    coding: Coding
+    dtype: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.text} {self.dtype} {self.coding.sampler.steps}"
+
+
 @dataclasses.dataclass(frozen=True)
-class ReconstructOptions(RunOptions, DataOptions):
+class ReconstructOptions:
     """Encode real images, decode the latents, and compare.
 
-    A line for each codec, precision and number of steps: the mean squared error per dimension on
-    [0, 1], as in Table 2 of the paper; root mean square and largest error on [-1, 1]; for implicit
-    the share of images that converged, and the error of those. Into the folder --output go the
+    A line for each codec, precision and number of steps: the mean squared error per dimension of
+    images in [0, 1], as in Table 2 of the paper; root mean square and largest error of images
+    in [-1, 1]; for implicit the share of images that converged, and the error of those. The
+    predicted x0 is not clipped, since clipping cannot be undone. The folder --output holds the
     table (errors.md, errors.json), a plot (errors.png) and a picture of originals, latents and
     reconstructions (images.png). If implicit did not converge on all, the exit status is 1.
     """
 
-    model: str = "mnist"
-    """A shipped model's name, a model folder, a training run or its checkpoint."""
-    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 16
+    EXAMPLES: ClassVar = (
+        "ddim reconstruct --data mnist -n 16",
+        "ddim reconstruct --codecs obelm,edict --steps 10,50 --dtypes float32,float64",
+    )
+
+    n: Count = 16
     """How many images, from the first on."""
-    codecs: tuple[str, ...] = ("ddim", "obelm", "implicit", "edict", "bdia")
-    """Which codecs."""
-    steps: tuple[int, ...] = (10, 20, 50, 100)
-    """Which numbers of steps, from 1 to T."""
-    dtypes: tuple[str, ...] = ("float32",)
-    """Precisions of the network and of the states: float32, float64 or both."""
+    codecs: Annotated[tuple[str, ...], unset("none", "CODEC ...")] = (
+        "ddim",
+        "obelm",
+        "implicit",
+        "edict",
+        "bdia",
+    )
+    """obelm, ddim, implicit, edict, bdia."""
+    steps: Annotated[tuple[int, ...], unset("none", "INT ...")] = (10, 20, 50, 100)
+    """Numbers of steps, each from 1 to T."""
     nodes: str = "uniform"
-    """Where the steps stop: uniform, quadratic or log-snr."""
-    output: str = "reconstruct"
-    """The folder."""
-    resume: bool = False
-    """Go on with a folder that an earlier, interrupted run of the same options began."""
+    """Family of nodes: uniform, quadratic, log-snr and so on."""
+    dtypes: Annotated[tuple[str, ...], unset("none", "NAME ...")] = ("float32",)
+    """Precisions of the network and of the states: float32, float64 or both."""
+    data: DataOptions = DataOptions()
+    model: NamedModelOptions = dataclasses.field(default_factory=NamedModelOptions)
+    condition: DataConditionOptions = dataclasses.field(default_factory=DataConditionOptions)
+    output: OutputOptions = OutputOptions(output="reconstruct")
+    resume: Switch = False
+    """Resume a folder that an earlier, interrupted run of the same options began."""
+    run: RunOptions = RunOptions()
+
+    def check(self) -> Path:
+        """The output, if it is one that can be written.
+
+        Raises:
+            InputError: it is not, or there is nothing to measure.
+        """
+        output = Path(self.output.output)
+        for dtype in self.dtypes:
+            if dtype not in DTYPES:
+                raise InputError(f"--dtypes are {' or '.join(DTYPES)}, not {dtype!r}")
+        if self.n < 1:
+            raise InputError(f"-n must be at least 1, not {self.n}")
+        if not (self.codecs and self.steps and self.dtypes):
+            raise InputError("--codecs, --steps and --dtypes need at least one each")
+        if self.nodes[:1].isdigit():
+            raise InputError("--nodes is the name of a family here: lists have their own length")
+        if output.suffix:
+            raise InputError(f"--output is a folder, not {output.name}")
+        if not self.resume:
+            refuse_existing(output, force=self.output.force)
+        return output
+
+    def cases(self) -> list[_Case]:
+        """Every combination of the lists, each once.
+
+        Raises:
+            InputError: as :meth:`ddim.latents.coding.Coding.parse`.
+        """
+        from ddim.latents.coding import Coding
+
+        return [
+            _Case(codec, Coding.parse(codec, steps, self.nodes), dtype)
+            for codec in listed(self.codecs)
+            for dtype in listed(self.dtypes)
+            for steps in dict.fromkeys(self.steps)
+        ]
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; see :class:`ReconstructOptions`."""
     options = parse(ReconstructOptions, "reconstruct", argv)
-    output = Path(options.output)
-    for dtype in options.dtypes:
-        if dtype not in DTYPES:
-            raise InputError(f"--dtypes are {' or '.join(DTYPES)}, not {dtype!r}")
-    if options.n < 1:
-        raise InputError(f"-n must be at least 1, not {options.n}")
-    if not (options.codecs and options.steps and options.dtypes):
-        raise InputError("--codecs, --steps and --dtypes need at least one each")
-    if options.nodes[:1].isdigit():
-        raise InputError("--nodes is the name of a family here: lists have their own length")
-    if output.suffix:
-        raise InputError(f"--output is a folder, not {output.name}")
-    if not options.resume:
-        refuse_existing(output, force=options.force)
+    output, cases = options.check(), options.cases()
 
-    from ddim.latents.coding import codec_nodes
-
-    model = open_model(options.model, options)
-    images, labels = read_images(options, model, options.n)
-    cells = [(c, d, s) for c in options.codecs for d in options.dtypes for s in options.steps]
-    for codec, _, steps in cells:
-        codec_nodes(model, codec, options.nodes, steps)
     from ddim.model.drawing import pick_batch_size
 
-    batch_size = pick_batch_size(model, options.batch_size)
-    resolved = options.resolved(batch_size=batch_size, n=len(images), resume=False)
+    model = options.model.open(options.run)
+    for case in cases:
+        case.coding.place(model.schedule)
+    labelled = not options.condition.labels
+    images, found = read_images(options.data, model, options.n, labelled=labelled)
+    condition = options.condition.condition(found).check(model, len(images))
+    size = pick_batch_size(model, options.run.batch_size)
+    resolved = replaced(options, n=len(images), batch_size=size, resume=False)
     subject = _subject(model, images)
     done = _earlier(output, resolved, subject) if options.resume else {}
     output.mkdir(parents=True, exist_ok=True)
     record(output, "reconstruct", resolved, model=model.name, identity=model.identity)
     rows: dict[str, dict[str, Any]] = {}
-    for codec, dtype, steps in cells:
-        key = f"{codec} {dtype} {steps}"
-        rows[key] = done.get(key) or _measure(
-            model, images, labels, codec, dtype, steps, options, batch_size
-        )
+    for case in cases:
+        rows[case.key] = done.get(case.key) or _measure(model, images, condition, case, resolved)
         write_json(output / "errors.json", {"of": subject, "rows": {**done, **rows}})
-    shown = [_line(row) for row in rows.values()]
-    write_bytes(output / "errors.md", _markdown(shown).encode())
+    shown = list(rows.values())
+    _write(output, shown)
+    first = options.dtypes[0], options.steps[0]
+    pictured = [case for case in cases if (case.dtype, case.coding.sampler.steps) == first]
+    _picture(output / "images.png", model, images[:SHOWN], condition[:SHOWN], pictured, resolved)
+    return _tell(resolved, model, shown)
+
+
+def _write(output: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the table and its plot."""
+    write_bytes(output / "errors.md", _markdown([_line(row) for row in rows]).encode())
     try:
-        save_figure(output / "errors.png", _plot(list(rows.values())))
+        save_figure(output / "errors.png", _plot(rows))
     except InputError as error:  # no matplotlib
         print(f"ddim reconstruct: no errors.png: {error}", file=sys.stderr)
-    _picture(output / "images.png", model, images[:SHOWN], labels, options, batch_size)
-    if options.json:
-        print_json({"output": str(output), "images": len(images), "rows": list(rows.values())})
+
+
+def _tell(options: ReconstructOptions, model: Model, rows: list[dict[str, Any]]) -> int:
+    """Print the results; the exit status."""
+    output = options.output.output
+    if options.run.json:
+        print_json({"output": output, "images": options.n, "rows": rows})
     else:
-        print(table(shown))
+        print(table([_line(row) for row in rows]))
         print(
-            f"\n{output}: {len(images)} images of {options.data}, {model.name}, "
-            f"batch_size {batch_size}"
+            f"\n{output}: {options.n} images of {options.data.data}, {model.name}, "
+            f"batch size {options.run.batch_size}"
         )
-    failed = [row for row in rows.values() if row["unsolved"]]
+    failed = [row for row in rows if row["unsolved"]]
     for row in failed:
-        listed = ", ".join(map(str, row["unsolved"][:20]))
+        named = ", ".join(map(str, row["unsolved"][:20]))
         more = ", …" if len(row["unsolved"]) > 20 else ""
         print(
             f"ddim reconstruct: implicit, {row['steps']} steps, {row['dtype']}: "
-            f"{len(row['unsolved'])} of {len(images)} images did not converge ({listed}{more})",
+            f"{len(row['unsolved'])} of {options.n} images did not converge ({named}{more})",
             file=sys.stderr,
         )
     return 1 if failed else 0
@@ -140,12 +207,11 @@ def _earlier(output: Path, resolved: ReconstructOptions, subject: dict[str, str]
     if not path.exists():
         refuse_existing(output, force=False)
         return {}
-    now = json.loads(json.dumps(dataclasses.asdict(resolved)))
-    before = read_toml(path, list(now))
-    for key, value in now.items():
-        free = key in ("codecs", "steps", "dtypes", "output", "resume")
-        if not free and before.get(key) not in (value, "None" if value is None else value):
-            raise InputError(f"{path} was begun with {key} = {before.get(key)}, not {value}")
+    before, now = read_toml(path, list(flat(resolved))), flat(resolved)
+    for key in now.keys() - {"codecs", "steps", "dtypes", "output", *SILENT}:
+        plain = list(now[key]) if isinstance(now[key], tuple) else now[key]  # pyright: ignore[reportArgumentType]
+        if before.get(key) != plain:
+            raise InputError(f"{path} was begun with {key} = {before.get(key)}, not {plain}")
     if not (output / "errors.json").exists():
         return {}
     found = read_json(output / "errors.json")
@@ -155,47 +221,61 @@ def _earlier(output: Path, resolved: ReconstructOptions, subject: dict[str, str]
     return found["rows"]
 
 
-def _measure(
+def _coded(
     model: Model,
     images: Tensor,
-    labels: list[int] | None,
-    codec: str,
-    dtype: str,
-    steps: int,
+    condition: Condition,
+    case: _Case,
     options: ReconstructOptions,
-    batch_size: int,
-) -> dict[str, Any]:
+    quiet: bool,
+) -> tuple[Latents, Tensor]:
+    """The latents of images, and what they decode to."""
     import torch
 
     from ddim.latents.coding import decode, encode
-    from ddim.samplers.methods.reversible import amplification
 
-    kind = getattr(torch, dtype)
-    model = model.to(dtype=kind)
-    start = time.perf_counter()
+    dtype = getattr(torch, case.dtype)
+    model = model.to(dtype=dtype)
     latents = encode(
         model,
         images,
-        steps=steps,
-        codec=codec,
-        nodes=options.nodes,
-        labels=labels,
-        clip=False,
-        batch_size=batch_size,
-        dtype=kind,
-        progress=not options.quiet,
+        codec=case.coding.codec,
+        steps=case.coding.sampler.steps,
+        nodes=case.coding.sampler.nodes,
+        condition=condition,
+        batch_size=options.run.batch_size,
+        dtype=dtype,
+        progress=not quiet,
     )
-    decoded = decode(model, latents, progress=not options.quiet)
+    return latents, decode(model, latents, progress=not quiet)
+
+
+def _measure(
+    model: Model,
+    images: Tensor,
+    condition: Condition,
+    case: _Case,
+    options: ReconstructOptions,
+) -> dict[str, Any]:
+    """A line's numbers."""
+    import torch
+
+    from ddim.latents.codecs import decoder
+    from ddim.samplers.methods.reversible import amplification
+
+    start = time.perf_counter()
+    latents, decoded = _coded(model, images, condition, case, options, options.run.quiet)
     error = (decoded.double() - images.double()).flatten(1)
+    calls = decoder(model.schedule, latents.nodes, latents.codec).calls
     unsolved = latents.unsolved
     kept = torch.ones(len(images), dtype=torch.bool)
     kept[unsolved] = False
     good = error[kept]
     row: dict[str, Any] = {
-        "codec": codec,
-        "dtype": dtype,
+        "codec": case.text,
+        "dtype": case.dtype,
         "steps": len(latents.nodes) - 1,
-        "calls": latents.calls + _decoder_calls(model, latents),
+        "calls": latents.calls + calls * (1 if condition.guidance == 1 else 2),
         "mse01": error.square().mean().item() / 4,
         "rms": error.square().mean().sqrt().item(),
         "max": error.abs().max().item(),
@@ -210,15 +290,9 @@ def _measure(
             "residuals": latents.residual.tolist(),
             "image_rms": error.square().mean(dim=1).sqrt().tolist(),
         }
-    if codec == "edict":
-        row["amplification"] = amplification(0.93, steps)
+    if latents.codec == "edict":
+        row["amplification"] = amplification(0.93, len(latents.nodes) - 1)
     return row
-
-
-def _decoder_calls(model: Model, latents: Any) -> int:
-    from ddim.latents.codecs import decoder
-
-    return decoder(model.schedule, latents.nodes, latents.codec).calls
 
 
 def _line(row: Mapping[str, Any]) -> dict[str, object]:
@@ -276,32 +350,18 @@ def _picture(
     path: Path,
     model: Model,
     images: Tensor,
-    labels: list[int] | None,
+    condition: Condition,
+    cases: Sequence[_Case],
     options: ReconstructOptions,
-    batch_size: int,
 ) -> None:
-    """Rows: originals; then, for each codec at the first number of steps, latents and decoded."""
+    """Rows: originals; then, for each of the cases, latents and decoded."""
     import torch
 
     from ddim.data.pixels import save_image
-    from ddim.latents.coding import decode, encode
 
-    kind = getattr(torch, options.dtypes[0])
-    model = model.to(dtype=kind)
-    labels = None if labels is None else labels[: len(images)]
     rows = [images]
-    for codec in options.codecs:
-        latents = encode(
-            model,
-            images,
-            steps=options.steps[0],
-            codec=codec,
-            nodes=options.nodes,
-            labels=labels,
-            clip=False,
-            batch_size=batch_size,
-            dtype=kind,
-        )
+    for case in cases:
+        latents, decoded = _coded(model, images, condition, case, options, quiet=True)
         # Noise of ±3 standard deviations fits into the scale of pictures.
-        rows += [latents.tensors[0].float() / 3, decode(model, latents).float()]
+        rows += [latents.tensors[0].float() / 3, decoded.float()]
     save_image(path, torch.cat(rows), len(images))

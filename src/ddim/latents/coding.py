@@ -237,9 +237,9 @@ def decode(
 
 def _refuse_clipping(model: Model, clip: bool | None) -> None:
     if clip or (clip is None and model.clipping.kind != "none"):
-        by = "" if clip else f", which {model.name} does by default"
+        by = "" if clip else f", which {model.name} does by default,"
         raise InputError(
-            f"clipping x0{by}, cannot be undone: many states lead to one image; switch it off "
+            f"clipping x0{by} cannot be undone: many states lead to one image; switch it off "
             "(clip=False)"
         )
 
