@@ -53,7 +53,7 @@ def test_a_checkpoint_becomes_a_folder(ddim, checkpoint, tmp_path, caplog):
     loaded = load(tmp_path / "folder")
     weights = loaded.net.state_dict()
     assert all(torch.equal(weights[key], value) for key, value in own.items())
-    assert loaded.facts["assumed"][1].startswith("image_size 16")
+    assert loaded.facts.assumed[1].startswith("image_size 16")
 
 
 def test_what_is_told_is_not_assumed(ddim, checkpoint, caplog):
@@ -101,7 +101,7 @@ def test_sources_that_are_nothing(fails, tmp_path):
     fails(2, "unknown model 'nothing'", "convert", "nothing", "folder")
     (tmp_path / "x.pt").write_bytes(b"PK\x03\x04")
     fails(2, "x.pt is neither a torch checkpoint nor", "convert", "x.pt", "folder")
-    fails(2, "DEST The folder to write", "convert", "x.pt")
+    fails(2, "DEST is missing", "convert", "x.pt")
 
 
 def test_the_record_of_a_conversion_is_a_configuration(ddim, tiny, tmp_path):
@@ -110,6 +110,49 @@ def test_the_record_of_a_conversion_is_a_configuration(ddim, tiny, tmp_path):
     (tmp_path / "two.toml").write_text(record.read_text().replace('"one"', '"two"'))
     assert ddim("convert", "--config", "two.toml").status == 0
     assert load(tmp_path / "one").identity == load(tmp_path / "two").identity
+
+
+def test_a_folder_with_both_weights_says_which_were_taken(ddim, tiny, tmp_path):
+    both = shutil.copytree(tiny, tmp_path / "both")
+    shutil.copytree(both / "unet", both / "unet_ema")
+    for flags, weights in ([[], "ema"], [["--weights", "net"], "net"]):
+        answer = ddim("convert", both, f"to-{weights}", "--json", *flags)
+        assert json.loads(answer.out)["weights"] == weights
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "warning"),
+    [
+        (["--steps", 4], "DDIMScheduler", ""),
+        (["--method", "dpmpp:order=2", "--steps", 4], "DPMSolverMultistepScheduler", ""),
+        (["--nodes", "20,9,0"], "DPMSolverMultistepScheduler", "timesteps=[19, 8])"),
+        (["--nodes", "20-9-0", "--method", "ddpm"], "DDPMScheduler", "timesteps=[19, 8])"),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_the_scheduler_is_a_sampler(ddim, tiny, tmp_path, flags, kind, warning):
+    answer = ddim("convert", tiny, "folder", "--json", *flags)
+    assert (answer.status, warning in answer.err) == (0, True)
+    assert answer.err == "" or answer.err.startswith("ddim convert: ")
+    config = json.loads((tmp_path / "folder/scheduler/scheduler_config.json").read_text())
+    assert config["_class_name"] == kind
+    assert json.loads(answer.out)["scheduler"]["config"]["_class_name"] == kind
+
+
+@pytest.mark.parametrize(
+    ("match", "flags"),
+    [
+        ("diffusers has no scheduler that runs heun", ["--method", "heun"]),
+        ("diffusers takes η at every call", ["--eta", 0.5]),
+        ("steps must be from 1 to T = 20, not 21", ["--steps", 21]),
+        ("tiny has no calibration", ["--method", "calibrated", "--steps", 4]),
+        ("unknown method 'dpmp': did you mean 'dpmpp'", ["--method", "dpmp"]),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_samplers_that_are_no_scheduler(fails, tiny, tmp_path, match, flags):
+    fails(2, match, "convert", tiny, "folder", *flags)
+    assert not (tmp_path / "folder").exists()
 
 
 def test_force_leaves_no_averaged_weights_of_the_model_before(ddim, tiny, conditional, tmp_path):

@@ -2,10 +2,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from ddim.checkpoints.calibration import write_calibration
+from ddim.model.opening import load
+from ddim.samplers.sampler import Sampler
 
 FAST = ("-n", 4, "--steps", 5, 2, "--threads", 1, "--device", "cpu", "--quiet")
 
@@ -44,7 +50,7 @@ def test_json(ddim, tiny):
         assert total in answer.err
 
 
-def test_without_ddpm_and_with_more_images_than_a_tile(ddim, tiny, tmp_path):
+def test_without_ddpm_and_with_more_images_than_a_batch(ddim, tiny, tmp_path):
     answer = ddim(
         "demo", "--model", tiny, "--no-ddpm", "--json", *FAST, "-n", 9, "--output", "new/a.png"
     )
@@ -57,7 +63,8 @@ def test_without_ddpm_and_with_more_images_than_a_tile(ddim, tiny, tmp_path):
 def test_the_record_given_back(ddim, fails, tiny, tmp_path):
     assert ddim("demo", "--model", tiny, "--force", *FAST).status == 0
     record = (tmp_path / "demo.png.run.toml").read_text().splitlines()
-    assert {"force = false", "batch_size = 8", "steps = [5, 2]", "# model: tiny"} <= set(record)
+    assert {"batch_size = 8", "steps = [5, 2]", "# model: tiny"} <= set(record)
+    assert not [line for line in record if line.startswith(("force", "json", "quiet"))]
     fails(2, "demo.png exists already", "demo", "--config", "demo.png.run.toml")
     assert ddim("demo", "--config", "demo.png.run.toml", "--output", "b.png").status == 0
 
@@ -66,12 +73,13 @@ def test_the_record_given_back(ddim, fails, tiny, tmp_path):
     ("match", "flags"),
     [
         ("steps must be from 1 to T = 20, not 50", ["--steps", 50]),
-        ("steps must be from 1 to T = 20, not 0", ["--steps", 5, 0]),
+        ("the number of steps must be at least 1, not 0", ["--steps", 5, 0]),
         ("-n must be at least 1, not 0", ["-n", 0]),
-        ("batch_size must be at least 1, not 0", ["--batch-size", 0]),
+        ("the batch size must be at least 1, not 0", ["--batch-size", 0]),
         ("threads must be at least 1, not -1", ["--threads", -1]),
         ("seed must be from 0", ["--seed", -1]),
         ("--output is a .png file, not demo.jpg", ["--output", "demo.jpg"]),
+        ("nothing is left to draw: give --steps", ["--no-ddpm", "--steps="]),
         ("unknown model 'mnits': did you mean 'mnist'", ["--model", "mnits"]),
         ("--step.* did you mean --steps", ["--step", 3]),
     ],
@@ -92,21 +100,13 @@ def test_interrupted(fails, tiny, tmp_path, monkeypatch):
 
 
 def test_a_calibrated_sampler_is_shown_where_there_is_one(ddim, tiny, tmp_path):
-    import shutil
-
-    import numpy as np
-
-    from ddim.calibration.search import CalibratedSampler, Calibration
-    from ddim.checkpoints.calibration import write_calibration
-    from ddim.model.opening import load
-
     copy = shutil.copytree(tiny, tmp_path / "copy")
     model = load(copy)
-    nodes = (20, 17, 14, 12, 10, 8, 6, 4, 2, 1, 0)
-    found = Calibration(
-        CalibratedSampler(nodes, "dpmpp"), {}, nodes, np.array([0.5]), (20, 0), (1, 1, 1)
+    sampler = Sampler("dpmpp", nodes=(20, 17, 14, 12, 10, 8, 6, 4, 2, 1, 0), order=2)
+    moments = (20, 0), np.array([0.5]), 1
+    write_calibration(
+        copy / "calibrated.json", model.identity, model.schedule, sampler, moments, {}
     )
-    write_calibration(model.calibration, model.identity, model.schedule, found, {})
     answer = ddim("demo", "--model", copy, "--no-ddpm", "--json", *FAST)
     runs = [(row["method"], row["network calls"]) for row in json.loads(answer.out)["runs"]]
     assert runs == [("DDIM", 5), ("DDIM", 2), ("calibrated", 10)]

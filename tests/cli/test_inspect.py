@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ddim.checkpoints.calibration import write_calibration
+from ddim.model.opening import load
 from ddim.noise.schedule import Schedule
-from ddim.samplers.sampler import make_tableau
+from ddim.samplers.sampler import Sampler, make_tableau
 
 
 def strict(text: str) -> dict:
@@ -99,6 +102,32 @@ def test_the_schedule_of_a_model(ddim, tiny):
     assert found["nodes"] == [20, 10, 0]
 
 
+def test_models_that_are_none(fails):
+    fails(2, "unknown model 'mnst': did you mean 'mnist'", "inspect", "--model", "mnst")
+
+
+def test_a_model_of_ones_own(ddim, tiny, tmp_path):
+    code = f"import ddim\ndef own():\n    return ddim.load({str(tiny)!r})\n"
+    (tmp_path / "mine.py").write_text(code)
+    found = ddim("inspect", "--model", "mine.py:own", "--steps", 2)
+    assert found.out == ddim("inspect", "--model", tiny, "--steps", 2).out
+
+
+def test_what_calibration_found_for_a_model(ddim, fails, tiny, tmp_path):
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    model = load(copy)
+    sampler = Sampler("dpmpp", nodes=(20, 13, 5, 0), order=3)
+    moments = (20, 10, 0), np.array([0.5, 0.4]), 1
+    write_calibration(
+        copy / "calibrated.json", model.identity, model.schedule, sampler, moments, {}
+    )
+    inspect = ("inspect", "--model", copy, "--json")
+    found = strict(ddim(*inspect, "--method", "calibrated", "--steps", 3).out)
+    assert (found["nodes"], found["tableau"]["method"]) == ([20, 13, 5, 0], "calibrated dpmpp")
+    fails(2, "tiny is calibrated for 3 steps, not for 10", *inspect, "--method", "calibrated")
+    assert len(strict(ddim(*inspect, "--method", "analytic", "--steps", 4).out)["nodes"]) == 5
+
+
 @pytest.mark.parametrize("extra", [[], ["--zero-snr"], ["--schedule", "flow"]], ids=str)
 def test_plot(ddim, tmp_path, extra):
     pytest.importorskip("matplotlib")
@@ -128,11 +157,14 @@ def test_plots_without_matplotlib(fails, ddim, tmp_path, monkeypatch):
     [
         ("T must be at least 1, not 0", ["--T", 0]),
         ("steps must be from 1 to T = 20, not 21", ["--steps", 21]),
-        ("steps must be from 1 to T = 20, not 0", ["--steps", 0]),
-        ("invalid choice 'linaer' for argument '--schedule'", ["--schedule", "linaer"]),
+        ("the number of steps must be at least 1, not 0", ["--steps", 0]),
+        ("--schedule is one of .*, not 'linaer': did you mean linear", ["--schedule", "linaer"]),
         ("unknown nodes 'unifrom': did you mean 'uniform'", ["--nodes", "unifrom"]),
         ("unknown method 'dddim': did you mean 'ddim'", ["--method", "dddim"]),
-        ("unknown model 'mnst': did you mean 'mnist'", ["--model", "mnst"]),
+        ("--T is of a schedule without --model", ["--model", "mnst"]),
+        ("calibrated samplers belong to a model", ["--method", "calibrated"]),
+        ("the method analytic needs gamma", ["--method", "analytic"]),
+        ("'ddim' has no option 'order': it has eta", ["--order", 2]),
         ("nodes must rise or fall strictly", ["--nodes", "20,5,5,0"]),
         ("encoding is deterministic", ["--nodes", "0,10,20", "--eta", 1]),
         (r"every β must be in \(0, 1\]", ["--beta-end", 2]),

@@ -55,7 +55,8 @@ def read_folder(folder: Path, weights: str = "ema") -> Loaded:
     """
     folder = Path(folder)
     nested = (folder / "unet").is_dir()
-    averaged = weights == "ema" and (folder / "unet_ema" / "config.json").exists()
+    both = nested and (folder / "unet_ema" / "config.json").exists()
+    averaged = weights == "ema" and both
     unet_folder = folder / ("unet_ema" if averaged else "unet") if nested else folder
     if not (unet_folder / "config.json").exists():
         raise InputError(f"{folder} is not a model folder: it has no {'unet/' * nested}config.json")
@@ -86,7 +87,11 @@ def read_folder(folder: Path, weights: str = "ema") -> Loaded:
         (made.in_channels, made.sample_size, made.sample_size),
         classes if made.has_classes else None,
         dataclasses.replace(clipping, stale_eps=clipping.stale_eps or own.stale_eps),
-        dataclasses.replace(own.facts, learned_variance=made.out_channels != made.in_channels),
+        dataclasses.replace(
+            own.facts,
+            weights=weights if both else own.facts.weights,
+            learned_variance=made.out_channels != made.in_channels,
+        ),
         own.null_label,
         own.name,
     )

@@ -6,12 +6,13 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
+from ddim.cli.groups import ForceOptions, SamplerOptions, Switch, unset
 from ddim.cli.options import parse
 from ddim.cli.report import print_json, record
 
@@ -21,7 +22,73 @@ if TYPE_CHECKING:
     from ddim.model.model import Model
     from ddim.noise.schedule import Schedule
 
-__all__ = ["ConvertOptions", "main"]
+__all__ = ["ConvertOptions", "KnownOptions", "main"]
+
+ASSUMED = "the source's own, or its kind's"
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownOptions:
+    """What is known of the source, so that it is not assumed."""
+
+    schedule: Annotated[
+        Literal["linear", "scaled-linear", "cosine", "sigmoid"] | None, unset(ASSUMED)
+    ] = None
+    """Noise schedule that it was trained with."""
+    T: Annotated[int | None, unset("1000", "INT")] = None
+    """Number of noising steps of --schedule."""
+    beta_start: Annotated[float | None, unset("0.0001", "FLOAT")] = None
+    """First β of --schedule linear or scaled-linear."""
+    beta_end: Annotated[float | None, unset("0.02", "FLOAT")] = None
+    """Last β of --schedule linear or scaled-linear."""
+    scaled: Switch = False
+    """β of --schedule linear are those of 1000 steps, times 1000/T."""
+    target: Annotated[Literal["eps", "x0", "v"] | None, unset(ASSUMED)] = None
+    """What the network predicts."""
+    image_size: Annotated[int | None, unset(ASSUMED, "INT")] = None
+    """Height and width of an image."""
+    heads: Annotated[int | None, unset(ASSUMED, "INT")] = None
+    """Attention heads."""
+    head_channels: Annotated[int | None, unset(ASSUMED, "INT")] = None
+    """Channels of an attention head, instead of --heads."""
+    qkv_order: Annotated[Literal["head", "whole"] | None, unset(ASSUMED)] = None
+    """How guided-diffusion orders query, key and value: head by head, or all queries first."""
+    rescale_times: Annotated[
+        bool | None, tyro.conf.FlagConversionOff, unset(ASSUMED, "{true,false}")
+    ] = None
+    """Whether improved-diffusion scaled times to 0..1000."""
+
+    def make_schedule(self) -> Schedule | None:
+        """The schedule; None if nothing is said of it.
+
+        Raises:
+            InputError: options of a schedule that is not named, or that it does not have.
+        """
+        from ddim.noise.schedule import Schedule
+
+        betas = {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        betas = {key: value for key, value in betas.items() if value is not None}
+        if self.schedule is None:
+            if self.T is not None or betas or self.scaled:
+                raise InputError("--T, --beta-start, --beta-end and --scaled go with --schedule")
+            return None
+        if self.scaled:
+            if self.schedule != "linear":
+                raise InputError(f"--scaled is for --schedule linear, not {self.schedule}")
+            betas["scaled"] = True  # as the schedule's own record has it
+        T = 1000 if self.T is None else self.T
+        return Schedule.from_spec({"kind": self.schedule, "T": T, **betas})
+
+    def hints(self) -> Hints | None:
+        """The rest; None if nothing is said.
+
+        Raises:
+            InputError: as :class:`ddim.Hints`.
+        """
+        from ddim.checkpoints.record import Hints
+
+        told = {field.name: getattr(self, field.name) for field in dataclasses.fields(Hints)}
+        return Hints(**told) if any(value is not None for value in told.values()) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +96,16 @@ class ConvertOptions:
     """Write a model as a folder that ddim and diffusers open.
 
     What the source does not say is assumed from the published models of its kind and reported on
-    stderr; the options below say it instead. A network that diffusers' UNet2DModel cannot express
-    is refused with the reason, and can still be used as it is by every other verb.
+    stderr, unless an option says it. A network that diffusers' UNet2DModel cannot express is
+    refused with the reason, and can still be used as it is by every other verb. With --method,
+    --steps or --nodes the folder's scheduler is one that does the same in diffusers, as far as it
+    can be followed there; what cannot is said on stderr.
     """
+
+    EXAMPLES: ClassVar = (
+        "ddim convert model-790000.ckpt cifar10",
+        "ddim convert mnist folder --method dpmpp --steps 10",
+    )
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A checkpoint of another program, a training run, a model folder, a shipped model's name."""
@@ -39,144 +113,72 @@ class ConvertOptions:
     """The folder to write."""
     weights: Literal["ema", "net"] = "ema"
     """The averaged weights, or the raw ones (net)."""
-    schedule: Literal["linear", "scaled-linear", "cosine", "sigmoid"] | None = None
-    """Noise schedule that the source was trained with."""
-    T: int | None = None
-    """Number of noising steps of --schedule; 1000 if it is not given."""
-    beta_start: float | None = None
-    """First β of --schedule linear or scaled-linear."""
-    beta_end: float | None = None
-    """Last β of --schedule linear or scaled-linear."""
-    scaled: bool = False
-    """Whether β of --schedule linear are those of 1000 steps, times 1000/T."""
-    target: Literal["eps", "x0", "v"] | None = None
-    """What the network predicts."""
-    image_size: int | None = None
-    """Height and width of an image."""
-    heads: int | None = None
-    """Attention heads."""
-    head_channels: int | None = None
-    """Channels of an attention head, instead of --heads."""
-    qkv_order: Literal["head", "whole"] | None = None
-    """How guided-diffusion orders query, key and value: head by head, or all queries first."""
-    rescale_times: bool | None = None
-    """Whether improved-diffusion scaled times to 0..1000."""
-    steps: int | None = None
-    """Make the folder's scheduler one that takes this many steps by --method on --nodes, as far as
-    diffusers can follow it; what it cannot is said on stderr."""
-    nodes: str = "uniform"
-    """Nodes for --steps: a family's name, calibrated, or a list like 500,250,0."""
-    method: str = "ddim"
-    """Sampler for --steps: ddim, ddpm, dpmpp or unipc."""
-    option: tuple[str, ...] = ()
-    """The method's options for --steps, as KEY=VALUE."""
-    force: bool = False
-    """Write over what is there."""
-    json: bool = False
-    """Print a JSON document instead of a sentence."""
+    known: KnownOptions = KnownOptions()
+    scheduler: SamplerOptions = SamplerOptions()
+    output: ForceOptions = ForceOptions()
+    json: Switch = False
+    """Print one JSON document instead of text."""
+
+    def check(self) -> Path:
+        """The folder, if it is one that can be written.
+
+        Raises:
+            InputError: it is not.
+        """
+        dest = Path(self.dest)
+        if dest.is_file():
+            raise InputError(f"{dest} is a file: the model is written as a folder")
+        refuse_existing(dest, force=self.output.force, other="another DEST")
+        return dest
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; see :class:`ConvertOptions`."""
     options = parse(ConvertOptions, "convert", argv)
-    dest = Path(options.dest)
-    if dest.is_file():
-        raise InputError(f"{dest} is a file: the model is written as a folder")
-    refuse_existing(dest, force=options.force, other="another DEST")
+    dest = options.check()
+    sampler = options.scheduler.sampler() if options.scheduler != SamplerOptions() else None
 
+    from ddim.interop.export import export_scheduler
     from ddim.model.opening import load
 
     model = load(
-        options.source, weights=options.weights, schedule=_schedule(options), hints=_hints(options)
+        options.source,
+        weights=options.weights,
+        schedule=options.known.make_schedule(),
+        hints=options.known.hints(),
     )
-    export = _export(options, model)
-    if export is None:
-        model.save(dest)
-    else:
-        model.save(dest, export.config)
-        for warning in export.warnings:
-            print(f"ddim convert: {warning}", file=sys.stderr)
-    record(dest, "convert", dataclasses.replace(options, force=False, json=False))
+    export = None if sampler is None else export_scheduler(model, sampler)
+    model.save(dest, None if export is None else export.config)
+    record(dest, "convert", options)
+    _tell(options, model, export)
+    return 0
+
+
+def _tell(options: ConvertOptions, model: Model, export: Export | None) -> None:
+    for warning in () if export is None else export.warnings:
+        print(f"ddim convert: {warning}", file=sys.stderr)
     parameters = sum(p.numel() for p in model.net.parameters())
     facts = model.facts
     if options.json:
         print_json(
             {
-                "folder": str(dest),
-                "source": facts.get("source", "ddim"),
-                "weights": facts.get("weights", "only" if _is_folder(options) else options.weights),
+                "folder": options.dest,
+                "source": facts.source,
+                "weights": facts.weights,
                 "parameters": parameters,
                 "shape": list(model.shape),
                 "classes": model.classes,
                 "target": model.target.value,
                 "schedule": dict(model.schedule.spec),
-                "learned_variance": facts.get("learned_variance", False),
-                "assumed": list(facts.get("assumed", [])),
+                "learned_variance": facts.learned_variance,
+                "assumed": list(facts.assumed),
                 "scheduler": None if export is None else dataclasses.asdict(export),
             }
         )
-        return 0
+        return
     shape = " × ".join(map(str, model.shape))
     classes = f", {model.classes} classes" if model.classes else ""
     print(
-        f"wrote {dest}: {facts.get('source', 'ddim')}, {parameters:,} parameters, {shape}"
+        f"wrote {options.dest}: {facts.source}, {parameters:,} parameters, {shape}"
         f"{classes}, predicts {model.target.value}, T={model.schedule.T}"
     )
-    return 0
-
-
-def _export(options: ConvertOptions, model: Model) -> Export | None:
-    """The scheduler that is asked for, if one is."""
-    from ddim.cli.sampler import SamplerOptions, make_sampler
-    from ddim.interop.export import export_scheduler
-    from ddim.model.sampler import calibration_of
-
-    listed = options.nodes[:1].isdigit()
-    if options.steps is None and not listed:
-        if options.nodes != "uniform" or options.method != "ddim" or options.option:
-            raise InputError("--nodes, --method and --option go with --steps")
-        return None
-    sampler = SamplerOptions(
-        method=options.method, steps=options.steps, nodes=options.nodes, option=options.option
-    )
-    nodes, tableau = make_sampler(sampler, model, 0)
-    method, chosen = options.method, dict(tableau.options)
-    if options.nodes == "calibrated":
-        found = calibration_of(model).samplers[len(nodes) - 1]
-        method, chosen = found.method, dict(found.options)
-    return export_scheduler(model, nodes, method, chosen)
-
-
-def _is_folder(options: ConvertOptions) -> bool:
-    """Whether the source is a model folder, which holds one set of weights."""
-    from ddim.model.opening import shipped
-
-    folder = Path(options.source)
-    if (folder / "unet_ema").exists():
-        return False
-    names = ("model_index.json", "config.json")
-    return options.source in shipped() or any((folder / name).exists() for name in names)
-
-
-def _schedule(options: ConvertOptions) -> Schedule | None:
-    from ddim.noise.schedule import Schedule
-
-    betas = {"beta_start": options.beta_start, "beta_end": options.beta_end}
-    betas = {key: value for key, value in betas.items() if value is not None}
-    if options.schedule is None:
-        if options.T is not None or betas or options.scaled:
-            raise InputError("--T, --beta-start, --beta-end and --scaled go with --schedule")
-        return None
-    if options.scaled:
-        if options.schedule != "linear":
-            raise InputError(f"--scaled is for --schedule linear, not {options.schedule}")
-        betas["scaled"] = True  # as the schedule's own record has it
-    T = 1000 if options.T is None else options.T
-    return Schedule.from_spec({"kind": options.schedule, "T": T, **betas})
-
-
-def _hints(options: ConvertOptions) -> Hints | None:
-    from ddim.checkpoints.record import Hints
-
-    told = {field.name: getattr(options, field.name) for field in dataclasses.fields(Hints)}
-    return Hints(**told) if any(value is not None for value in told.values()) else None

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING, ClassVar
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
-from ddim.base.progress import bar
-from ddim.cli.options import parse
+from ddim.cli.groups import Count, ModelOptions, OutputOptions, RunOptions, Switch
+from ddim.cli.options import parse, replaced
 from ddim.cli.report import print_json, record, table
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ddim.model.condition import Condition
+    from ddim.model.model import Model
+    from ddim.samplers.sampler import Sampler
+    from ddim.samplers.tableau import Tableau
 
 __all__ = ["DemoOptions", "main"]
 
@@ -34,86 +37,80 @@ class DemoOptions:
     nodes and the method that `ddim calibrate` found are drawn too.
     """
 
-    model: str = "mnist"
-    """A shipped model's name, a model folder, a training run or its checkpoint."""
-    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64
+    EXAMPLES: ClassVar = (
+        "ddim demo",
+        "ddim demo --model mnist-cond -n 100 --steps 100 25 --no-ddpm --output few.png",
+    )
+
+    n: Count = 64
     """How many images in each grid."""
     steps: tuple[int, ...] = (50, 20, 10)
     """Steps of DDIM, one grid each."""
     seed: int = 0
     """Seed of the noise."""
-    ddpm: bool = True
-    """Draw the DDPM grid, which takes most of the time."""
-    output: str = "demo.png"
-    """The picture."""
-    batch_size: int | None = None
-    """Images in one network call."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    threads: int | None = None
-    """CPU threads."""
-    force: bool = False
-    """Write over what is there."""
-    json: bool = False
-    """Print a JSON document instead of a table."""
-    quiet: bool = False
-    """No progress bars."""
+    ddpm: Switch = True
+    """Leave out the DDPM grid, which takes most of the time."""
+    model: ModelOptions = ModelOptions()
+    output: OutputOptions = OutputOptions(output="demo.png")
+    run: RunOptions = RunOptions()
+
+    def check(self) -> Path:
+        """The picture, if it is one that can be drawn.
+
+        Raises:
+            InputError: it is not.
+        """
+        output = Path(self.output.output)
+        if output.suffix.lower() != ".png":
+            raise InputError(f"--output is a .png file, not {output.name}")
+        if self.n < 1:
+            raise InputError(f"-n must be at least 1, not {self.n}")
+        if not (self.ddpm or self.steps):
+            raise InputError("nothing is left to draw: give --steps, or DDPM")
+        refuse_existing(output, force=self.output.force)
+        return output
+
+    def samplers(self, model: Model) -> Iterator[Sampler]:
+        """What is drawn by, in order.
+
+        Raises:
+            InputError: as :class:`ddim.Sampler`, or a stale calibration.
+        """
+        from ddim.samplers.sampler import Sampler
+
+        if self.ddpm:
+            yield Sampler("ddpm", model.schedule.T)
+        for steps in self.steps:
+            yield Sampler("ddim", steps)
+        there = model.calibration is not None and model.calibration.exists()
+        if there and CALIBRATED in model.calibrated().samplers:
+            yield Sampler("calibrated", CALIBRATED)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; see :class:`DemoOptions`."""
     options = parse(DemoOptions, "demo", argv)
-    output = Path(options.output)
-    if output.suffix.lower() != ".png":
-        raise InputError(f"--output is a .png file, not {output.name}")
-    if options.n < 1:
-        raise InputError(f"-n must be at least 1, not {options.n}")
-    refuse_existing(output, force=options.force)
+    output = options.check()
+    model = options.model.open(options.run)
 
-    import torch
-
-    from ddim.base.device import pick_device, set_threads
     from ddim.base.files import write_bytes
-    from ddim.data import pixels as images
-    from ddim.model.drawing import generate, pick_batch_size
-    from ddim.model.opening import load
-    from ddim.model.sampler import calibration_of, make_sampler
-    from ddim.noise.nodes import uniform
-    from ddim.samplers.sampler import make_tableau
+    from ddim.data import pixels
+    from ddim.model.condition import Condition
+    from ddim.model.drawing import pick_batch_size
 
-    set_threads(options.threads)
-    model = load(options.model, device=pick_device(options.device))
-    batch_size = pick_batch_size(model, options.batch_size)
-    labels = None
-    if model.classes is not None:
-        labels = [i % model.classes for i in range(options.n)]
-    plan = [("ddpm", model.schedule.T)] * options.ddpm + [("ddim", s) for s in options.steps]
-    tableaux = [
-        make_tableau(model.schedule, uniform(model.schedule, steps), method)
-        for method, steps in plan
-    ]
-    there = model.calibration is not None and model.calibration.exists()
-    if there and CALIBRATED in calibration_of(model).samplers:
-        tableaux.append(make_sampler(model, "calibrated", CALIBRATED)[1])
+    condition = Condition().check(model, options.n, every_class=True)
+    size = pick_batch_size(model, options.run.batch_size)
+    resolved = replaced(options, batch_size=size)
+    samplers = list(options.samplers(model))
+    tableaux = [model.tableau(sampler) for sampler in samplers]
     rows: list[dict[str, object]] = []
     grids: list[Tensor] = []
-    for tableau in tableaux:
-        name = "calibrated" if "calibrated" in tableau.method else tableau.method.upper()
-        label = f"{name} {len(tableau.rows):>4} steps"
+    for sampler, tableau in zip(samplers, tableaux, strict=True):
+        name = sampler.method.upper() if sampler.method != "calibrated" else sampler.method
         start = time.perf_counter()
-        drawn = generate(
-            model,
-            tableau,
-            range(options.n),
-            seed=options.seed,
-            labels=labels,
-            batch_size=batch_size,
-        )
-        total = -(-options.n // batch_size) * len(tableau.rows)
-        steps = bar(drawn, total, label, quiet=options.quiet)
-        parts = [event.images.cpu() for event in steps if event.images is not None]
+        images = _draw(model, tableau, condition, resolved, name)
         seconds = time.perf_counter() - start
-        grids.append(images.grid(torch.cat(parts)))
+        grids.append(pixels.grid(images))
         rows.append(
             {
                 "method": name,
@@ -127,22 +124,44 @@ def main(argv: Sequence[str]) -> int:
         for row in rows
     ]
     write_bytes(output, _picture(grids, captions))
-    resolved = dataclasses.replace(
-        options, batch_size=batch_size, force=False, quiet=False, json=False
-    )
     record(output, "demo", resolved, model=model.name)
-    if options.json:
-        facts = {
-            "output": str(output),
-            "model": model.name,
-            "images": options.n,
-            "batch_size": batch_size,
-        }
-        print_json({**facts, "threads": torch.get_num_threads(), "runs": rows})
-    else:
-        print(table(rows))
-        print(f"\n{output}: {options.n} images of each, from the same latents")
+    _tell(resolved, model, rows)
     return 0
+
+
+def _draw(
+    model: Model, tableau: Tableau, condition: Condition, options: DemoOptions, name: str
+) -> Tensor:
+    import torch
+
+    from ddim.model.drawing import collect, generate, pick_batch_size
+
+    size = pick_batch_size(model, options.run.batch_size)
+    drawn = generate(
+        model,
+        tableau,
+        range(options.n),
+        seed=options.seed,
+        condition=condition,
+        batch_size=size,
+        dtype=torch.promote_types(model.dtype, torch.float32),
+    )
+    label = "" if options.run.quiet else f"{name} {len(tableau.rows):>4} steps"
+    return collect(model, tableau, drawn, options.n, size, label)[0]
+
+
+def _tell(options: DemoOptions, model: Model, rows: Sequence[dict[str, object]]) -> None:
+    import torch
+
+    output = options.output.output
+    if options.run.json:
+        facts = {"output": output, "model": model.name, "images": options.n}
+        how = {"batch_size": options.run.batch_size, "dtype": options.model.dtype}
+        print_json({**facts, **how, "threads": torch.get_num_threads(), "runs": rows})
+        return
+    print(table(rows))
+    dtype = "" if options.model.dtype == "float32" else f", in {options.model.dtype}"
+    print(f"\n{output}: {options.n} images of each, from the same latents{dtype}")
 
 
 def _picture(grids: Sequence[Tensor], captions: Sequence[tuple[str, str]]) -> bytes:

@@ -5,112 +5,160 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing, write_bytes
-from ddim.cli.options import parse
+from ddim.cli.groups import ForceOptions, SamplerOptions, Switch, unset
+from ddim.cli.options import flat, parse
 from ddim.cli.report import print_json, record, table
-from ddim.cli.sampler import SamplerOptions, make_sampler
 
 if TYPE_CHECKING:
     from ddim.model.model import Model
     from ddim.noise.nodes import Nodes
     from ddim.noise.schedule import Schedule
+    from ddim.samplers.sampler import Sampler
     from ddim.samplers.tableau import Tableau
 
-__all__ = ["InspectOptions", "main"]
+__all__ = ["FewSteps", "InspectOptions", "ScheduleOptions", "main"]
+
+STEPS = 10
+"""Steps where neither a number nor a list of nodes is given; T where T is smaller."""
 
 
 @dataclasses.dataclass(frozen=True)
-class InspectOptions(SamplerOptions):
+class ScheduleOptions:
+    """Which noise schedule, without --model."""
+
+    schedule: Literal["linear", "scaled-linear", "cosine", "sigmoid", "flow"] = "linear"
+    """Noise schedule."""
+    T: int = 1000
+    """Number of noising steps."""
+    beta_start: float = 1e-4
+    """First β of a linear schedule."""
+    beta_end: float = 0.02
+    """Last β of a linear schedule."""
+    scaled: Switch = False
+    """Multiply both β of a linear schedule by 1000/T."""
+
+    def make_schedule(self) -> Schedule:
+        """What they say.
+
+        Raises:
+            InputError: numbers out of range, or --scaled for another schedule.
+        """
+        from ddim.noise.schedule import Schedule
+
+        spec: dict[str, object] = {"kind": self.schedule, "T": self.T}
+        if self.schedule in ("linear", "scaled-linear"):
+            spec |= {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        if self.scaled and self.schedule != "linear":
+            raise InputError(f"--scaled is for the linear schedule, not for {self.schedule}")
+        return Schedule.from_spec(spec | ({"scaled": True} if self.scaled else {}))
+
+
+@dataclasses.dataclass(frozen=True)
+class FewSteps(SamplerOptions):
+    """Method, steps and nodes."""
+
+    steps: Annotated[int | None, unset(str(STEPS), "INT")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectOptions:
     """Print a noise schedule at its nodes, and the sampler's table of numbers.
 
     The schedule is a model's (--model), or one described by --schedule and its options.
     """
 
-    model: str | None = None
-    """A model whose schedule to take."""
-    schedule: Literal["linear", "scaled-linear", "cosine", "sigmoid", "flow"] = "linear"
-    """Noise schedule, without --model."""
-    T: int = 1000
-    """Number of noising steps, without --model."""
-    beta_start: float = 1e-4
-    """First β of a linear schedule."""
-    beta_end: float = 0.02
-    """Last β of a linear schedule."""
-    scaled: bool = False
-    """Multiply both β of a linear schedule by 1000/T."""
-    zero_snr: bool = False
-    """Rescale to zero terminal signal-to-noise ratio."""
-    output: str | None = None
+    EXAMPLES: ClassVar = (
+        "ddim inspect --method dpmpp:order=3 --steps 5",
+        "ddim inspect --model mnist --method calibrated --steps 10 --output schedule.png",
+    )
+
+    model: Annotated[str | None, unset("none", "MODEL")] = None
+    """A model whose schedule, and calibration, to take: as for the other verbs."""
+    schedule: ScheduleOptions = ScheduleOptions()
+    zero_snr: Switch = False
+    """Rescale the schedule to zero terminal signal-to-noise ratio."""
+    sampler: FewSteps = FewSteps()
+    output: Annotated[str | None, unset("none", "PNG")] = None
     """Plot the schedule and the nodes into this .png file."""
-    force: bool = False
-    """Write over what is there."""
-    json: bool = False
-    """Print a JSON document."""
+    force: ForceOptions = ForceOptions()
+    json: Switch = False
+    """Print one JSON document instead of text."""
+
+    def check(self) -> None:
+        """Refuse an output that cannot be written, and two schedules.
+
+        Raises:
+            InputError: either.
+        """
+        if self.model is not None:
+            for key, value in flat(self.schedule).items():
+                if value != getattr(ScheduleOptions, key):
+                    flag = key.replace("_", "-")
+                    raise InputError(
+                        f"--{flag} is of a schedule without --model, which has its own"
+                    )
+        if self.output is not None:
+            if Path(self.output).suffix.lower() != ".png":
+                raise InputError(f"--output is a .png file, not {self.output}")
+            refuse_existing(Path(self.output), force=self.force.force)
+
+    def source(self) -> Model | Schedule:
+        """What there is to be seen; a schedule alone where it is not the model's own any more.
+
+        Raises:
+            InputError: as :func:`ddim.load`, or a schedule that cannot be rescaled.
+        """
+        if self.model is None:
+            schedule = self.schedule.make_schedule()
+        else:
+            from ddim.model.opening import load
+
+            model = load(self.model)
+            if not self.zero_snr:
+                return model
+            schedule = model.schedule
+        return schedule.rescaled_to_zero_snr() if self.zero_snr else schedule
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; see :class:`InspectOptions`."""
     options = parse(InspectOptions, "inspect", argv)
-    if options.output is not None:
-        if Path(options.output).suffix.lower() != ".png":
-            raise InputError(f"--output is a .png file, not {options.output}")
-        refuse_existing(Path(options.output), force=options.force)
-
-    from ddim.noise.schedule import Schedule
-
-    source = _source(options)
-    schedule = source if isinstance(source, Schedule) else source.schedule
-    nodes, tableau = make_sampler(options, source, 10)
-    rows = [_node(schedule, k) for k in nodes]
-    if options.json:
-        print_json(
-            {
-                "schedule": dict(schedule.spec),
-                "nodes": list(nodes),
-                "levels": rows,
-                "tableau": _tableau(tableau),
-            }
-        )
-    else:
-        print(schedule)
-        print(f"{len(nodes) - 1} steps, {len(nodes)} nodes, {tableau.calls} network calls\n")
-        print(table(rows))
-        print(f"\n{tableau}")
+    options.check()
+    sampler = options.sampler.sampler()
+    schedule, nodes, tableau = _resolved(options.source(), sampler)
+    _tell(options, schedule, nodes, tableau)
     if options.output is not None:
         write_bytes(Path(options.output), _plot(schedule, nodes))
-        resolved = dataclasses.replace(options, force=False, json=False)
-        record(Path(options.output), "inspect", resolved)
+        record(Path(options.output), "inspect", options)
     return 0
 
 
-def _source(options: InspectOptions) -> Model | Schedule:
+def _resolved(source: Model | Schedule, sampler: Sampler) -> tuple[Schedule, Nodes, Tableau]:
+    """The nodes and the rows on a model, or on a schedule alone."""
     from ddim.noise.schedule import Schedule
 
-    if options.model is not None:
-        from ddim.model.opening import load
+    schedule = source if isinstance(source, Schedule) else source.schedule
+    if sampler.steps is None:
+        sampler = sampler.replace(steps=min(STEPS, schedule.T))
+    if isinstance(source, Schedule):
+        return schedule, sampler.place(schedule), sampler.tableau(schedule)
+    return schedule, source.resolve(sampler).place(schedule), source.tableau(sampler)
 
-        model = load(options.model)
-        for field in dataclasses.fields(InspectOptions):
-            own = field.name in ("schedule", "T", "beta_start", "beta_end", "scaled")
-            if own and getattr(options, field.name) != field.default:
-                flag = field.name.replace("_", "-")
-                raise InputError(f"--{flag} is of a schedule without --model, which has its own")
-        if not options.zero_snr:
-            return model
-        schedule = model.schedule
-    else:
-        spec: dict[str, object] = {"kind": options.schedule, "T": options.T}
-        if options.schedule in ("linear", "scaled-linear"):
-            spec |= {"beta_start": options.beta_start, "beta_end": options.beta_end}
-        if options.scaled and options.schedule != "linear":
-            raise InputError(f"--scaled is for the linear schedule, not for {options.schedule}")
-        if options.scaled:
-            spec["scaled"] = True
-        schedule = Schedule.from_spec(spec)
-    return schedule.rescaled_to_zero_snr() if options.zero_snr else schedule
+
+def _tell(options: InspectOptions, schedule: Schedule, nodes: Nodes, tableau: Tableau) -> None:
+    levels = [_node(schedule, k) for k in nodes]
+    if options.json:
+        spec, rows = dict(schedule.spec), _tableau(tableau)
+        print_json({"schedule": spec, "nodes": list(nodes), "levels": levels, "tableau": rows})
+        return
+    print(schedule)
+    print(f"{len(nodes) - 1} steps, {len(nodes)} nodes, {tableau.calls} network calls\n")
+    print(table(levels))
+    print(f"\n{tableau}")
 
 
 def _node(schedule: Schedule, k: int) -> dict[str, object]:
