@@ -34,6 +34,33 @@ def test_without_data_it_looks_at_the_rest(ddim, conditional):
     assert "3 for 'none'" in answer.out
 
 
+MINE = """
+import sys
+import ddim, torch
+
+class Net(torch.nn.Module):
+    def forward(self, x, t, y):
+        print(*y.tolist(), sep="", end=" ", file=sys.stderr)
+        return x
+
+def model():
+    return ddim.Model(Net(), ddim.Schedule.cosine(20), "eps", (1, 8, 8), classes=3, name="mine")
+"""
+
+
+def test_a_model_of_ones_own_is_given_the_labels_of_the_data(ddim, fails, tmp_path, noise_data):
+    (tmp_path / "mine.py").write_text(MINE)
+    answer = ddim("checks", "mine.py:model", "--data", noise_data, "-n", 6, "--json")
+    facts = json.loads(answer.out)
+    assert (facts["model"], facts["network"], facts["classes"]) == ("mine", "Net", 3)
+    assert "01201222" in answer.err  # six images, padded to a batch of eight
+    assert facts["images"] == 6 and len(facts["predictions"]) == 5
+    np.savez(tmp_path / "bare.npz", images=np.load(noise_data)["images"])
+    fails(
+        2, "has 3 classes, and bare has no labels", "checks", "mine.py:model", "--data", "bare.npz"
+    )
+
+
 def test_refusals(fails, tiny, noise_data):
     fails(2, "T = 20", "checks", tiny, "--steps", 21)
     fails(2, "-n", "checks", tiny, "-n", 0)

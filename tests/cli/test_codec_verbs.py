@@ -1,4 +1,4 @@
-"""encode, decode, reconstruct, interpolate, compare, and editing with sample."""
+"""encode, decode, reconstruct, interpolate, and editing with sample."""
 
 import json
 import sys
@@ -243,20 +243,6 @@ def test_interpolation_between_images_that_are_not_solved(ddim, tiny, noise_data
     unsolved = json.loads(answer.out)["unsolved"]
     assert answer.status == (1 if unsolved else 0)
     assert ("did not converge" in answer.err) == bool(unsolved)
-
-
-def test_compare(ddim, tiny, fails):
-    answer = ddim(
-        *("compare", "--model", tiny, "-n", 3, "--steps", 2, 5, 500, "--quiet", "--json"),
-        *("--methods", "ddim", "dpmpp:order=3", "ddpm"),
-    )
-    assert answer.status == 0, answer.err
-    rows = json.loads(answer.out)["rows"]
-    assert [r["network calls"] for r in rows] == [2, 5, 20] * 3
-    assert rows[2]["RMS"] == 0 < rows[0]["RMS"]
-    assert opened("comparison.png").ndim == 3
-    fails(2, "family", "compare", "--model", tiny, "--nodes", "20,10,0", "--force")
-    fails(2, "did you mean 'ddim'", "compare", "--model", tiny, "--methods", "dimm", "--force")
 
 
 def test_editing_by_strength(ddim, tiny, noise_data):

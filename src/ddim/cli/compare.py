@@ -6,130 +6,162 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING, ClassVar
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing, write_bytes
-from ddim.base.progress import bar
-from ddim.cli.options import listed, numbers, parse
+from ddim.cli.groups import (
+    ConditionOptions,
+    Count,
+    ModelOptions,
+    OutputOptions,
+    RunOptions,
+    SweepOptions,
+)
+from ddim.cli.options import numbers, parse, replaced
 from ddim.cli.report import print_json, record, table
-from ddim.cli.sampler import RunOptions, SamplerOptions, make_sampler, open_model
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ddim.model.condition import Condition
+    from ddim.model.model import Model
+    from ddim.samplers.sampler import Sampler
 
 __all__ = ["CompareOptions", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareOptions(RunOptions):
+class CompareOptions:
     """Draw the same latents by several samplers, one row each, and measure how they differ.
 
-    A row for every one of --methods with every one of --steps (a number that T is less than is
-    taken for T). RMS is the difference from the first row with the most steps of a deterministic
-    sampler, on [-1, 1]: from the same latents deterministic samplers draw the same images, the
-    better the more steps they take.
+    A row for every combination of --methods, --steps, --nodes and --eta. RMS is the difference from
+    the first row with the most steps of a deterministic sampler, on [-1, 1]: from the same latents
+    deterministic samplers draw the same images, the better the more steps they take.
     """
 
-    model: str = "mnist"
-    """A shipped model's name, a model folder, a training run or its checkpoint."""
-    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 12
+    EXAMPLES: ClassVar = (
+        "ddim compare --steps 5 10 50 --methods ddim dpmpp:order=3",
+        "ddim compare --model model/ --steps 10 --nodes uniform quadratic 500-250-100-0",
+    )
+
+    n: Count = 12
     """How many images in a row."""
-    methods: tuple[str, ...] = ("ddim",)
-    """Samplers: ddim, ddpm, dpmpp, unipc, deis, plms, heun and so on; `METHOD:KEY=VALUE` sets an
-    option, as in dpmpp:order=3."""
-    steps: tuple[str, ...] = ("5", "10", "20", "50", "100", "500")
-    """Numbers of steps, 5,10,20 or 5 10 20."""
-    nodes: str = "uniform"
-    """Where the steps stop: uniform, trailing, quadratic, log-snr or calibrated."""
     seed: int = 0
     """Seed of the noise."""
-    labels: tuple[int, ...] = ()
-    """Classes, repeated in this order; all of them in turn if none is given."""
-    output: str = "comparison.png"
-    """The picture."""
+    model: ModelOptions = ModelOptions()
+    sweep: SweepOptions = SweepOptions(steps=("5", "10", "20", "50", "100", "500"))
+    condition: ConditionOptions = ConditionOptions()
+    output: OutputOptions = OutputOptions(output="comparison.png")
+    run: RunOptions = RunOptions()
+
+    def check(self) -> Path:
+        """The picture's file, if it is one that can be written.
+
+        Raises:
+            InputError: it is not, or other options are out of range.
+        """
+        output = Path(self.output.output)
+        if output.suffix.lower() != ".png":
+            raise InputError(f"--output is a .png file, not {output.name}")
+        if self.n < 1:
+            raise InputError(f"-n must be at least 1, not {self.n}")
+        refuse_existing(output, force=self.output.force)
+        return output
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; see :class:`CompareOptions`."""
     options = parse(CompareOptions, "compare", argv)
-    output = Path(options.output)
-    if output.suffix.lower() != ".png":
-        raise InputError(f"--output is a .png file, not {output.name}")
-    if options.n < 1:
-        raise InputError(f"-n must be at least 1, not {options.n}")
-    counts, methods = numbers(options.steps, int, "--steps"), listed(options.methods)
-    if not methods or not counts:
-        raise InputError("--methods and --steps need at least one each")
-    if options.nodes[:1].isdigit():
-        raise InputError("--nodes is the name of a family here: lists have their own length")
-    refuse_existing(output, force=options.force)
+    output = options.check()
+    model = options.model.open(options.run)
+    samplers = options.sweep.samplers(model)
+    condition = options.condition.condition().check(model, options.n, every_class=True)
 
+    from ddim.evaluate.sweep.plan import left_out
+    from ddim.model.drawing import pick_batch_size
+
+    size = pick_batch_size(model, options.run.batch_size)
+    rows, drawn = _draw(model, samplers, condition, options, size)
+    captions = [", ".join(_caption(rows, row)) for row in rows]
+    write_bytes(output, _picture(drawn, captions))
+    record(output, "compare", replaced(options, batch_size=size), model=model.name)
+    counts = numbers(options.sweep.steps, int, "--steps")
+    notes = left_out(samplers, options.sweep.methods, counts)
+    if options.run.json:
+        facts = {"output": str(output), "model": model.name, "batch_size": size}
+        print_json({**facts, "rows": rows, "notes": notes})
+        return 0
+    alike = _alike(rows)
+    print(table([{k: v for k, v in row.items() if k not in alike} for row in rows]))
+    for note in notes:
+        print(f"\n{note}")
+    print(f"\n{output}: {options.n} images of each, from the same latents")
+    return 0
+
+
+def _draw(
+    model: Model,
+    samplers: Sequence[Sampler],
+    condition: Condition,
+    options: CompareOptions,
+    batch_size: int,
+) -> tuple[list[dict[str, object]], list[Tensor]]:
+    """What is to be said of each sampler, and its images."""
     import torch
 
-    from ddim.model.drawing import generate, pick_batch_size
+    from ddim.evaluate.sweep.plan import eta_of, name_of, nodes_of
+    from ddim.model.drawing import collect, generate
 
-    model = open_model(options.model, options)
-    batch_size = pick_batch_size(model, options.batch_size)
-    T = model.schedule.T
-    labels = None
-    if model.classes is not None:
-        cycle = options.labels or tuple(range(model.classes))
-        labels = [cycle[i % len(cycle)] for i in range(options.n)]
-    elif options.labels:
-        raise InputError(f"{model.name} has no classes: --labels means nothing to it")
-    plan = []
-    for text in methods:
-        method, *chosen = text.split(":")
-        for steps in dict.fromkeys(min(s, T) for s in counts):
-            sampler = SamplerOptions(
-                method=method, steps=steps, nodes=options.nodes, option=tuple(chosen)
-            )
-            tableau = make_sampler(sampler, model, steps)[1]
-            # Calibrated nodes bring their own method.
-            name = tableau.method if options.nodes == "calibrated" else text
-            plan.append((name, steps, tableau))
+    tableaux = [model.tableau(sampler) for sampler in samplers]
     rows: list[dict[str, object]] = []
     drawn: list[Tensor] = []
-    for text, steps, tableau in plan:
-        start = time.perf_counter()
+    for sampler, tableau in zip(samplers, tableaux, strict=True):
+        start, eta = time.perf_counter(), eta_of(sampler)
         events = generate(
             model,
             tableau,
             range(options.n),
             seed=options.seed,
-            labels=labels,
+            condition=condition,
             batch_size=batch_size,
+            dtype=torch.promote_types(model.dtype, torch.float32),
         )
-        total = -(-options.n // batch_size) * len(tableau.rows)
-        bars = bar(events, total, f"{text}, {steps}", quiet=options.quiet)
-        drawn.append(torch.cat([e.images.cpu() for e in bars if e.images is not None]))
+        label = "" if options.run.quiet else f"{sampler!s:.60}"
+        drawn.append(collect(model, tableau, events, options.n, batch_size, label)[0])
+        calibrated = sampler.entry.needs == "calibration"
         rows.append(
             {
-                "method": text,
-                "steps": steps,
+                # Calibrated samplers bring their own method.
+                "method": tableau.method if calibrated else name_of(sampler),
+                "nodes": nodes_of(sampler),
+                "eta": "" if eta is None else eta,
+                "steps": sampler.steps,
                 "network calls": tableau.calls,
                 "seconds": round(time.perf_counter() - start, 2),
             }
         )
-    fixed = [i for i, (_, _, tableau) in enumerate(plan) if not tableau.stochastic]
+    fixed = [i for i, tableau in enumerate(tableaux) if not tableau.stochastic]
     if fixed:
-        best = max(fixed, key=lambda i: (plan[i][1], -i))
+        best = max(fixed, key=lambda i: (samplers[i].steps or 0, -i))
         for row, images in zip(rows, drawn, strict=True):
             row["RMS"] = round((images - drawn[best]).square().mean().sqrt().item(), 4)
-    captions = [f"{row['method']}, {row['network calls']} calls" for row in rows]
-    write_bytes(output, _picture(drawn, captions))
-    record(output, "compare", options.resolved(batch_size=batch_size), model=model.name)
-    if options.json:
-        print_json(
-            {"output": str(output), "model": model.name, "batch_size": batch_size, "rows": rows}
-        )
-    else:
-        print(table(rows))
-        print(f"\n{output}: {options.n} images of each, from the same latents")
-    return 0
+    return rows, drawn
+
+
+def _alike(rows: Sequence[dict[str, object]]) -> set[str]:
+    """Columns that tell no row from another."""
+    return {key for key in ("nodes", "eta") if len({row[key] for row in rows}) == 1}
+
+
+def _caption(rows: Sequence[dict[str, object]], row: dict[str, object]) -> list[str]:
+    alike = _alike(rows)
+    parts = [str(row["method"])]
+    if "nodes" not in alike and row["nodes"] != "calibrated":
+        parts.append(str(row["nodes"]))
+    if "eta" not in alike and row["eta"] != "":
+        parts.append(f"η = {row['eta']}".replace("sigma-hat", "σ̂"))
+    return [*parts, f"{row['network calls']} calls"]
 
 
 def _picture(rows: Sequence[Tensor], captions: Sequence[str]) -> bytes:
