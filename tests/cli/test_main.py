@@ -1,25 +1,33 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
+import importlib
 import os
+import re
 import resource
+import shlex
 import subprocess
 import sys
+import typing
 
 import pytest
 
 import ddim.cli.sample
 from ddim import __version__
 from ddim.base.errors import RunError
-from ddim.cli.main import VERBS
+from ddim.cli.main import GROUPS, VERBS
+from ddim.cli.options import declared, parse
 
 NO_TORCH = """
 import sys
-from ddim.cli.main import main
+import ddim
+assert not {"torch", "numpy"} & set(sys.modules)
+from ddim.cli.main import VERBS, main
 for argv in (
     ["--help"], ["--version"], [], ["smaple"], ["inspect", "--setps", "3"],
     ["sample", "--output", "x.jpg"], ["train"], ["train", "--preset", "mnits"],
-    *([verb, "--help"] for verb in ("demo", "train", "sample", "inspect")),
+    *([verb, "--help"] for verb in VERBS), ["train", "--preset", "mnist", "--help"],
 ):
     try:
         main(argv)
@@ -52,6 +60,14 @@ def test_help_names_every_verb(ddim):
             assert summary in answer.out
 
 
+def test_help_has_groups_and_two_examples(ddim):
+    out = ddim("--help").out
+    assert re.findall(r"^([a-z ]+):$", out, re.MULTILINE) == [*GROUPS, "examples"]
+    examples = out.partition("\nexamples:\n")[2].splitlines()
+    assert len(examples) == 2
+    assert all(example.startswith("  ddim ") for example in examples)
+
+
 def test_no_verb_is_wrong_usage(ddim):
     answer = ddim()
     assert answer.status == 2
@@ -70,6 +86,44 @@ def test_help_of_a_verb(ddim, verb):
     assert {"convert": "DEST", "checks": "MODEL", "calibrate": "MODEL"}.get(
         verb, "--output"
     ) in answer.out
+
+
+def options_of(verb: str) -> type:
+    """The dataclass of a verb's options."""
+    return getattr(importlib.import_module(f"ddim.cli.{verb}"), f"{verb.title()}Options")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_has_groups_of_options_whose_names_do_not_collide(ddim, monkeypatch, verb):
+    monkeypatch.setenv("COLUMNS", "120")
+    options = declared(options_of(verb))  # which refuses two of one name
+    assert all(options[name].switch for name in {"force", "json", "quiet"} & options.keys())
+    assert "json" in options
+    out = ddim(verb, "--help").out
+    kinds = typing.get_type_hints(options_of(verb))
+    groups = [name for name, kind in kinds.items() if dataclasses.is_dataclass(kind)]
+    assert groups
+    for group in groups:
+        assert re.search(rf"^(╭─)? ?{group} options ", out, re.MULTILINE), group
+    for name, option in options.items():
+        flag = name.replace("_", "-")
+        assert option.positional or re.search(rf" --(no-)?{flag}\b", out), name
+        assert not re.search(rf"--no-{flag}\b", out) or option.switch, name
+    for flag in ("force", "json", "quiet", "resume"):
+        assert f"--no-{flag}" not in out
+        assert f"--{flag}" in out or flag not in options
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_has_two_examples_that_it_understands(ddim, verb):
+    kind = options_of(verb)
+    shown = ddim(verb, "--help").out.partition("\nexamples:\n")[2].splitlines()
+    assert [line.strip() for line in shown] == list(kind.EXAMPLES)
+    assert len(kind.EXAMPLES) == 2
+    for example in kind.EXAMPLES:
+        program, name, *argv = shlex.split(example)
+        assert (program, name) == ("ddim", verb)
+        parse(kind, verb, argv)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +236,7 @@ def test_bad_usage_is_clear_on_a_terminal_in_colour():
     os.close(terminal)
     os.close(controller)
     assert done.returncode == 2
-    assert done.stderr == ("ddim sample: Unrecognized options: --setps, 3: did you mean --steps?\n")
+    assert done.stderr == ("ddim sample: unknown option --setps: did you mean --steps?\n")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
@@ -197,6 +251,4 @@ def test_bad_usage_is_clear_in_every_encoding(encoding):
         env={"PYTHONIOENCODING": encoding, "COLUMNS": "40"},
     )
     assert done.returncode == 2
-    assert done.stderr == (
-        "ddim inspect: Unrecognized options: --methd, ddpm: did you mean --method?\n"
-    )
+    assert done.stderr == ("ddim inspect: unknown option --methd: did you mean --method?\n")

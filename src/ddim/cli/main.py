@@ -11,39 +11,58 @@ from collections.abc import Sequence
 from ddim import __version__
 from ddim.base.errors import InputError, RunError, unknown
 
-__all__ = ["VERBS", "main"]
+__all__ = ["GROUPS", "VERBS", "main"]
 
-VERBS = {
-    "demo": "500 DDPM steps beside 50, 20 and 10 DDIM steps, from the same network",
-    "train": "train a model on images",
-    "sample": "draw images from a model",
-    "compare": "draw the same latents in 5 to T steps, or by several methods, a row each",
-    "evaluate": "measure what each saved step costs, in tables, plots and one page",
-    "encode": "turn images into latents",
-    "decode": "turn latents back into images",
-    "reconstruct": "measure how well images survive encoding and decoding",
-    "interpolate": "walk between images, from latent to latent",
-    "calibrate": "find the best few steps for a network: nodes, method and weights",
-    "convert": "turn a checkpoint of another program into a model folder",
-    "checks": "say what a model is, and find what is wrong with it",
-    "inspect": "print and plot a schedule, its nodes and the sampler's table of numbers",
+GROUPS = {
+    "start": {
+        "demo": "500 DDPM steps beside 50, 20 and 10 DDIM steps, from the same network",
+    },
+    "make a model": {
+        "train": "train a model on images",
+        "calibrate": "find the best few steps for a network: nodes, method and weights",
+        "convert": "turn a checkpoint of another program into a model folder",
+        "checks": "say what a model is, and find what is wrong with it",
+    },
+    "draw": {
+        "sample": "draw images from a model",
+        "compare": "draw the same latents in 5 to T steps, or by several methods, a row each",
+        "interpolate": "walk between images, from latent to latent",
+    },
+    "invert": {
+        "encode": "turn images into latents",
+        "decode": "turn latents back into images",
+        "reconstruct": "measure how well images survive encoding and decoding",
+    },
+    "measure": {
+        "evaluate": "measure what each saved step costs, in tables, plots and one page",
+        "inspect": "print and plot a schedule, its nodes and the sampler's table of numbers",
+    },
 }
+"""What each verb does, by what it is for."""
+
+VERBS = {verb: summary for verbs in GROUPS.values() for verb, summary in verbs.items()}
+
+EXAMPLES = ("ddim demo", "ddim sample --model mnist -n 64 --steps 20")
 
 
 def usage() -> str:
     """What ``ddim --help`` prints."""
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items()]
+    lines: list[str] = []
+    for title, verbs in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {verb:<{width}}  {verbs[verb]}" for verb in verbs)]
     return "\n".join(
         [
             "usage: ddim VERB [OPTIONS]",
             "",
             "Denoising diffusion implicit models: train, sample in any number of steps, invert.",
-            "",
             *lines,
             "",
             "ddim VERB --help explains a verb. Any verb takes --config FILE (TOML), whose keys are",
             "its options, and --debug, which shows where an error comes from.",
+            "",
+            "examples:",
+            *(f"  {example}" for example in EXAMPLES),
             "",
         ]
     )
