@@ -184,7 +184,8 @@ def _missing(output: Path, options: SampleOptions, known: dict[str, str]) -> lis
     for key in now.keys() - {"n", "output", "force", "json", "quiet"}:
         plain = list(now[key]) if isinstance(now[key], tuple) else now[key]  # pyright: ignore[reportArgumentType]
         if before.get(key) != plain:
-            raise InputError(f"{path} was begun with {key} = {before.get(key)}, not {plain}")
+            was = _spelled(before.get(key))
+            raise InputError(f"{path} was begun with {key} = {was}, not {_spelled(plain)}")
     meaning = {"identity": "other weights", "method": "another file of the method"}
     for key, value in known.items():
         if recorded(path, key) != value:
@@ -194,6 +195,11 @@ def _missing(output: Path, options: SampleOptions, known: dict[str, str]) -> lis
     if isinstance(begun, int) and options.n < begun:
         raise InputError(f"{path} was begun with n = {begun}, which may grow but not shrink")
     return [i for i in wanted if not (output / image_name(i)).exists()]
+
+
+def _spelled(value: object) -> str:
+    """A value as it is typed."""
+    return " ".join(map(str, value)) or "nothing" if isinstance(value, list) else str(value)
 
 
 def _begin(output: Path, resumed: bool) -> None:
