@@ -223,11 +223,16 @@ def test_neither_place_nor_neighbours_change_the_bits(config):
     label = labels_for(config, 3)[1:2]
     outputs = []
     for place, seed in ((0, 2), (3, 2), (1, 3)):
-        others, other_labels = randn(batch_size, *shape, seed=seed), labels_for(config, batch_size).flip(0)
+        others, other_labels = (
+            randn(batch_size, *shape, seed=seed),
+            labels_for(config, batch_size).flip(0),
+        )
         x, labels = others.clone(), other_labels.clone()
         x[place], labels[place] = mine[0], label[0]
         outputs.append(net(x, torch.full((batch_size,), 77), labels)[place])
-    padded = net(mine.expand(batch_size, *shape), torch.full((batch_size,), 77), label.expand(batch_size))
+    padded = net(
+        mine.expand(batch_size, *shape), torch.full((batch_size,), 77), label.expand(batch_size)
+    )
     outputs.append(padded[batch_size - 1])
     for other in outputs[1:]:
         assert other.numpy().tobytes() == outputs[0].numpy().tobytes()
