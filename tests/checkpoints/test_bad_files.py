@@ -248,7 +248,7 @@ def test_an_average_under_the_networks_own_names_is_taken(tmp_path, refuses, wei
     average = {key: value + 1 for key, value in weights.items()}
     torch.save({"model": weights, "ema": average}, path)
     found = load(path)
-    assert found.facts["weights"] == "ema"
+    assert found.facts.weights == "ema"
     assert torch.equal(found.net.conv_in.bias, average["conv_in.bias"])
     torch.save({"model": weights, "ema": {"something": torch.ones(1)}}, path)
     with refuses("both.pt: ema holds other keys than model"):

@@ -68,9 +68,9 @@ def test_it_computes_what_the_layout_says(plain, tmp_path, options):
     assert np.abs(loaded.schedule.alpha_bar - schedule.alpha_bar).max() < 1e-6
     assert (loaded.shape, loaded.target) == ((3, 16, 16), Target.V)
     assert loaded.clipping == Clipping("clip")
-    assert loaded.facts["weights"] == "ema"
+    assert loaded.facts.weights == "ema"
     groups = ["8 groups a normalisation"] if "rms" in options else []
-    assert loaded.facts["assumed"] == groups
+    assert loaded.facts.assumed == tuple(groups)
     if "out" in options:
         prediction = NetworkDenoiser(loaded.net)(x[:1], loaded.schedule.level(4))
         torch.testing.assert_close(prediction.var, (expected[:1, 3:] + 1) / 2, rtol=1e-5, atol=2e-5)
@@ -99,7 +99,7 @@ def test_raw_weights_by_choice(plain, tmp_path):
     plain.lucid(p, x, T[:1])
     torch.save(trainer(p.w, buffers(Schedule.cosine(100))), tmp_path / "model-1.pt")
     loaded = read_foreign(tmp_path / "model-1.pt", "net", hints=SIZE)
-    assert loaded.facts["weights"] == "net"
+    assert loaded.facts.weights == "net"
     assert not loaded.net(x, T[:1]).any()
 
 
@@ -119,13 +119,13 @@ def test_a_bare_unet_leaves_more_open(plain, tmp_path):
     plain.lucid(p, x, T[:1])
     torch.save(p.w, tmp_path / "unet.pt")
     model = load(tmp_path / "unet.pt")
-    assert model.facts["assumed"] == [
+    assert model.facts.assumed == (
         "schedule sigmoid, T=1000",
         "target v",
         "image_size 28",
-    ]
+    )
     told = load(tmp_path / "unet.pt", schedule=Schedule.linear(20), hints=Hints(8, target="eps"))
-    assert told.facts["assumed"] == []
+    assert told.facts.assumed == ()
     assert sample(told, n=2, steps=2).shape == (2, 1, 8, 8)
 
 
@@ -158,7 +158,7 @@ def test_what_is_written_down_beside_the_file(plain, tmp_path, refuses):
     notes.write_text(json.dumps({"image_size": 8, "target": "eps", "schedule": spec}))
     loaded = load(path)
     assert (loaded.shape, loaded.target, loaded.schedule.T) == ((3, 8, 8), Target.EPS, 30)
-    assert loaded.facts["assumed"] == []
+    assert loaded.facts.assumed == ()
     assert load(path, hints=Hints(image_size=16)).schedule.T == 1000  # what is said here prevails
     for text, match in (
         ('{"imagesize": 8}', "unknown key 'imagesize': did you mean 'image_size'"),

@@ -43,10 +43,10 @@ def test_a_flat_file_computes_what_the_layout_says(made, tmp_path):
     assert (loaded.shape, loaded.target, loaded.classes) == ((3, 32, 32), Target.EPS, None)
     assert loaded.clipping == Clipping()
     assert np.array_equal(loaded.schedule.alpha, Schedule.linear(1000).alpha)
-    assert loaded.facts["assumed"] == [
+    assert loaded.facts.assumed == (
         "schedule linear, β from 0.0001 to 0.02, T=1000",
         "image_size 32, so that it attends at 16 × 16",
-    ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_the_training_list_has_an_average_and_raw_weights(made, tmp_path):
     states = [raw, optimizer, 3, 1000, p.w]
     path = save(tmp_path / "ckpt.pth", states)
     average = read_foreign(path)
-    assert average.facts["weights"] == "ema"
+    assert average.facts.weights == "ema"
     torch.testing.assert_close(average.net(x, T), expected, rtol=1e-5, atol=2e-5)
     other = read_foreign(path, "net")
-    assert other.facts["weights"] == "net"
+    assert other.facts.weights == "net"
     assert not other.net(x, T).any()
     none_kept = read_foreign(save(tmp_path / "raw.pth", states[:4]))
-    assert none_kept.facts["weights"] == "net"
-    assert none_kept.facts["assumed"][-1] == "raw weights, for it holds no average"
+    assert none_kept.facts.weights == "net"
+    assert none_kept.facts.assumed[-1] == "raw weights, for it holds no average"
 
 
 def test_files_of_torch_before_zip_archives_and_safetensors(made, tmp_path):
@@ -156,7 +156,7 @@ def test_diffusers_computes_the_same_from_the_converted_folder(made, diffusers, 
         torch.testing.assert_close(oracle(x, T).sample, expected, rtol=1e-5, atol=2e-5)
     assert scheduler.config.clip_sample is False
     again = load(tmp_path / "folder")
-    assert again.facts["source"] == "official DDIM"
+    assert again.facts.source == "official DDIM"
     torch.testing.assert_close(again.net(x, T), expected, rtol=1e-5, atol=2e-5)
 
 
@@ -170,7 +170,7 @@ def test_a_pipeline_samples_and_says_what_was_assumed(made, tmp_path, caplog):
     caplog.clear()
     told = load(path, schedule=Schedule.cosine(100), hints=Hints(image_size=16, target="v"))
     assert (told.shape, told.schedule.T, told.target) == ((3, 16, 16), 100, Target.V)
-    assert told.facts["assumed"] == []
+    assert told.facts.assumed == ()
     assert not caplog.text
 
 

@@ -78,10 +78,10 @@ def test_it_computes_what_the_layout_says(plain, tmp_path, options, hints, assum
     loaded = read_foreign(save(tmp_path / "ema_0.9999_500000.pt", p.w), hints=hints)
     found = loaded.net(x, T) if y is None else loaded.net(x, T, y)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
-    assert [text for text in assumed if text not in loaded.facts["assumed"]] == []
+    assert [text for text in assumed if text not in loaded.facts.assumed] == []
     assert loaded.classes == options.get("classes")
-    assert loaded.facts["learned_variance"] is ("out" in options)
-    assert loaded.facts["weights"] == "only"
+    assert loaded.facts.learned_variance is ("out" in options)
+    assert loaded.facts.weights == "only"
     assert loaded.clipping == Clipping("clip")
     assert len(loaded.net.config.beyond_diffusers) == beyond
 
@@ -146,7 +146,11 @@ def test_the_notebook(plain, tmp_path):
     loaded = read_foreign(path)
     torch.testing.assert_close(loaded.net(x, T % 500), expected, rtol=1e-5, atol=2e-5)
     assert loaded.shape == (1, 28, 28)
-    assert loaded.facts["assumed"] == ["image_size 28", "schedule linear, T=500", "heads 4"]
+    assert loaded.facts.assumed == (
+        "image_size 28",
+        "schedule linear, T=500",
+        "heads 4",
+    )
     betas = loaded.schedule.betas[[0, -1]]
     assert betas.round(9).tolist() == [2e-4, 0.04]
     one_head = read_foreign(path, hints=Hints(heads=1)).net
@@ -236,7 +240,7 @@ def test_the_published_models_are_told_from_the_tensors(shape, expected, monkeyp
     config = loaded.net.config
     heads = config.attention_heads
     split = f"{heads}-heads" if heads else config.attention_head_dim
-    order = next(text.split()[-1] for text in loaded.facts["assumed"] if "qkv_order" in text)
+    order = next(text.split()[-1] for text in loaded.facts.assumed if "qkv_order" in text)
     spec = loaded.schedule.spec
     assert f"{spec['kind']} {spec['T']} {split} {order} {config.time_scale:g}" == expected
     assert loaded.shape == (3, shape[0], shape[0])

@@ -256,7 +256,7 @@ def test_the_time_is_embedded_once_a_level(classes, monkeypatch):
         for k in (10, 5, 1):
             denoiser(x, schedule.level(k))
     if classes is not None:
-        denoiser.with_labels(torch.tensor([4, 0]))(x, schedule.level(5))
+        denoiser.given(torch.tensor([4, 0]))(x, schedule.level(5))
     assert calls == [9, 4, 0]
 
 
@@ -280,8 +280,8 @@ def test_labels_change_what_is_predicted_and_times_do_too():
     x = torch.ones(1, 1, 8, 8)
     denoiser = NetworkDenoiser(net, labels=torch.tensor([0]))
     outputs = [denoiser(x, LEVEL).eps, denoiser(x, Level(0.6, 0.8, 7.0)).eps]
-    outputs.append(denoiser.with_labels(torch.tensor([3]))(x, LEVEL).eps)
-    outputs.append(denoiser.with_labels(torch.tensor([0]))(x, LEVEL).eps)
+    outputs.append(denoiser.given(torch.tensor([3]))(x, LEVEL).eps)
+    outputs.append(denoiser.given(torch.tensor([0]))(x, LEVEL).eps)
     assert torch.equal(outputs[0], outputs[3])
     assert not torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])

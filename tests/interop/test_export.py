@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import ddim
-from ddim.calibration.search import CalibratedSampler
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
 from ddim.interop.export import export_scheduler
@@ -89,7 +88,7 @@ def x():
 @torch.no_grad()
 def test_diffusers_follows(x, nodes, method, options):
     nodes = ddim.make_nodes(MODEL.schedule, "uniform", 10) if nodes == "trailing" else LISTED
-    export = export_scheduler(MODEL, nodes, method, options)
+    export = export_scheduler(MODEL, method, nodes=nodes, **options)
     tableau = ddim.make_tableau(MODEL.schedule, nodes, method, **options)
     found = theirs(export, len(nodes) - 1, x)
     assert gap(found, ours(tableau, x)) < 2e-5
@@ -101,11 +100,11 @@ def test_diffusers_follows(x, nodes, method, options):
 @torch.no_grad()
 def test_unipc_is_followed_on_its_own_grid(x, steps):
     nodes = ddim.make_nodes(MODEL.schedule, "uniform", steps)
-    export = export_scheduler(MODEL, nodes, "unipc", {"order": 2})
+    export = export_scheduler(MODEL, "unipc", nodes=nodes, order=2)
     assert export.warnings == ()
     tableau = ddim.make_tableau(MODEL.schedule, nodes, "unipc", order=2)
     assert gap(theirs(export, steps, x), ours(tableau, x)) < 2e-5
-    (warning,) = export_scheduler(MODEL, LISTED, "unipc").warnings
+    (warning,) = export_scheduler(MODEL, "unipc", nodes=LISTED).warnings
     assert "takes no list of nodes" in warning
 
 
@@ -113,7 +112,7 @@ def test_unipc_is_followed_on_its_own_grid(x, steps):
 @torch.no_grad()
 def test_ddpm_is_followed_on_a_list(x, variance):
     """With one noise for both: theirs is recorded and given to ours."""
-    export = export_scheduler(MODEL, LISTED, "ddpm", {"variance": variance})
+    export = export_scheduler(MODEL, "ddpm", nodes=LISTED, variance=variance)
     assert export.config["_class_name"] == "DDPMScheduler"
     generator = torch.Generator().manual_seed(5)
     found = theirs(export, len(LISTED) - 1, x, generator)
@@ -129,16 +128,16 @@ def test_ddpm_is_followed_on_a_list(x, variance):
 
 def test_what_ddpm_does_otherwise_is_said():
     nodes = ddim.make_nodes(MODEL.schedule, "uniform", 10)
-    noised, listed = export_scheduler(MODEL, nodes, "ddpm", {"variance": "large"}).warnings
+    noised, listed = export_scheduler(MODEL, "ddpm", nodes=nodes, variance="large").warnings
     assert "noised there" in noised and "set_timesteps(timesteps=[99, 89" in listed
-    assert len(export_scheduler(MODEL, nodes, "ddpm").warnings) == 1
-    assert len(export_scheduler(MODEL, LISTED, "ddpm", {"variance": "large"}).warnings) == 1
+    assert len(export_scheduler(MODEL, "ddpm", nodes=nodes).warnings) == 1
+    assert len(export_scheduler(MODEL, "ddpm", nodes=LISTED, variance="large").warnings) == 1
 
 
 @torch.no_grad()
 def test_weights_are_left_out_and_that_is_said(x):
     weights = [[], [-0.4], [-0.3, 0.1]]
-    export = export_scheduler(MODEL, LISTED, "learned", {"weights": weights})
+    export = export_scheduler(MODEL, "learned", nodes=LISTED, weights=weights)
     assert "weights are left out" in export.warnings[0]
     # What takes their place is DPM-Solver++ of order 2 on the same nodes.
     found = theirs(export, len(LISTED) - 1, x)
@@ -150,9 +149,9 @@ def test_weights_are_left_out_and_that_is_said(x):
 
 def test_clipping_that_is_not_there_is_said():
     clipping = model(Clipping("clip"))
-    (warning,) = export_scheduler(clipping, ddim.make_nodes(MODEL.schedule, "uniform", 7)).warnings
+    (warning,) = export_scheduler(clipping, steps=7).warnings
     assert "does not clip" in warning
-    assert export_scheduler(clipping, ddim.make_nodes(MODEL.schedule, "uniform", 10)).warnings == ()
+    assert export_scheduler(clipping, steps=10).warnings == ()
 
 
 def test_what_diffusers_has_not(refuses):
@@ -163,12 +162,12 @@ def test_what_diffusers_has_not(refuses):
         ("ddim", {"nothing": 1}, "no option 'nothing'"),
     ):
         with refuses(match):
-            export_scheduler(MODEL, LISTED, method, options)
+            export_scheduler(MODEL, method, nodes=LISTED, **options)
     with refuses("falls to node 0"):
-        export_scheduler(MODEL, LISTED[:-1])
+        export_scheduler(MODEL, nodes=LISTED[:-1])
     with refuses("flow"):
         flow = ddim.Model(MODEL.net, ddim.Schedule.flow(T), Target.FLOW, (1, 8, 8))
-        export_scheduler(flow, LISTED)
+        export_scheduler(flow, nodes=LISTED)
 
 
 @torch.no_grad()
@@ -176,7 +175,7 @@ def test_a_folder_with_the_scheduler_opens_in_diffusers(tmp_path, x):
     from diffusers import DDPMPipeline
 
     nodes = ddim.make_nodes(MODEL.schedule, "uniform", 5)
-    MODEL.save(tmp_path / "m", export_scheduler(MODEL, nodes, "dpmpp", {"order": 2}).config)
+    MODEL.save(tmp_path / "m", export_scheduler(MODEL, "dpmpp", nodes=nodes, order=2).config)
     pipe = DDPMPipeline.from_pretrained(tmp_path / "m")
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(1)
@@ -190,6 +189,6 @@ def test_a_folder_with_the_scheduler_opens_in_diffusers(tmp_path, x):
 
 
 def test_the_sampler_that_calibration_found_is_its_method():
-    sampler = CalibratedSampler(LISTED, "plms", {"order": 2})
+    sampler = ddim.Sampler("plms", nodes=LISTED, order=2)
     with pytest.raises(ddim.InputError, match="no scheduler that runs plms"):
-        export_scheduler(MODEL, sampler.nodes, sampler.method, sampler.options)
+        export_scheduler(MODEL, sampler)

@@ -21,7 +21,7 @@ from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
 
 
-def model(seed=0, classes=None):
+def make_model(seed=0, classes=None):
     config = UNetConfig(
         sample_size=8,
         in_channels=1,
@@ -38,7 +38,15 @@ def model(seed=0, classes=None):
         torch.manual_seed(seed)
         net = UNet(config).eval()
     schedule = Schedule.linear(50, 0.002, 0.16)
-    return ddim.Model(net, schedule, Target.EPS, (1, 8, 8), classes, classes, name=f"m{seed}")
+    return ddim.Model(
+        net,
+        schedule,
+        Target.EPS,
+        (1, 8, 8),
+        classes=classes,
+        null_label=classes,
+        name=f"m{seed}",
+    )
 
 
 @pytest.fixture
@@ -49,15 +57,15 @@ def images():
 @pytest.mark.parametrize("codec", ["obelm", "edict", "bdia"])
 @pytest.mark.parametrize(("dtype", "worst"), [(torch.float32, 1e-3), (torch.float64, 1e-11)])
 def test_exact_codecs(images, codec, dtype, worst):
-    model = model().to(dtype=dtype)
+    model = make_model().to(dtype=dtype)
     latents = encode(model, images, steps=10, codec=codec, dtype=dtype, batch_size=2)
     assert latents.dtype == dtype and len(latents.tensors) == 2
     assert (decode(model, latents) - images).abs().max() < worst
 
 
 def test_a_network_in_bfloat16_is_refused(images):
-    latents = encode(model(), images, steps=10)
-    rounded = model().to(dtype=torch.bfloat16)
+    latents = encode(make_model(), images, steps=10)
+    rounded = make_model().to(dtype=torch.bfloat16)
     for call in (lambda: encode(rounded, images, steps=10), lambda: decode(rounded, latents)):
         with pytest.raises(InputError, match="m0 is in bfloat16, where images do not come back"):
             call()
@@ -65,7 +73,7 @@ def test_a_network_in_bfloat16_is_refused(images):
 
 def test_dropping_the_second_tensor_breaks_it(images):
     """Half of a pair is refused; another in its place does not lead back."""
-    model = model().to(dtype=torch.float64)
+    model = make_model().to(dtype=torch.float64)
     latents = encode(model, images, steps=10, dtype=torch.float64)
     with pytest.raises(InputError, match="one alone"):
         dataclasses.replace(latents, tensors=latents.tensors[:1])
@@ -75,7 +83,7 @@ def test_dropping_the_second_tensor_breaks_it(images):
 
 def test_the_papers_codec_is_sampling_backwards(images):
     """Its decoder is `sample` from the latent; the round trip is near, and nearer with steps."""
-    model = model().to(dtype=torch.float64)
+    model = make_model().to(dtype=torch.float64)
     errors = []
     for steps in (5, 50):
         latents = encode(model, images, steps=steps, codec="ddim", dtype=torch.float64)
@@ -84,7 +92,7 @@ def test_the_papers_codec_is_sampling_backwards(images):
 
 
 def test_implicit_is_solved_or_says_so(images):
-    model = model().to(dtype=torch.float64)
+    model = make_model().to(dtype=torch.float64)
     latents = encode(model, images, steps=25, codec="implicit", dtype=torch.float64)
     assert latents.nodes[-1] == 1 and len(latents.tensors) == 1
     assert latents.residual.shape == (5,)
@@ -99,7 +107,7 @@ def test_implicit_is_solved_or_says_so(images):
 
 
 def test_an_image_is_encoded_whatever_is_beside_it(images):
-    model = model()
+    model = make_model()
     for codec in ("obelm", "implicit"):
         whole = encode(model, images, steps=5, codec=codec, batch_size=2)
         other = encode(model, images[[3, 0]], steps=5, codec=codec, batch_size=2)
@@ -108,7 +116,7 @@ def test_an_image_is_encoded_whatever_is_beside_it(images):
 
 
 def test_files_keep_everything(images, tmp_path):
-    model = model(classes=3)
+    model = make_model(classes=3)
     latents = encode(model, images, steps=4, codec="implicit", labels=[0, 1, 2, 0, 1])
     latents.save(tmp_path / "l.safetensors")
     again = Latents.load(tmp_path / "l.safetensors")
@@ -118,48 +126,51 @@ def test_files_keep_everything(images, tmp_path):
             assert all(map(torch.equal, value, loaded))
         elif field.name == "residual":
             assert torch.equal(value, loaded)
+        elif field.name == "condition":
+            assert (value.labels, value.guidance) == (loaded.labels, loaded.guidance)
         else:
             assert value == loaded
     assert torch.equal(decode(model, latents), decode(model, again))
 
 
 def test_other_models_are_refused(images):
-    latents = encode(model(), images, steps=4)
+    latents = encode(make_model(), images, steps=4)
     with pytest.raises(InputError, match="of the model m0"):
-        decode(model(1), latents)
-    later = dataclasses.replace(model(), schedule=Schedule.linear(50, 0.002, 0.17))
+        decode(make_model(1), latents)
+    later = make_model().replace(schedule=Schedule.linear(50, 0.002, 0.17))
     with pytest.raises(InputError, match="of the model m0"):
         decode(later, latents)
     with pytest.raises(InputError, match="of the model m0"):
-        decode(dataclasses.replace(model(), target=Target.V), latents)
+        decode(make_model().replace(target=Target.V), latents)
     with pytest.raises(InputError, match="shape"):
-        decode(dataclasses.replace(model(), shape=(1, 16, 16)), latents)
+        decode(make_model().replace(shape=(1, 16, 16)), latents)
 
 
 def test_identity_is_of_the_weights_and_not_of_where_they_are():
-    model = model()
-    assert model.identity == model().identity == model.to(dtype=torch.float64).identity
-    assert model.identity != model(1).identity
+    model = make_model()
+    assert model.identity == make_model().identity == model.to(dtype=torch.float64).identity
+    assert model.identity != make_model(1).identity
 
 
 def test_clipping_is_refused(images):
     with pytest.raises(InputError, match="cannot be undone"):
-        encode(model(), images, steps=4, clip=True)
-    habit = dataclasses.replace(model(), clipping=Clipping("clip"))
-    with pytest.raises(InputError, match="by habit"):
-        encode(habit, images, steps=4)
-    assert len(encode(habit, images, steps=4, clip=False)) == 5
+        encode(make_model(), images, steps=4, clip=True)
+    clipping = make_model().replace(clipping=Clipping("clip"))
+    with pytest.raises(InputError, match="by default"):
+        encode(clipping, images, steps=4)
+    assert len(encode(clipping, images, steps=4, clip=False)) == 5
 
 
 def test_guidance_and_labels_edit_while_decoding(images):
-    model = model(classes=3)
+    model = make_model(classes=3)
     latents = encode(model, images, steps=5, labels=[0] * 5)
     same = decode(model, latents)
     assert (same - images).abs().max() < 1e-3
     assert not torch.allclose(decode(model, latents, labels=[1] * 5), same, atol=1e-3)
     assert not torch.allclose(decode(model, latents, guidance=3.0), same, atol=1e-3)
-    with pytest.raises(InputError, match="labels were given"):
-        decode(model, latents, labels=[1])
+    assert torch.equal(decode(model, latents, labels=[1]), decode(model, latents, labels=[1] * 5))
+    with pytest.raises(InputError, match="6 labels were given for 5 images"):
+        decode(model, latents, labels=[1] * 6)
 
 
 @pytest.mark.parametrize(
@@ -178,30 +189,30 @@ def test_guidance_and_labels_edit_while_decoding(images):
 )
 def test_bad_options(images, options, match):
     with pytest.raises(InputError, match=match):
-        encode(model(), images, **{"steps": 5, **options})
+        encode(make_model(), images, **{"steps": 5, **options})
 
 
 def test_labels_may_be_a_tensor_and_an_image_be_taken_out(images, tmp_path):
-    latents = encode(model(classes=3), images, steps=4, labels=torch.tensor([0, 1, 2, 0, 1]))
+    latents = encode(make_model(classes=3), images, steps=4, labels=torch.tensor([0, 1, 2, 0, 1]))
     latents.save(tmp_path / "l.safetensors")
-    assert Latents.load(tmp_path / "l.safetensors")[2].labels == (2,)
+    assert Latents.load(tmp_path / "l.safetensors")[2].condition.labels == (2,)
     assert len(latents[2]) == 1 and len(latents[1:4]) == 3
 
 
 def test_bad_images(images):
     with pytest.raises(InputError, match=r"in \[-1, 1\]; these are from .* to 25"):
-        encode(model(), (images + 1) * 127.5, steps=5)
+        encode(make_model(), (images + 1) * 127.5, steps=5)
     with pytest.raises(InputError, match="have shape"):
-        encode(model(), images[:, :, :4], steps=5)
+        encode(make_model(), images[:, :, :4], steps=5)
     with pytest.raises(InputError, match="finite"):
-        encode(model(), images / 0, steps=5)
+        encode(make_model(), images / 0, steps=5)
 
 
 @pytest.mark.parametrize("family", ["uniform", "quadratic", "trailing", "log-snr"])
 @pytest.mark.parametrize("steps", range(1, 51))
 def test_implicit_ends_at_node_one_for_every_number_of_steps(steps, family):
     """Of T steps the last has no inverse, and there is no node to put in its place."""
-    nodes = codec_nodes(model(), "implicit", family, steps)
+    nodes = codec_nodes(make_model(), "implicit", steps, family)
     assert nodes[0] == 50 and nodes[-1] == 1
     assert list(nodes) == sorted(set(nodes), reverse=True)
     assert len(nodes) - 1 == min(steps, 49)
@@ -209,12 +220,12 @@ def test_implicit_ends_at_node_one_for_every_number_of_steps(steps, family):
 
 def test_what_cannot_be_encoded(images, refuses):
     with refuses("there are no images"):
-        encode(model(), images[:0], steps=3)
+        encode(make_model(), images[:0], steps=3)
     for codec in ("obelm", "implicit"):
-        with refuses("batch_size must be at least 1, not 0"):
-            encode(model(), images, steps=3, codec=codec, batch_size=0)
+        with refuses("the batch size must be at least 1, not 0"):
+            encode(make_model(), images, steps=3, codec=codec, batch_size=0)
     with refuses("iterations must be at least 1, not 0"):
-        encode(model(), images, steps=3, codec="implicit", iterations=0)
+        encode(make_model(), images, steps=3, codec="implicit", iterations=0)
 
 
 def test_not_latents(tmp_path):
@@ -264,7 +275,7 @@ def _rewritten(path, change, *, seal):
 )
 def test_latents_that_say_something_else_than_was_written_are_refused(images, tmp_path, change):
     path = tmp_path / "l.safetensors"
-    encode(model(), images, steps=4).save(path)
+    encode(make_model(), images, steps=4).save(path)
     _rewritten(path, change, seal=False)
     with pytest.raises(InputError, match="other nodes, codec or model than it was written with"):
         Latents.load(path)
@@ -276,12 +287,12 @@ def test_latents_carry_schedule_and_dtype(images, tmp_path):
     from safetensors import safe_open
 
     path = tmp_path / "l.safetensors"
-    latents = encode(model(), images, steps=4)
+    latents = encode(make_model(), images, steps=4)
     latents.save(path)
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["ddim"])
     assert facts["dtype"] == "float32"
-    assert facts["schedule"] == dict(model().schedule.spec)
+    assert facts["schedule"] == dict(make_model().schedule.spec)
     assert facts["nodes"] == list(latents.nodes)
     _rewritten(path, lambda facts: facts.update(dtype="float64"), seal=True)
     with pytest.raises(InputError, match="no latents"):
@@ -289,7 +300,7 @@ def test_latents_carry_schedule_and_dtype(images, tmp_path):
 
 
 def test_interpolation_between_two_and_four(images):
-    model = model()
+    model = make_model()
     latents = encode(model, images, steps=5)
     line = interpolate(latents, [3, 1], [0.0, 0.5, 1.0])
     assert len(line) == 3
@@ -310,9 +321,9 @@ def test_interpolation_between_two_and_four(images):
 
 
 def test_interpolated_labels_are_of_the_nearest_corner(images):
-    latents = encode(model(classes=3), images[:4], steps=5, labels=[0, 1, 2, 1])
-    assert interpolate(latents, [0, 1], [0.0, 0.5, 1.0]).labels == (0, 0, 1)
-    assert interpolate(latents, [0, 1, 2, 3], [0.0, 1.0]).labels == (0, 1, 2, 1)
+    latents = encode(make_model(classes=3), images[:4], steps=5, labels=[0, 1, 2, 1])
+    assert interpolate(latents, [0, 1], [0.0, 0.5, 1.0]).condition.labels == (0, 0, 1)
+    assert interpolate(latents, [0, 1, 2, 3], [0.0, 1.0]).condition.labels == (0, 1, 2, 1)
 
 
 MNIST = Path(__file__).resolve().parents[3] / "shared/data/mnist"
@@ -340,20 +351,20 @@ def test_real_digits_come_back_from_the_shipped_model(steps, count):
 def test_latents_of_another_autoencoder_are_not_taken_for_bytes(images):
     """What is coded need not be within [-1, 1], as long as it is not bytes."""
     wide = 4 * images
-    latents = encode(model(), wide, steps=10, dtype=torch.float64)
-    assert (decode(model(), latents) - wide).abs().max() < 1e-3
+    latents = encode(make_model(), wide, steps=10, dtype=torch.float64)
+    assert (decode(make_model(), latents) - wide).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_trap_any_half_precision_is_refused(images, dtype):
-    whole, part = model().to(dtype=dtype), model()
+    whole, part = make_model().to(dtype=dtype), make_model()
     part.net.conv_out.to(dtype)  # the last of its layers
     name = str(dtype).removeprefix("torch.")
     for model in (whole, part):
         with pytest.raises(InputError, match=f"m0 is in {name}, where images do not come back"):
             encode(model, images, steps=4)
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="autocast"):
-        encode(model(), images, steps=4)
+        encode(make_model(), images, steps=4)
 
 
 SCHEDULES = {
@@ -420,22 +431,20 @@ def test_codecs_of_as_many_steps_as_there_are_nodes():
     ],
 )
 def test_latents_are_indexed_by_anything(images, index, chosen):
-    latents = encode(model(classes=3), images, steps=4, labels=[0, 1, 2, 0, 1])
+    latents = encode(make_model(classes=3), images, steps=4, labels=[0, 1, 2, 0, 1])
     part = latents[index]
-    assert part.labels == tuple([0, 1, 2, 0, 1][i] for i in chosen)
+    assert part.condition.labels == tuple([0, 1, 2, 0, 1][i] for i in chosen)
     assert all(
         torch.equal(a, b[chosen]) for a, b in zip(part.tensors, latents.tensors, strict=True)
     )
 
 
 def test_one_label_serves_all(images):
-    model = model(classes=3)
+    model = make_model(classes=3)
     for one in (2, np.int64(2), torch.tensor(2)):
         latents = encode(model, images, steps=4, labels=one)
-        assert latents.labels == (2,) * 5
-    assert torch.equal(
-        decode(model, latents, labels=1), decode(model, latents, labels=[1] * 5)
-    )
+        assert latents.condition.labels == (2,) * 5
+    assert torch.equal(decode(model, latents, labels=1), decode(model, latents, labels=[1] * 5))
     with pytest.raises(InputError, match="labels are whole numbers"):
         encode(model, images, labels=1.5)
 

@@ -1,12 +1,11 @@
 """The doctor: what a perfect network looks like to it, and every finding it has."""
 
-import dataclasses
-
 import pytest
 import torch
 
 import ddim
 from ddim.base.errors import InputError
+from ddim.checkpoints.record import Facts
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.exact import Mixture
 from ddim.denoisers.target import Target
@@ -77,7 +76,7 @@ def test_a_wrong_target_is_a_problem(images, true, taken):
 
 
 def test_a_wrong_schedule_is_a_problem(images):
-    wrong = dataclasses.replace(model(), schedule=Schedule.linear(100, 1e-4, 0.02))
+    wrong = model().replace(schedule=Schedule.linear(100, 1e-4, 0.02))
     assert "problem" in levels(check_model(wrong, predictions=check_predictions(wrong, images)))
 
 
@@ -88,11 +87,11 @@ def test_predictions_do_not_depend_on_the_tile(images):
 
 
 def test_what_is_left_of_the_signal():
-    dark = dataclasses.replace(model(), schedule=Schedule.scaled_linear(1000, 0.00085, 0.012))
+    dark = model().replace(schedule=Schedule.scaled_linear(1000, 0.00085, 0.012))
     assert found(check_model(dark), "of the signal is left").level == "note"
-    none = dataclasses.replace(model(), schedule=SCHEDULE.rescaled_to_zero_snr())
+    none = model().replace(schedule=SCHEDULE.rescaled_to_zero_snr())
     assert found(check_model(none), "no signal is left").level == "problem"
-    velocity = dataclasses.replace(none, target=Target.V)
+    velocity = none.replace(target=Target.V)
     assert found(check_model(velocity), "zero terminal SNR").level == "ok"
 
 
@@ -106,13 +105,13 @@ def test_steps_that_do_not_divide():
 
 
 def test_clipping_conditions_assumptions():
-    habit = dataclasses.replace(model(), clipping=Clipping("clip", 1.0))
-    assert "keeps the old" in found(check_model(habit), "by habit (clip").why
-    without = dataclasses.replace(model(), classes=10)
+    clipping = model().replace(clipping=Clipping("clip", 1.0))
+    assert "keeps the old" in found(check_model(clipping), "by default (clip").why
+    without = model().replace(classes=10)
     assert found(check_model(without), "no label for 'none'").level == "note"
-    guided = dataclasses.replace(model(), classes=10, null_label=10)
+    guided = model().replace(classes=10, null_label=10)
     assert found(check_model(guided), "10 for 'none'").level == "ok"
-    assumed = dataclasses.replace(model(), facts={"assumed": ["heads: 4"]})
+    assumed = model().replace(facts=Facts(assumed=("heads: 4",)))
     assert found(check_model(assumed), "heads: 4").level == "note"
 
 
@@ -142,13 +141,13 @@ def test_what_eta_means_is_said():
     findings = check_model(model())
     (eta,) = [f for f in findings if "η multiplies" in f.what]
     assert eta.level == "ok" and "variance goes with η²" in eta.what
-    learned = dataclasses.replace(model(), facts={"learned_variance": True})
+    learned = model().replace(facts=Facts(learned_variance=True))
     (eta,) = [f for f in check_model(learned) if "η multiplies" in f.what]
     assert eta.level == "note" and "--method ddpm" in eta.do
 
 
 def test_far_too_much_signal_at_the_end_is_a_problem():
     """β for 1000 steps on 100: no network was ever trained so."""
-    wrong = dataclasses.replace(model(), schedule=Schedule.linear(50))
+    wrong = model().replace(schedule=Schedule.linear(50))
     (finding,) = [f for f in check_model(wrong, steps=10) if "of the signal is left" in f.what]
     assert finding.level == "problem" and "scaled to fewer" in finding.why

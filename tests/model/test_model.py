@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,13 @@ import torch
 
 import ddim
 from ddim.base.errors import InputError
+from ddim.checkpoints.record import Facts
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
+from ddim.model.condition import Condition
 from ddim.model.drawing import sample
 from ddim.model.model import Model
 from ddim.model.opening import load, shipped
-from ddim.model.sampler import calibration_of, make_sampler
 from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
 from ddim.train.config import TrainConfig
@@ -24,7 +24,7 @@ from ddim.train.run import Run
 BETAS = np.linspace(0.01, 0.3, 20)
 
 
-def model(classes: int | None = None) -> Model:
+def make_model(classes: int | None = None) -> Model:
     config = UNetConfig(
         sample_size=8,
         in_channels=1,
@@ -91,7 +91,7 @@ def same_weights(one: torch.nn.Module, two: torch.nn.Module) -> bool:
 
 @pytest.mark.parametrize("classes", [None, 3])
 def test_what_is_saved_is_loaded(tmp_path, classes):
-    saved = model(classes)
+    saved = make_model(classes)
     saved.save(tmp_path / "model")
     loaded = load(tmp_path / "model")
     assert same_weights(saved.net, loaded.net)
@@ -100,14 +100,14 @@ def test_what_is_saved_is_loaded(tmp_path, classes):
     assert loaded.net.config == saved.net.config
     for name in ("target", "shape", "classes", "null_label", "clipping", "name"):
         assert getattr(loaded, name) == getattr(saved, name), name
-    assert loaded.facts["images_seen"] == 12
-    assert loaded.facts["data"] == {"name": "none"}
+    assert loaded.facts.more["images_seen"] == 12
+    assert loaded.facts.data == {"name": "none"}
     assert not loaded.net.training
     assert not any(p.requires_grad for p in loaded.net.parameters())
 
 
 def test_a_loaded_model_saved_again_draws_the_same_bits(tmp_path):
-    model(3).save(tmp_path / "one")
+    make_model(3).save(tmp_path / "one")
     one = load(tmp_path / "one")
     one.save(tmp_path / "two")
     two = load(str(tmp_path / "two"))
@@ -140,7 +140,7 @@ def test_a_loaded_model_saved_again_draws_the_same_bits(tmp_path):
 )
 def test_the_schedule_is_loaded_to_the_bit(tmp_path, schedule):
     target = Target.V if schedule.alpha[-1] == 0 else Target.EPS
-    dataclasses.replace(model(), schedule=schedule, target=target).save(tmp_path)
+    make_model().replace(schedule=schedule, target=target).save(tmp_path)
     loaded = load(tmp_path).schedule
     assert np.array_equal(loaded.alpha, schedule.alpha)
     assert np.array_equal(loaded.sigma, schedule.sigma)
@@ -148,7 +148,7 @@ def test_the_schedule_is_loaded_to_the_bit(tmp_path, schedule):
 
 @pytest.mark.parametrize("target", [Target.EPS, Target.X0, Target.V])
 def test_the_target_is_loaded(tmp_path, target):
-    dataclasses.replace(model(), target=target).save(tmp_path)
+    make_model().replace(target=target).save(tmp_path)
     assert load(tmp_path).target is target
 
 
@@ -157,7 +157,7 @@ def test_the_target_is_loaded(tmp_path, target):
     [Clipping(), Clipping("clip"), Clipping("clip", 2.5), Clipping("threshold", 1.5, 0.9)],
 )
 def test_the_clipping_is_loaded(tmp_path, clipping):
-    dataclasses.replace(model(), clipping=clipping).save(tmp_path)
+    make_model().replace(clipping=clipping).save(tmp_path)
     assert load(tmp_path).clipping == clipping
 
 
@@ -168,9 +168,9 @@ def test_what_diffusers_has_no_scheduler_for_is_not_saved(tmp_path, refuses):
         {"schedule": Schedule.from_alpha_sigma([1, 1, 1], [0, 1, 2])},
     ):
         with refuses("flow"):
-            dataclasses.replace(model(), **change).save(tmp_path)
+            make_model().replace(**change).save(tmp_path)
     with refuses("UNet2DModel cannot express a Linear .another architecture"):
-        dataclasses.replace(model(), net=torch.nn.Linear(1, 1)).save(tmp_path)
+        make_model().replace(net=torch.nn.Linear(1, 1)).save(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -202,10 +202,10 @@ def test_names_and_paths_that_lead_nowhere(tmp_path, refuses):
 
 
 def test_a_model_without_facts_is_named_after_its_folder(tmp_path):
-    model(3).save(tmp_path / "digits")
+    make_model(3).save(tmp_path / "digits")
     (tmp_path / "digits" / "ddim.json").unlink()
     loaded = load(tmp_path / "digits")
-    assert (loaded.name, loaded.facts) == ("digits", {})
+    assert (loaded.name, loaded.facts) == ("digits", Facts())
     assert (loaded.classes, loaded.null_label) == (4, None)
 
 
@@ -252,7 +252,7 @@ def test_files_that_are_no_checkpoint(tmp_path, trained, refuses):
 
 
 def test_moving_and_precision(tmp_path):
-    model().save(tmp_path)
+    make_model().save(tmp_path)
     loaded = load(tmp_path)
     assert loaded.device == torch.device("cpu")
     double = loaded.to(dtype=torch.float64)
@@ -262,11 +262,11 @@ def test_moving_and_precision(tmp_path):
 
 def test_the_identity_does_not_depend_on_the_processor():
     """NumPy's exp and log differ between processors in the last bits, and schedules with them."""
-    model = model()
+    model = make_model()
     alpha, sigma = model.schedule.alpha, model.schedule.sigma
 
     def other(alpha: np.ndarray, sigma: np.ndarray) -> str:
-        return dataclasses.replace(model, schedule=Schedule.from_alpha_sigma(alpha, sigma)).identity
+        return model.replace(schedule=Schedule.from_alpha_sigma(alpha, sigma)).identity
 
     for towards in (0.0, 1.0):
         moved = np.where((alpha > 0) & (alpha < 1), np.nextafter(alpha, towards), alpha)
@@ -281,7 +281,7 @@ def test_a_shipped_calibration_is_of_the_shipped_weights(name):
     model = load(name)
     assert name != "mnist" or model.calibration is not None
     if model.calibration is not None and model.calibration.exists():
-        assert calibration_of(model).identity == model.identity
+        assert model.calibrated().identity == model.identity
 
 
 def test_in_bfloat16_a_model_keeps_its_identity_and_its_calibration():
@@ -292,12 +292,12 @@ def test_in_bfloat16_a_model_keeps_its_identity_and_its_calibration():
     assert weights[0].dtype is torch.bfloat16
     assert all(w.is_contiguous() for w in weights)
     assert rounded.identity == rounded.to("cpu").identity == identity
-    assert make_sampler(rounded, "calibrated", 5) == make_sampler(model, "calibrated", 5)
+    assert rounded.tableau("calibrated:steps=5") == model.tableau("calibrated:steps=5")
     assert rounded.to(dtype=torch.float32).identity != identity  # its weights stay rounded
 
 
 def test_trap_a_model_whose_weights_changed_is_another_one():
-    model = model()
+    model = make_model()
     images = torch.zeros(1, 1, 8, 8)
     latents, identity = ddim.encode(model, images, steps=4), model.identity
     with torch.no_grad():
@@ -319,10 +319,10 @@ def test_a_compiled_network_is_the_same_model():
         def forward(self, *args):
             return 0.5 * self.module(*args)
 
-    model = model()
+    model = make_model()
     for wrap in (lambda net: torch.compile(net, backend="eager"), torch.nn.DataParallel):
-        assert dataclasses.replace(model, net=wrap(model.net)).identity == model.identity
-    assert dataclasses.replace(model, net=Halved(model.net)).identity != model.identity
+        assert model.replace(net=wrap(model.net)).identity == model.identity
+    assert model.replace(net=Halved(model.net)).identity != model.identity
     again = ddim.Model(
         torch.compile(model.net, backend="eager"), model.schedule, "eps", model.shape
     )
@@ -346,24 +346,28 @@ def test_any_module_makes_a_model_or_is_told_why_not(refuses):
     with refuses("did you mean 'eps'"):
         Model(Half(), Schedule.linear(20), "esp", (2, 3))
     for layer in (torch.nn.Dropout(0.1), torch.nn.BatchNorm1d(3)):
+        made = Model(Half(layer), Schedule.linear(20), "eps", (2, 3))
+        assert not made.net.training
+        made.net.train()
         with refuses("in training mode, where layers.0 makes every call another one"):
-            Model(Half(layer), Schedule.linear(20), "eps", (2, 3))
-        Model(Half(layer).eval(), Schedule.linear(20), "eps", (2, 3))
-    Model(Half(torch.nn.Dropout(0.0)), Schedule.linear(20), "eps", (2, 3))
+            sample(made, 2, steps=2)
+    made = Model(Half(torch.nn.Dropout(0.0)), Schedule.linear(20), "eps", (2, 3))
+    made.net.train()
+    assert sample(made, 2, steps=2).shape == (2, 2, 3)
 
 
 def test_labels_and_guidance_that_do_not_fit_the_model(refuses):
     labels = torch.tensor([0, 1])
     with refuses("tiny has no classes, so labels mean nothing to it"):
-        model().denoiser(labels)
+        make_model().denoiser(Condition(labels))
     with refuses("tiny is class-conditional: give labels"):
-        model(3).denoiser()
+        make_model(3).denoiser()
+    with refuses("guidance compares with a condition left out, and tiny was given none"):
+        make_model().denoiser(Condition(guidance=2.0))
     with refuses("tiny was not trained for guidance"):
-        model().denoiser(guidance=2.0)
-    with refuses("tiny was not trained for guidance"):
-        dataclasses.replace(model(3), null_label=None).denoiser(labels, guidance=2.0)
+        make_model(3).replace(null_label=None).denoiser(Condition(labels, guidance=2.0))
     with refuses("guidance must be a finite number, not inf"):
-        model(3).denoiser(labels, guidance=float("inf"))
+        make_model(3).denoiser(Condition(labels, guidance=float("inf")))
 
 
 def test_the_public_names():

@@ -123,7 +123,12 @@ def test_names_and_lists():
         == (10, 8, 5, 3, 0)
     )
     assert make_nodes(schedule, "quadratic", 4) == (10, 6, 3, 1, 0)
-    assert make_nodes(schedule, "10,4,0") == make_nodes(schedule, [10, 4, 0], 2) == (10, 4, 0)
+    assert (
+        make_nodes(schedule, "10,4,0")
+        == make_nodes(schedule, "10-4-0")
+        == make_nodes(schedule, [10, 4, 0], 2)
+        == (10, 4, 0)
+    )
     assert make_nodes(schedule, [0, 4, 10]) == (0, 4, 10)  # rising: encoding
     assert make_nodes(schedule, np.array([7, 3])) == (7, 3)
     assert check_nodes(schedule, [3.0, 1.0]) == (3, 1)
@@ -142,12 +147,13 @@ def test_names_and_lists():
         ([10, 0, 5], None, "rise or fall strictly"),
         ([0, 5, 5], None, "rise or fall strictly"),
         ([11, 0], None, "must be in 0..10"),
-        ([5, -1], None, "must be in 0..10"),
+        ([5, -1], None, "must not be negative"),
         ([10, 2.5, 0], None, "whole numbers"),
         ([10], None, "at least two"),
         ([], None, "at least two"),
         ("10,five,0", None, "a name or numbers"),
         ("10,,0", None, "a name or numbers"),
+        ("calibrated", 4, "calibrated nodes come with their method"),
     ],
 )
 def test_refusals(nodes, steps, message, refuses):

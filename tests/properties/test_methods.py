@@ -25,6 +25,7 @@ SCHEDULES = {
     "flow": Schedule.flow,
     "zero terminal SNR": lambda T: Schedule.linear(T, scaled=T >= 20).rescaled_to_zero_snr(),
 }
+PLAIN = sorted(name for name, m in METHODS.items() if not (m.program or m.needs))
 ORDERS = {"plms": 4, "deis": 3, "dpmpp": 3, "unipc": 3}
 FROM_SIGNAL = {"pf-euler", "obelm", "bdia", "edict"}  # these divide by α of every node
 CALLS_A_STEP = {"heun": 2, "dpm-solver-2": 2, "dpm-solver-3": 3, "edict": 2}
@@ -38,7 +39,7 @@ def run(schedule, nodes, method, options, target):
     return tableau, x
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", PLAIN)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_finite_and_as_many_nodes_as_asked_for(method, data):
@@ -51,7 +52,7 @@ def test_finite_and_as_many_nodes_as_asked_for(method, data):
     target = data.draw(st.sampled_from(allowed))
     options = {}
     if method in ORDERS:
-        options["order"] = data.draw(st.integers(1, ORDERS[method]))
+        options["order"] = data.draw(st.integers(1, min(ORDERS[method], steps)))
     if method in FROM_SIGNAL and nothing_left:
         with pytest.raises(InputError, match="0"):
             make_tableau(schedule, nodes, method, **options)
@@ -64,7 +65,7 @@ def test_finite_and_as_many_nodes_as_asked_for(method, data):
     assert tableau.calls <= steps * CALLS_A_STEP.get(method, 1) or method == "restart"
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", PLAIN)
 def test_every_number_of_steps(method):
     """S = 1..T of a short schedule, with the method's own options."""
     schedule = Schedule.linear(23, scaled=True)
@@ -81,7 +82,7 @@ def test_orders_that_are_not_there(method):
             make_tableau(schedule, (10, 5, 0), method, order=order)
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"ddim", "ddpm", "restart", "sde-dpmpp"}))
+@pytest.mark.parametrize("method", sorted(set(PLAIN) - {"ddim", "ddpm", "restart", "sde-dpmpp"}))
 def test_deterministic_methods_have_no_eta(method):
     with pytest.raises(InputError, match="no option 'eta'"):
         make_tableau(Schedule.linear(10), (10, 5, 0), method, eta=0.5)
@@ -97,7 +98,7 @@ def alive(tableau):
     )
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", PLAIN)
 def test_as_many_states_are_held_whatever_the_number_of_steps(method):
     schedule = Schedule.linear(200, scaled=True)
     few, many = (

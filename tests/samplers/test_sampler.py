@@ -1,24 +1,259 @@
-"""Samplers by name for a model: calibrated ones, and DDIM with the variance that is optimal."""
+"""Samplers: their spelling, and those that need a model."""
 
-import dataclasses
 import json
+import pickle
+import sys
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import ddim
-from ddim.calibration.search import CalibratedSampler, Calibration
 from ddim.checkpoints.calibration import read_calibration, write_calibration
 from ddim.denoisers.target import Target
-from ddim.model.sampler import calibration_of, make_sampler
 from ddim.nets.unet import UNet, UNetConfig
-from ddim.samplers.methods.analytic import analytic_tableau
+from ddim.noise.foreign import FOREIGN_NODES
+from ddim.noise.nodes import NODES as FAMILIES
+from ddim.samplers.methods.analytic import analytic
+from ddim.samplers.sampler import METHODS, Sampler
 
 NODES = (50, 31, 12, 4, 0)
+SCHEDULE = ddim.Schedule.linear(100)
 
 
-def model(path, seed=0):
+# -- spelling ------------------------------------------------------------------------------------
+
+
+def values_of(option):
+    """Values that an option takes, those that the method cannot run with among them."""
+    if option.choices:
+        return st.sampled_from(option.choices)
+    return {
+        bool: st.booleans(),
+        int: st.integers(0, 1000),
+        float: st.floats(-10, 10, allow_nan=False),
+        str: st.sampled_from(["a", "b-c"]),
+        list: st.lists(st.lists(st.floats(-1, 1), max_size=2), max_size=3),
+    }[option.kind]
+
+
+@st.composite
+def samplers(draw):
+    method = draw(st.sampled_from(sorted(METHODS)))
+    declared = METHODS[method].options
+    chosen = draw(st.sets(st.sampled_from(sorted(declared)))) if declared else ()
+    options = {name: draw(values_of(declared[name])) for name in sorted(chosen)}
+    steps = draw(st.none() | st.integers(4, 1000))
+    nodes = "uniform"
+    if METHODS[method].needs != "calibration":
+        listed = st.lists(st.integers(0, 10**6), min_size=5, max_size=9, unique=True)
+        falling = listed.map(lambda nodes: tuple(sorted(nodes, reverse=True)))
+        nodes = draw(st.sampled_from(sorted([*FAMILIES, *FOREIGN_NODES])) | falling)
+    if not isinstance(nodes, str):
+        steps = None
+    return Sampler(method, steps, nodes, **options)
+
+
+@given(samplers())
+def test_what_is_spelled_is_parsed_to_an_equal_sampler(sampler):
+    again = Sampler.parse(str(sampler))
+    assert again == sampler
+    assert hash(again) == hash(sampler)
+    assert str(again) == str(sampler)
+    assert pickle.loads(pickle.dumps(sampler)) == sampler
+    assert sampler.replace() == sampler
+
+
+def test_a_sampler_is_spelled_in_one_way():
+    first = Sampler("dpmpp", steps=10, nodes="quadratic", order=3)
+    assert str(first) == "dpmpp:order=3:steps=10:nodes=quadratic"
+    for other in (
+        Sampler.parse("dpmpp:order=3", steps=10, nodes="quad"),
+        Sampler.parse("dpmpp:nodes=quadratic:order=3:form=exact:steps=10"),
+        Sampler.parse("dpmpp", 10, "quadratic", order=3),
+        Sampler.parse(first),
+        Sampler.parse(first, steps=10),
+        Sampler("dpmpp", steps=np.int64(10), nodes="quad", order=3.0),
+    ):
+        assert other == first
+    listed = Sampler.parse("ddim:nodes=500-250-100-0")
+    assert listed == Sampler(nodes=[500, 250, 100, 0]) == Sampler.parse("ddim:nodes=500,250,100,0")
+    assert (str(listed), listed.steps) == ("ddim:nodes=500-250-100-0", 3)
+    assert str(Sampler(nodes="trailing")) == str(Sampler(nodes="linear")) == "ddim"
+    assert Sampler(eta=0) == Sampler()
+    assert Sampler(eta=0).options == {"eta": 0.0}
+
+
+def test_samplers_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Sampler().steps = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_default_number_of_steps_is_capped_at_t():
+    assert len(Sampler().place(SCHEDULE)) - 1 == 50
+    assert len(Sampler().place(ddim.Schedule.linear(20))) - 1 == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dimm", "unknown method 'dimm': did you mean 'ddim'"),
+        ("dpm++", "did you mean 'dpmpp'"),
+        ("DPM++ 2M", "did you mean 'dpmpp'"),
+        ("dpmpp_3m", "did you mean 'dpmpp:order=3'"),
+        ("euler_a", "did you mean 'ddpm'"),
+        ("euler", "did you mean 'ddim'"),
+        ("unipc3", "did you mean 'unipc:order=3'"),
+        ("deis-2", "did you mean 'deis:order=2'"),
+        ("pndm", "did you mean 'plms'"),
+        ("ddim:eta=x", "eta is a number, not 'x'"),
+        ("ddim:eta=inf", "eta must be a finite number"),
+        ("ddim:order=2", "method 'ddim' has no option 'order': it has eta"),
+        ("heun:order=2", "method 'heun' has no option 'order': it has none"),
+        ("dpmpp:order=4", "dpmpp has the orders 1 to 3, not 4"),
+        ("dpmpp:order=2.5", "dpmpp has the orders 1 to 3, not 2.5"),
+        ("dpmpp:form=exakt", "unknown form 'exakt': did you mean 'exact'"),
+        ("bdia:pair=maybe", "pair is true or false, not 'maybe'"),
+        ("restart:times=1.5", "times is a whole number, not '1.5'"),
+        ("learned:weights=[", "weights is a list such as"),
+        ("ddim:eta", "KEY=VALUE, not 'eta'"),
+        ("ddim:eta=1:eta=0", "says eta twice"),
+        ("ddim:steps=0", "the number of steps must be at least 1, not 0"),
+        ("ddim:steps=ten", "steps is a whole number, not 'ten'"),
+        ("ddim:nodes=quadratc", "unknown nodes 'quadratc': did you mean 'quadratic'"),
+        ("ddim:nodes=500-500-0", "nodes must rise or fall strictly"),
+        ("ddim:nodes=500-x", "nodes must be a name or numbers like 500-250-0, not '500-x'"),
+        ("ddim:nodes=500-0:steps=3", "2 nodes are 1 steps, not 3"),
+        ("ddim:nodes=calibrated", "calibrated nodes come with their method"),
+        ("dpmpp:order=3:steps=2", "order 3 takes at least 3 steps to be reached, not 2"),
+        ("calibrated:nodes=quadratic", "calibrated brings its own nodes"),
+        ("calibrated:eta=1", "method 'calibrated' has no option 'eta': it has none"),
+        ("nowhere.py:third", "nowhere.py cannot be read"),
+    ],
+)
+def test_what_is_refused(text, message, refuses):
+    with refuses(message):
+        Sampler.parse(text)
+
+
+def test_what_contradicts_is_refused(refuses):
+    with refuses("says steps = 5, which is not 10"):
+        Sampler.parse("ddim:steps=5", steps=10)
+    with refuses("says eta = 1, which is not 0"):
+        Sampler.parse("ddim:eta=1", eta=0.0)
+    assert Sampler.parse("ddim:eta=1", eta=1.0).options["eta"] == 1
+    for wrong in (3, None, ["ddim"]):
+        with refuses("a method is a name such as 'ddim', or a ddim.Sampler"):
+            Sampler.parse(wrong)
+    with refuses("steps is a whole number, not 2.5"):
+        Sampler(steps=2.5)
+
+
+def test_an_order_stays_where_an_edit_leaves_few_steps():
+    sampler = Sampler("dpmpp", steps=10, order=3)
+    part = sampler.starting(0.1, SCHEDULE)
+    assert part.place(SCHEDULE) == (10, 0)
+    assert part.options["order"] == 3
+    assert part.tableau(SCHEDULE).calls == 1
+
+
+# -- methods of the user's -----------------------------------------------------------------------
+
+OWN = """
+import ddim
+
+@ddim.method("half-way")
+def half_way(schedule, nodes, *, share: float = 0.5):
+    \"\"\"DDIM with a share of its noise.\"\"\"
+    return ddim.make_tableau(schedule, nodes, "ddim", eta=share)
+
+def plain(schedule, nodes):
+    return ddim.make_tableau(schedule, nodes, "heun")
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ddim.samplers.sampler.METHODS", METHODS)
+    (tmp_path / "own.py").write_text(OWN)
+    yield tmp_path / "own.py"
+    METHODS.pop("half-way", None)
+
+
+def test_a_method_in_a_file_of_the_users(own, refuses):
+    sampler = Sampler.parse("own.py:half_way:share=0.25", steps=5)
+    assert str(sampler) == "own.py:half_way:share=0.25:steps=5"
+    assert Sampler.parse(str(sampler)) == sampler
+    same = ddim.make_tableau(SCHEDULE, sampler.place(SCHEDULE), "ddim", eta=0.25)
+    assert sampler.tableau(SCHEDULE).rows == same.rows
+    assert Sampler("half-way").options == {"share": 0.5}  # by its own name, once it is declared
+    assert Sampler("own.py:plain", steps=4).tableau(SCHEDULE).calls == 7
+    with refuses("'own.py:half_way' has no option 'sharp': it has share"):
+        Sampler("own.py:half_way", sharp=1)
+    with refuses("unknown name in own.py 'hal': did you mean 'half_way'"):
+        Sampler("own.py:hal")
+    with refuses("own.py:number is a int, and not a function"):
+        Sampler("own.py:number")
+    before = sampler.checksum
+    own.write_text(OWN.replace("eta=share", "eta=2 * share"))
+    assert sampler.checksum != before
+    assert sampler.tableau(SCHEDULE).rows != same.rows
+    own.write_text("import nowhere")
+    with refuses("own.py cannot be run: ModuleNotFoundError"):
+        Sampler("own.py:plain")
+
+
+def test_no_method_takes_the_name_of_another(refuses):
+    with refuses("there is a method 'ddim' already"):
+
+        @ddim.method("ddim")
+        def mine(schedule, nodes):
+            return None
+
+    assert METHODS["ddim"].build.__module__ == "ddim.samplers.methods.ddim"
+
+
+def test_an_installed_package_brings_methods(tmp_path, monkeypatch):
+    """Entry points are listed without loading them, and loaded when their name is asked for."""
+    (tmp_path / "brings.py").write_text(OWN.replace("half-way", "brought"))
+    info = tmp_path / "brings-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brings\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[ddim.methods]\nbrought = brings:half_way\nddim = brings:plain\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from ddim.samplers import sampler as module
+
+    module._installed.cache_clear()
+    try:
+        assert "brought" in module.method_names()
+        assert "brings" not in sys.modules
+        assert Sampler("brought", steps=3).options == {"share": 0.5}
+        assert "brings" in sys.modules
+        assert Sampler("ddim").entry is METHODS["ddim"]
+    finally:
+        module._installed.cache_clear()
+        METHODS.pop("brought", None)
+        sys.modules.pop("brings", None)
+
+
+def test_every_method_says_what_it_is():
+    for name, entry in METHODS.items():
+        assert entry.summary.endswith((".", ").")), name
+        if entry.needs in entry.options:  # what the model fills in
+            assert entry.options[entry.needs].default is None, name
+
+
+# -- samplers that need a model ------------------------------------------------------------------
+
+
+def make(path, seed=0):
     config = UNetConfig(
         sample_size=8,
         in_channels=1,
@@ -37,84 +272,80 @@ def model(path, seed=0):
     return ddim.Model(net, schedule, Target.EPS, (1, 8, 8), name="tiny", calibration=path)
 
 
-def found(sampler, teacher=(50, 20, 5, 0), moments=(0.9, 0.5, 0.2)):
-    errors = {"uniform": (0.2, 0.3), "calibrated": (0.1, 0.2)}
-    return Calibration(sampler, errors, NODES, np.array(moments), teacher, (8, 8, 16))
+def write(model, sampler, teacher=(50, 20, 5, 0), gamma=(0.9, 0.5, 0.2)):
+    facts = {"rms": {"uniform": [0.2, 0.3], "calibrated": [0.1, 0.2]}, "seed": 3}
+    moments = (teacher, np.array(gamma), 8)
+    write_calibration(model.calibration, model.identity, model.schedule, sampler, moments, facts)
 
 
 @pytest.fixture
 def model(tmp_path):
-    model = model(tmp_path / "calibrated.json")
-    for sampler in (
-        CalibratedSampler(NODES, "dpmpp", {"order": 2}),
-        CalibratedSampler((50, 20, 0), "learned", {"weights": [[], [-0.4]]}),
-    ):
-        write_calibration(
-            model.calibration, model.identity, model.schedule, found(sampler), {"seed": 3}
-        )
+    model = make(tmp_path / "calibrated.json")
+    write(model, Sampler("dpmpp", nodes=NODES))
+    write(model, Sampler("learned", nodes=(50, 20, 0), weights=[[], [-0.4]]))
     return model
 
 
-def test_calibrated_nodes_bring_their_method(model):
-    nodes, tableau = make_sampler(model, "calibrated", 4)
-    assert nodes == NODES
+def test_calibrated_brings_method_and_nodes(model):
+    tableau = model.tableau("calibrated:steps=4")
     assert tableau.method == "calibrated dpmpp"
-    plain = ddim.make_tableau(model.schedule, NODES, "dpmpp", order=2)
-    assert tableau.rows == plain.rows
-    nodes, tableau = make_sampler(model, "calibrated", 2)
-    assert tableau.method == "calibrated learned"
-    assert tableau.rows[1].eps[1][0] == 0  # the earlier output is read
+    assert tableau.rows == ddim.make_tableau(model.schedule, NODES, "dpmpp").rows
+    assert model.resolve(Sampler("calibrated", 4)) == Sampler("dpmpp", nodes=NODES)
+    learned = model.tableau("calibrated:steps=2")
+    assert learned.method == "calibrated learned"
+    assert learned.rows[1].eps[1][0] == 0  # the earlier output is read
+    assert model.tableau("learned:steps=2").rows == learned.rows
 
 
 def test_sample_draws_by_them(model):
-    images = ddim.sample(model, n=2, steps=4, nodes="calibrated")
-    plain = ddim.sample(model, n=2, steps=None, nodes=NODES, method="dpmpp")
-    assert torch.equal(images, plain)
+    images = ddim.sample(model, n=2, steps=4, method="calibrated")
+    assert torch.equal(images, ddim.sample(model, n=2, nodes=NODES, method="dpmpp"))
 
 
 def test_nodes_may_be_an_array(model):
-    assert make_sampler(model, np.array(NODES))[0] == NODES
+    assert Sampler(nodes=np.array(NODES)).place(model.schedule) == NODES
 
 
 def test_the_file_says_how_it_was_found(model):
     entry = json.loads(model.calibration.read_text())["calls"]["4"]
     assert entry["rms"] == {"uniform": [0.2, 0.3], "calibrated": [0.1, 0.2]}
-    assert (entry["latents"], entry["seed"]) == ([8, 8, 16], 3)
+    assert entry["seed"] == 3
+    assert entry["nodes"] == list(NODES)
 
 
 def test_what_cannot_be_asked_of_it(model, refuses):
     with refuses("tiny is calibrated for 2, 4 steps, not for 5"):
-        make_sampler(model, "calibrated", 5)
+        model.tableau("calibrated:steps=5")
     with refuses("calibrated for 2, 4 steps, not for None"):
-        make_sampler(model, "calibrated")
-    with refuses("their own method, here dpmpp"):
-        make_sampler(model, "calibrated", 4, "unipc")
-    with refuses("their own method, here dpmpp"):
-        make_sampler(model, "calibrated", 4, eta=0.5)
+        model.tableau("calibrated")
+    with refuses("the calibration of tiny for 4 steps is dpmpp, not learned"):
+        model.tableau("learned:steps=4")
     with refuses("strength has no part"):
-        make_sampler(model, "calibrated", 4, strength=0.5)
-    with refuses("belong to a model"):
-        ddim.make_nodes(model.schedule, "calibrated", 4)
+        model.tableau("calibrated:steps=4", strength=0.5)
+    for method, what in (
+        ("calibrated:steps=4", "belong to a model"),
+        ("learned:steps=4", "needs its weights"),
+        ("analytic:steps=4", "needs gamma"),
+    ):
+        with refuses(what):
+            Sampler.parse(method).tableau(model.schedule)
 
 
 def test_a_calibration_of_other_weights_is_stale(model, refuses):
-    other = model(model.calibration, seed=1)
+    other = make(model.calibration, seed=1)
     with refuses("calibrated.json is stale, of other weights"):
-        make_sampler(other, "calibrated", 4)
-    schedule = ddim.Schedule.linear(50, 0.002, 0.15)
+        other.tableau("calibrated:steps=4")
     with refuses("is stale"):
-        calibration_of(dataclasses.replace(model, schedule=schedule))
+        model.replace(schedule=ddim.Schedule.linear(50, 0.002, 0.15)).calibrated()
     # Another model's calibration takes its place, and is not mixed with it.
-    write_calibration(
-        model.calibration, other.identity, other.schedule, found(CalibratedSampler(NODES)), {}
-    )
+    write(other, Sampler(nodes=NODES))
     assert list(read_calibration(model.calibration).samplers) == [4]
 
 
 def test_without_a_calibration(refuses, tmp_path):
     for path in (None, tmp_path / "calibrated.json"):
         with refuses("tiny has no calibration: `ddim calibrate MODEL --calls N` makes one"):
-            make_sampler(model(path), "calibrated", 4)
+            make(path).tableau("calibrated:steps=4")
 
 
 @pytest.mark.parametrize(
@@ -126,6 +357,8 @@ def test_without_a_calibration(refuses, tmp_path):
         lambda v: v["calls"]["4"].update(nodes=[50, 0]),
         lambda v: v.update(calls=[1]),
         lambda v: v["moments"].update(gamma=[0.1]),
+        lambda v: v["calls"]["4"].update(method="dimm"),
+        lambda v: v["calls"]["4"].update(options={"order": 9}),
     ],
 )
 def test_a_damaged_file(model, refuses, change):
@@ -133,18 +366,18 @@ def test_a_damaged_file(model, refuses, change):
     change(values)
     model.calibration.write_text(json.dumps(values))
     with refuses("calibrated.json is not a calibration"):
-        make_sampler(model, "calibrated", 4)
+        model.tableau("calibrated:steps=4")
 
 
 def test_the_optimal_variance_is_that_of_the_calibration(model, refuses):
     nodes = (50, 20, 5, 0)
-    _, tableau = make_sampler(model, nodes, None, "analytic", eta=0.5)
-    expected = analytic_tableau(model.schedule, nodes, [0.9, 0.5, 0.2], eta=0.5)
-    assert [row.noise for row in tableau.rows] == [row.noise for row in expected.rows]
+    tableau = model.tableau(Sampler("analytic", nodes=nodes, eta=0.5))
+    expected = analytic(model.schedule, nodes, gamma=[0.9, 0.5, 0.2], eta=0.5)
+    assert tableau.rows == expected.rows
     # Between the nodes that were measured, Γ is linear in log ρ.
-    gamma = calibration_of(model).gamma(model.schedule, (20, 10, 0))
+    gamma = model.calibrated().gamma(model.schedule, (20, 10, 0))
     lam = model.schedule.lam
     share = (lam[10] - lam[20]) / (lam[5] - lam[20])
     assert gamma == pytest.approx([0.5, 0.5 + share * (0.2 - 0.5)])
     with refuses("'analytic' has no option 'order'"):
-        make_sampler(model, "uniform", 3, "analytic", order=2)
+        model.tableau("analytic:order=2")

@@ -24,7 +24,11 @@ SCHEDULES = {
     "flow": Schedule.flow,
     "zero terminal SNR": lambda T: Schedule.linear(T + 1).rescaled_to_zero_snr(),
 }
-BUILDERS = {name: functools.partial(make_tableau, method=name) for name in METHODS} | {
+BUILDERS = {
+    name: functools.partial(make_tableau, method=name)
+    for name, m in METHODS.items()
+    if not (m.program or m.needs)
+} | {
     "ddim, η = 0.3": functools.partial(ddim, eta=0.3),
     "ddim, η = 1": functools.partial(ddim, eta=1.0),
     "ddpm, large": functools.partial(ddpm, variance="large"),

@@ -9,7 +9,8 @@ from typing import Any
 from ddim.base.errors import InputError
 from ddim.checkpoints.scheduler import scheduler_config
 from ddim.model.model import Model
-from ddim.noise.nodes import NODES, Nodes
+from ddim.noise.foreign import FOREIGN_NODES
+from ddim.noise.nodes import Nodes
 from ddim.samplers.sampler import Sampler
 
 __all__ = ["Export", "export_scheduler"]
@@ -91,7 +92,7 @@ def export_scheduler(
         )
     sampler.tableau(schedule)  # refuses what is not there
     base = scheduler_config(schedule, model.target, model.clipping)
-    trailing = listed == NODES["diffusers-trailing"](schedule, len(listed) - 1)
+    trailing = listed == FOREIGN_NODES["diffusers-trailing"](schedule, len(listed) - 1)
     if sampler.method == "ddim" and trailing and schedule.T % (len(listed) - 1) == 0:
         return Export(base, _times(listed), tuple(warnings))
     own = _scheduler(sampler, base)

@@ -125,7 +125,7 @@ class Condition:
         """
         labels = self.labels
         if labels is not None:
-            if len(labels) > n:
+            if len(labels) > n or (n and not labels):
                 raise InputError(f"{len(labels)} labels were given for {n} images")
             labels = tuple(labels[i % len(labels)] for i in range(n))
         for name, value in self.tensors.items():
@@ -233,7 +233,7 @@ def _whole(labels: object) -> tuple[int, ...] | None:
         if isinstance(labels, Tensor | np.ndarray):
             labels = labels.tolist()
         if isinstance(labels, Sequence) and not isinstance(labels, str):
-            return tuple(operator.index(label) for label in labels) or None
+            return tuple(operator.index(label) for label in labels)
         return (operator.index(labels),)  # pyright: ignore[reportArgumentType]
     except TypeError:
         raise InputError(f"labels are whole numbers, not {labels!r:.200}") from None

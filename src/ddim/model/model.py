@@ -83,7 +83,7 @@ class Model:
         null: the same for tensors of a condition, by name, one row each.
         clipping: what is done to the predicted x0 by default; nothing if None.
         name: what outputs call it.
-        facts: what is known of the training.
+        facts: what is known of the training; a mapping is taken for one.
         calibration: the file where its calibration is or will be kept; None for a model that was
             not opened from a file.
         network: what denoisers call: the network under the conventions t = k - 1 and [-1, 1].
@@ -134,8 +134,7 @@ class Model:
         )
         target, arguments = Target.named(self.target), dict(self.arguments or {})
         network = self.net.eval()
-        # A network of our own, used as we use it, stays what it is: fast, and fit to be saved.
-        if not isinstance(bare(self.net), UNet) or conventions != Conventions() or arguments:
+        if conventions != Conventions() or arguments:
             network = Adapted(self.net, self.schedule, target, conventions, arguments).eval()
         settled = {
             "_given": self.schedule,
@@ -145,7 +144,7 @@ class Model:
             "arguments": arguments,
             "null": dict(self.null or {}),
             "clipping": self.clipping or Clipping(),
-            "facts": self.facts or Facts(),
+            "facts": self.facts if isinstance(self.facts, Facts) else Facts.of(self.facts or {}),
             "network": network,
             "_known": {},
         }
@@ -302,7 +301,9 @@ class Model:
                 written then.
         """
         if not isinstance(self.network, UNet):
-            why = ", ".join(getattr(self.network, "beyond_diffusers", ["another architecture"]))
+            own = isinstance(bare(self.net), UNet)
+            blocked = self.network if own else bare(self.net)
+            why = ", ".join(getattr(blocked, "beyond_diffusers", ["another architecture"]))
             raise InputError(
                 f"diffusers' UNet2DModel cannot express a {type(bare(self.net)).__name__} ({why}), "
                 "so it has no model folder: use it as it is"

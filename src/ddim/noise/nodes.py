@@ -7,6 +7,7 @@ every 1 ≤ S ≤ T. The reversed list is the one for encoding.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "log_snr",
     "make_nodes",
     "quadratic",
+    "read_nodes",
     "spread",
     "start_at",
     "uniform",
@@ -129,15 +131,14 @@ NODES: dict[str, Callable[[Schedule, int], Nodes]] = {
     "uniform": uniform,
     "quadratic": quadratic,
     "log-snr": log_snr,
-    **FOREIGN_NODES,
 }
-"""Families by name; those of other programs last."""
+"""Families by name. Every one has exactly S steps from T to 0, for every S."""
 ALIASES = {"quad": "quadratic", "linear": "uniform", "trailing": "uniform"}
 """What the paper, its code and later work call families that are here."""
 
 
 def family_named(name: str) -> str:
-    """The name of a family as it is in :data:`NODES`.
+    """The name of a family, in :data:`NODES` or :data:`~ddim.noise.foreign.FOREIGN_NODES`.
 
     Raises:
         InputError: there is none of that name.
@@ -149,9 +150,33 @@ def family_named(name: str) -> str:
     name = ALIASES.get(name, name)
     if name == "calibrated":
         raise InputError("calibrated nodes come with their method: give method 'calibrated'")
-    if name not in NODES:
-        raise unknown("nodes", name, NODES)
+    if name not in NODES and name not in FOREIGN_NODES:
+        raise unknown("nodes", name, {**NODES, **FOREIGN_NODES})
     return name
+
+
+def read_nodes(nodes: str | Sequence[int]) -> str | Nodes:
+    """Nodes as a family's name or as whole numbers that fall or rise strictly.
+
+    Args:
+        nodes: a family's name, the nodes, or the nodes as text: ``500-250-0``, also with commas or
+            spaces.
+
+    Raises:
+        InputError: neither.
+
+    Example:
+        >>> read_nodes("500-250-0"), read_nodes("quad")
+        ((500, 250, 0), 'quadratic')
+    """
+    if not isinstance(nodes, str):
+        return check_monotone(nodes)
+    if not re.match(r"\s*\d", nodes):
+        return family_named(nodes)
+    parts = re.split(r"\s*[-,]\s*|\s+", nodes.strip())
+    if not all(part.isdigit() for part in parts):
+        raise InputError(f"nodes must be a name or numbers like 500-250-0, not {nodes!r}")
+    return check_monotone([int(part) for part in parts])
 
 
 def check_monotone(nodes: Sequence[int]) -> Nodes:
@@ -195,14 +220,16 @@ def make_nodes(
 
     Args:
         schedule: the noise schedule.
-        nodes: a family's name in :data:`NODES`, or the nodes themselves.
+        nodes: a family's name, or the nodes themselves, as :func:`read_nodes` takes them.
         steps: S; T if None. With an explicit list it must agree or be None.
 
     Raises:
         InputError: unknown name, steps outside 1..T, or a list that is no list of nodes.
     """
+    nodes = read_nodes(nodes)
     if isinstance(nodes, str):
-        return NODES[family_named(nodes)](schedule, schedule.T if steps is None else steps)
+        family = NODES[nodes] if nodes in NODES else FOREIGN_NODES[nodes]
+        return family(schedule, schedule.T if steps is None else steps)
     listed = check_nodes(schedule, nodes)
     if steps is not None and steps != len(listed) - 1:
         raise InputError(f"{len(listed)} nodes are {len(listed) - 1} steps, not {steps}")

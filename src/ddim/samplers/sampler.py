@@ -10,11 +10,11 @@ import json
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from ddim.base.code import is_named, load_named
 from ddim.base.errors import InputError
-from ddim.noise.nodes import Nodes, check_monotone, family_named, make_nodes, start_at
+from ddim.noise.nodes import Nodes, make_nodes, read_nodes, start_at
 from ddim.noise.schedule import Schedule
 from ddim.samplers.methods import (  # noqa: F401  # each declares its methods
     analytic,
@@ -98,12 +98,27 @@ class Sampler:
         nodes: str | Sequence[int] = "uniform",
         **options: object,
     ) -> None:
+        self._settle(method, steps, nodes, options)
+        order = self.options["order"] if "order" in options else None
+        if isinstance(order, int) and self.steps is not None and order > self.steps:
+            raise InputError(
+                f"order {order} takes at least {order} steps to be reached, not {self.steps}: give "
+                "more steps or a lower order"
+            )
+
+    def _settle(
+        self,
+        method: str,
+        steps: int | None,
+        nodes: str | Sequence[int],
+        options: Mapping[str, object],
+    ) -> None:
         entry = find_method(method)
         values = {
             name: check_option(entry, method, name).value(method, given)
             for name, given in options.items()
         }
-        listed = _listed(nodes)
+        listed = read_nodes(nodes)
         count = _count(steps)
         if not isinstance(listed, str):
             if count not in (None, len(listed) - 1):
@@ -111,12 +126,6 @@ class Sampler:
             count = len(listed) - 1
         if entry.needs == "calibration" and listed != "uniform":
             raise InputError(f"the method {method} brings its own nodes: give steps alone")
-        order = values.get("order")
-        if isinstance(order, int) and count is not None and order > count:
-            raise InputError(
-                f"order {order} takes at least {order} steps to be reached, not {count}: give more "
-                "steps or a lower order"
-            )
         kept = {k: v for k, v in values.items() if v != entry.options[k].default}
         for name, value in (("method", method), ("steps", count), ("nodes", listed)):
             object.__setattr__(self, name, value)
@@ -144,13 +153,15 @@ class Sampler:
         given = {"steps": steps, "nodes": nodes, **options}
         given = {key: value for key, value in given.items() if value is not None}
         if isinstance(text, Sampler):
+            if not given:
+                return text
             method, parts = text.method, text._parts()
         else:
             method, parts = _split(text)
         for key, value in parts.items():
             if key in given and cls._one(method, key, given[key]) != cls._one(method, key, value):
                 raise InputError(f"{text} says {key} = {value}, which is not {given[key]}")
-        return cls(method, **{**given, **parts})  # pyright: ignore[reportArgumentType]
+        return cls(method, **cast(dict[str, Any], {**given, **parts}))
 
     @staticmethod
     def _one(method: str, key: str, value: object) -> object:
@@ -158,7 +169,7 @@ class Sampler:
         if key == "steps":
             return _count(value)
         if key == "nodes":
-            return _listed(cast("str | Sequence[int]", value))
+            return read_nodes(cast("str | Sequence[int]", value))
         return check_option(find_method(method), method, key).value(method, value)
 
     def _parts(self) -> dict[str, object]:
@@ -193,11 +204,16 @@ class Sampler:
         return load_named(self.method).checksum if is_named(self.method) else None
 
     def replace(self, **changes: object) -> Sampler:
-        """The same with other steps, nodes, method or options."""
-        now = {"method": self.method, "nodes": self.nodes, "steps": self.steps}
-        if "nodes" in changes and "steps" not in changes:
-            now["steps"] = None if not isinstance(changes["nodes"], str) else self.steps
-        return Sampler(**{**now, **dict(self.settings), **changes})  # pyright: ignore[reportArgumentType]
+        """The same with other steps, nodes or options; an order that few steps do not reach stays.
+
+        Raises:
+            InputError: as :class:`Sampler`.
+        """
+        nodes: Any = changes.pop("nodes", self.nodes)
+        steps: Any = changes.pop("steps", self.steps if isinstance(nodes, str) else None)
+        made = object.__new__(Sampler)
+        made._settle(self.method, steps, nodes, {**dict(self.settings), **changes})
+        return made
 
     def place(self, schedule: Schedule) -> Nodes:
         """The nodes on a schedule, S + 1 of them.
@@ -252,7 +268,8 @@ def make_tableau(
         >>> make_tableau(Schedule.linear(10), (10, 5, 0), "ddim", eta=0.5).calls
         2
     """
-    return Sampler.parse(method, None, nodes, **options).tableau(schedule)
+    said = Sampler.parse(method, None, None, **options)
+    return said.replace(nodes=nodes).tableau(schedule)
 
 
 def method_names() -> list[str]:
@@ -344,18 +361,6 @@ def _split(text: str) -> tuple[str, dict[str, object]]:
             raise InputError(f"{text} says {key} twice")
         parts[key] = value
     return method, parts
-
-
-def _listed(nodes: str | Sequence[int]) -> str | Nodes:
-    """Nodes as the family's own name or as whole numbers that fall or rise strictly."""
-    if isinstance(nodes, str):
-        if not re.match(r"\s*\d", nodes):
-            return family_named(nodes)
-        parts = re.split(r"[-,\s]+", nodes.strip())
-        if not all(part.isdigit() for part in parts):
-            raise InputError(f"nodes must be a name or numbers like 500-250-0, not {nodes!r}")
-        nodes = [int(part) for part in parts]
-    return check_monotone(nodes)
 
 
 def _count(steps: object) -> int | None:

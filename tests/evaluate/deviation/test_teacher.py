@@ -100,7 +100,7 @@ def test_refuses(model, refuses):
     with refuses("at least 1, not 0"):
         teacher_errors(model, {"ddim": plain}, [])
     with refuses("no classes"):
-        teacher_errors(model, {"ddim": plain}, [0], labels=[1])
+        teacher_errors(model, {"ddim": plain}, [0], condition=ddim.Condition([1]))
     with refuses("one shape"):
         image_errors(torch.zeros(2, 3), torch.zeros(3, 3))
     with refuses("diverged"):

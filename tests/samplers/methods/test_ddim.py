@@ -18,6 +18,7 @@ from ddim.noise.nodes import make_nodes, uniform
 from ddim.noise.schedule import Schedule
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.methods.ddim import ddim, ddpm
+from ddim.samplers.sampler import make_tableau
 
 LINEAR = Schedule.linear()
 SCHEDULES = {
@@ -227,8 +228,8 @@ def test_encoding_with_noise_is_refused(refuses):
 
 
 def test_an_unknown_variance_is_refused(refuses):
-    with refuses("'posterior' or 'large', not 'small'"):
-        ddpm(LINEAR, (1000, 0), variance="small")
+    with refuses("unknown variance 'small'"):
+        make_tableau(LINEAR, (1000, 0), "ddpm", variance="small")
 
 
 # -- order of convergence -------------------------------------------------------------------------

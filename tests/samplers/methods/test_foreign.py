@@ -15,12 +15,12 @@ from torch import Tensor
 from ddim.base.errors import InputError
 from ddim.denoisers.clipping import Clip, Clipping, StaleEps
 from ddim.denoisers.network import NetworkDenoiser
-from ddim.noise.foreign import COMPAT_NODES, improved_ddim, leading, nngen, official, sections
+from ddim.noise.foreign import FOREIGN_NODES, improved_ddim, leading, nngen, official, sections
 from ddim.noise.nodes import NODES, make_nodes, uniform
 from ddim.noise.schedule import Schedule
 from ddim.samplers.loop import final, integrate
-from ddim.samplers.methods.foreign import COMPAT_METHODS, ddim_pairs
-from ddim.samplers.sampler import make_tableau
+from ddim.samplers.methods.foreign import ddim_pairs
+from ddim.samplers.sampler import METHODS, make_tableau
 
 LINEAR = Schedule.linear()
 HALF = Schedule.linear(500, scaled=True)
@@ -48,7 +48,7 @@ def run(tableau, clipping: Clipping | None = None) -> Tensor:
 # -- the grids ------------------------------------------------------------------------------------
 
 
-@given(st.sampled_from(sorted(COMPAT_NODES)), st.integers(1, 300), st.data())
+@given(st.sampled_from(sorted(FOREIGN_NODES)), st.integers(1, 300), st.data())
 def test_a_grid_falls_within_the_schedule_or_is_refused(name, T, data):
     schedule = Schedule.linear(T, scaled=T >= 20)
     steps = data.draw(st.integers(1, T))
@@ -65,7 +65,7 @@ def test_a_grid_falls_within_the_schedule_or_is_refused(name, T, data):
 
 
 def test_names_do_not_collide():
-    assert not COMPAT_NODES.keys() & NODES.keys()
+    assert not FOREIGN_NODES.keys() & NODES.keys()
 
 
 @pytest.mark.parametrize("steps", [10, 20, 50, 100, 300, 1000])
@@ -110,7 +110,7 @@ def test_improved():
     assert improved_ddim(LINEAR, 334)[:2] == (1000, 997)
 
 
-@pytest.mark.parametrize("name", sorted(set(COMPAT_NODES) - {"improved-ddim"}))
+@pytest.mark.parametrize("name", sorted(set(FOREIGN_NODES) - {"improved-ddim"}))
 def test_a_grid_serves_every_method(name):
     nodes = make_nodes(HALF, name, 12)
     for method in ("ddim", "ddpm", "dpmpp", "unipc", "plms", "deis", "heun"):
@@ -276,7 +276,7 @@ def test_steps_that_are_not_there(make, message, refuses):
         make()
 
 
-@pytest.mark.parametrize("method", sorted(COMPAT_METHODS))
+@pytest.mark.parametrize("method", sorted(name for name, m in METHODS.items() if m.program))
 def test_every_number_of_steps(method):
     schedule = Schedule.linear(23, scaled=True)
     for steps in range(1, 24):
