@@ -178,7 +178,7 @@ def test_help_has_the_groups_in_order_and_ends_with_the_examples(capsys, monkeyp
 
 
 def test_help_shows_what_no_value_stands_for(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "110")
     lines = " ".join(printed_help(capsys).replace("│", " ").split())
     for flag, default in {
         "--steps INT": "50",
@@ -186,7 +186,7 @@ def test_help_shows_what_no_value_stands_for(capsys, monkeypatch):
         "--eta FLOAT": "the method's own",
         "--order INT": "the method's own",
         "--labels LABEL ...": "every class in turn",
-        "--clip {true,false}": "the model's own",
+        "--clip {true,false}": "the model's default",
         "--data STR": "none",
         "--output PATH": "drawn.png",
         "--batch-size INT": "3",
