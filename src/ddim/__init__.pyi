@@ -36,8 +36,8 @@ from ddim.samplers.loop import final as final
 from ddim.samplers.loop import integrate as integrate
 from ddim.samplers.methods.grid import Grid as Grid
 from ddim.samplers.order import measured_order as measured_order
-from ddim.samplers.sampler import METHODS as METHODS
 from ddim.samplers.registry import method as method
+from ddim.samplers.sampler import METHODS as METHODS
 from ddim.samplers.sampler import Sampler as Sampler
 from ddim.samplers.sampler import make_tableau as make_tableau
 from ddim.samplers.tableau import Row as Row

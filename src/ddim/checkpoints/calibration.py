@@ -31,7 +31,8 @@ class CalibrationFile:
         identity: of the model that it was made for.
         samplers: by number of calls; of methods with one call a step.
         entries: the same as they are in the file, with the figures.
-        moments: nodes, falling, and Γ there (see :func:`ddim.samplers.methods.analytic.optimal_variance`).
+        moments: nodes, falling, and Γ there (see
+            :func:`~ddim.samplers.methods.analytic.optimal_variance`).
         latents: how many Γ is a mean over.
     """
 

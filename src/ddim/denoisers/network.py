@@ -20,8 +20,8 @@ __all__ = ["NetworkDenoiser", "tensor_of"]
 class NetworkDenoiser:
     """A network, and what it outputs, as a denoiser.
 
-    Of a :class:`~ddim.nets.unet.UNet` everything that depends on the time alone is computed once for
-    each level, however many batches pass through.
+    Of a :class:`~ddim.nets.unet.UNet` everything that depends on the time alone is computed once
+    for each level, however many batches pass through.
 
     Args:
         net: called as ``net(x, t)`` or ``net(x, t, labels)`` with t of shape (N,), int64 where
@@ -54,7 +54,7 @@ class NetworkDenoiser:
     def given(
         self, labels: Tensor | None, condition: Mapping[str, Tensor] | None = None
     ) -> NetworkDenoiser:
-        """The same network for other labels and tensors, sharing what was computed for the times."""
+        """The same network for another condition, sharing what was computed for the times."""
         other = NetworkDenoiser(self.net, self.target, labels, condition, grad=self.grad)
         other._memo = self._memo
         return other

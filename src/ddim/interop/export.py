@@ -77,6 +77,7 @@ def export_scheduler(
     sampler = model.resolve(Sampler.parse(method, steps, nodes, **options))
     schedule = model.schedule
     listed = sampler.place(schedule)
+    sampler.tableau(schedule)  # refuses what is not there
     if listed[-1] != 0:
         raise InputError("what is exported falls to node 0, the data")
     warnings: list[str] = []
@@ -90,7 +91,6 @@ def export_scheduler(
             "diffusers takes η at every call and not from its configuration: export η = 0 and give "
             "eta= there"
         )
-    sampler.tableau(schedule)  # refuses what is not there
     base = scheduler_config(schedule, model.target, model.clipping)
     trailing = listed == FOREIGN_NODES["diffusers-trailing"](schedule, len(listed) - 1)
     if sampler.method == "ddim" and trailing and schedule.T % (len(listed) - 1) == 0:

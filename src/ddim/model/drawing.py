@@ -124,7 +124,8 @@ def generate(
         dtype: of the states.
         start: the tableau's initial states, each of shape (N, C, H, W); noise if None.
         known: images, shape (N, C, H, W), and a mask that broadcasts against them, true where
-            they are to be kept: the rest is painted (see :class:`~ddim.denoisers.inpainting.Inpaint`).
+            they are to be kept: the rest is painted
+            (:class:`~ddim.denoisers.inpainting.Inpaint`).
 
     Raises:
         InputError: numbers out of range, a condition or images that do not fit; at once, before

@@ -82,9 +82,9 @@ def fit_conventions(
     The ranking's ``bias`` is how far the scale of the predicted noise is off, |E[ε·ε̂]/E[ε̂²] - 1|,
     in the median of the levels. It decides between candidates whose errors are within 2 %. Of those
     whose biases are as near as chance explains, the most usual one is taken, and stands first; what
-    that leaves open is logged as a warning and kept in ``facts.more["undecided"]``. Trained networks
-    come close to a bias of 0; one above 0.05 is logged too, because the truth may not be among the
-    candidates.
+    that leaves open is logged as a warning and kept in ``facts.more["undecided"]``. Trained
+    networks come close to a bias of 0; one above 0.05 is logged too, because the truth may not be
+    among the candidates.
 
     Args:
         net: called as ``net(x, time)`` or ``net(x, time, labels)``; put into evaluation mode.

@@ -124,6 +124,6 @@ def _own_model(source: str) -> Model:
         found = found()
     if not isinstance(found, Model):
         raise InputError(
-            f"{source} is a {type(found).__name__}, and not a ddim.Model or a function that makes one"
+            f"{source} is a {type(found).__name__}, not a ddim.Model or a function that makes one"
         )
     return found

@@ -47,7 +47,8 @@ class BitsPerDimension:
 
     ``elbo`` is the variational bound of DDPM's T steps with the posterior variance
     (:func:`~ddim.evaluate.likelihood.bound.elbo`), ``ode`` the density of the deterministic path
-    (:func:`~ddim.evaluate.likelihood.ode.ode_bits`). They are of different models, and not compared.
+    (:func:`~ddim.evaluate.likelihood.ode.ode_bits`). They are of different models, and
+    not compared.
 
     Args:
         model: the model. A class-conditional one is told each image's class.
