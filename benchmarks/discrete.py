@@ -14,7 +14,7 @@ import argparse
 import torch
 
 import ddim
-from ddim.samplers.discrete import marginal, one_hot
+from ddim.samplers.discrete import marginal, one_hot, sample_discrete
 
 WORDS = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 0], [0, 1, 2, 2]])
 SHARES = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
@@ -47,7 +47,7 @@ def main() -> None:
         for steps in STEPS:
             nodes = ddim.make_nodes(schedule, "uniform", steps)
             noise = ddim.Noise(seed=0, images=range(options.words), shape=(WORDS.shape[1],))
-            steps_taken = ddim.sample_discrete(exact(schedule), schedule, nodes, noise, K, eta=eta)
+            steps_taken = sample_discrete(exact(schedule), schedule, nodes, noise, K, eta=eta)
             drawn = [*steps_taken][-1].x
             found = torch.stack([(drawn == word).all(1).double().mean() for word in WORDS])
             row.append(((found - SHARES).abs().sum() + 1 - found.sum()).item() / 2)

@@ -33,10 +33,9 @@ import logging, sys, torch
 from pathlib import Path
 logging.disable()
 from ddim.checkpoints.official import official_picks
-from ddim.nets import UNet, UNetConfig
-from ddim.model import Model
-from ddim.schedule import Schedule
-from ddim.target import Target
+from ddim.model.model import Model
+from ddim.nets.unet import UNet, UNetConfig
+from ddim.noise.schedule import Schedule
 
 folder = Path(sys.argv[1])
 kinds = ["DownBlock2D"] * 4 + ["AttnDownBlock2D", "DownBlock2D"]
@@ -56,7 +55,7 @@ raw = {"module." + k: v for k, v in flat.items()}
 average = {k: v.clone() for k, v in flat.items()}
 torch.save([raw, optimizer, 1, 1, average], folder / "list.pth")
 torch.save({k: v.half() for k, v in flat.items()}, folder / "half.ckpt")
-Model(net, Schedule.linear(1000), Target.EPS, (3, 256, 256)).save(folder / "folder")
+Model(net, Schedule.linear(1000), "eps", (3, 256, 256)).save(folder / "folder")
 """
 
 OPEN = """

@@ -28,7 +28,7 @@ codecs
 memory
     Peak resident memory of a fresh process that draws images in 10 and in 200 steps: with the
     ``mnist`` model, and with a network that only multiplies, whose states are so large that a loop
-    that kept them could not hide it behind the allocator's habits.
+    that kept them could not hide it behind the allocator.
 
 Time is wall time, interleaved (see ``measure.py``); a ratio above 1 says that ddim is faster.
 Targets are judged by CPU time where there is one thread, else by wall time. The exit status is 1
@@ -54,6 +54,7 @@ from measure import Action, Report, gigaflops, interleave, median, once, parser,
 from torch import Tensor
 
 import ddim
+from ddim.denoisers.network import NetworkDenoiser
 from ddim.nets.unet import UNet, count_flops
 from ddim.samplers.loop import final, integrate
 from ddim.train.run import unet_config
@@ -81,7 +82,7 @@ if network == "mnist":
     ddim.sample(ddim.load("mnist"), 32, steps=int(steps), batch_size=32)
 else:
     schedule = ddim.Schedule.linear(1000)
-    model = ddim.Model(Scale(), schedule, ddim.Target.V, (3, 128, 128))
+    model = ddim.Model(Scale(), schedule, "v", (3, 128, 128))
     ddim.sample(model, 16, steps=int(steps), batch_size=16)
 status = pathlib.Path("/proc/self/status")
 lines = status.read_text().splitlines() if status.exists() else []
@@ -153,7 +154,7 @@ def overhead(report: Report, rounds: int) -> None:
 
 def _loops(shape: tuple[int, ...]) -> dict[str, Action]:
     schedule = ddim.Schedule.linear(1000)
-    tableau = ddim.make_tableau(schedule, ddim.make_nodes(schedule, "uniform", FREE_STEPS))
+    tableau = ddim.Sampler("ddim", FREE_STEPS).tableau(schedule)
     generator = torch.Generator().manual_seed(0)
     start, output = (torch.randn(shape, generator=generator) for _ in range(2))
 
@@ -164,7 +165,7 @@ def _loops(shape: tuple[int, ...]) -> dict[str, Action]:
     scheduler.set_timesteps(FREE_STEPS)
 
     def ours() -> Tensor:
-        return final(integrate(ddim.NetworkDenoiser(network), tableau, start))[0]
+        return final(integrate(NetworkDenoiser(network), tableau, start))[0]
 
     def theirs() -> Tensor:
         x = start
@@ -184,7 +185,7 @@ def _plans() -> dict[str, Action]:
     scheduler = DDIMScheduler(timestep_spacing="trailing")
 
     def ours() -> ddim.Tableau:
-        return ddim.make_tableau(schedule, ddim.make_nodes(schedule, "uniform", FREE_STEPS))
+        return ddim.Sampler("ddim", FREE_STEPS).tableau(schedule)
 
     def theirs() -> None:
         scheduler.set_timesteps(FREE_STEPS)
@@ -226,7 +227,7 @@ def _opened(name: str, folder: Path) -> tuple[ddim.Model, DDIMPipeline]:
         torch.manual_seed(0)
         net = UNet(unet_config(config, (3, 32, 32), None)).eval()
         schedule = ddim.Schedule.from_spec(config.schedule_spec())
-        ddim.Model(net, schedule, ddim.Target.V, (3, 32, 32)).save(folder)
+        ddim.Model(net, schedule, "v", (3, 32, 32)).save(folder)
     theirs = DDIMPipeline.from_pretrained(folder)
     theirs.set_progress_bar_config(disable=True)
     return ddim.load(folder), theirs
@@ -271,12 +272,10 @@ def tables(report: Report) -> None:
     """Building every table at S = T = 1000."""
 
     def build(method: str) -> int:
-        schedule = ddim.Schedule.linear(1000)
-        nodes = ddim.make_nodes(schedule, "uniform", 1000)
-        return len(ddim.make_tableau(schedule, nodes, method).rows)
+        return len(ddim.Sampler(method, 1000).tableau(ddim.Schedule.linear(1000)).rows)
 
     rows = []
-    for method in ddim.METHODS:
+    for method in (name for name, entry in ddim.METHODS.items() if not entry.needs):
         best = min(once(functools.partial(build, method)).cpu for _ in range(5))
         rows.append({"method": method, "rows": build(method), "ms": best * 1e3})
     report.table("tables", rows, "CPU time to build a table, S = T = 1000")

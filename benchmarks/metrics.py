@@ -30,7 +30,8 @@ MOST_OVERHEAD = 0.1
 
 PEAK = """
 import resource, sys, torch
-from ddim.evaluate import collect, lenet_extractor
+from ddim.evaluate.features.collection import collect
+from ddim.evaluate.features.extractor import lenet_extractor
 torch.set_num_threads(1)
 extractor, n, batch_size = lenet_extractor(), int(sys.argv[1]), 100
 g = torch.Generator().manual_seed(0)

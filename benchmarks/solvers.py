@@ -3,7 +3,7 @@
     python benchmarks/solvers.py [--model mnist] [--images 16] [--plot docs/solvers.png]
     python benchmarks/solvers.py --orders
 
-The order is measured in the lab of ``ddim.convergence``. The error is the distance, on [-1, 1],
+The order is measured in the lab of ``ddim.samplers.order``. The error is the distance, on [-1, 1],
 between a sampler's image and the one that the same network and the same noise lead to in the limit
 of many steps: DPM-Solver++(2M) over all T nodes. RMS over an image's pixels, the median over the
 images, since single images may change into others. Random samplers have no such limit and are not
@@ -25,38 +25,21 @@ from ddim.base.errors import InputError
 
 CALLS = (5, 8, 10, 20, 50)
 SAMPLERS = [
-    # name, method, options, network calls a step, and those that the last step saves
-    ("DDIM", "ddim", {}, 1, 0),
-    ("probability-flow Euler", "pf-euler", {}, 1, 0),
-    ("gradient estimation", "gradient-estimation", {}, 1, 0),
-    ("PLMS, 4", "plms", {"order": 4}, 1, 0),
-    ("DEIS in ρ, 3", "deis", {"order": 3}, 1, 0),
-    ("DEIS in t, 3", "deis", {"order": 3, "variable": "t"}, 1, 0),
-    ("DPM-Solver++ 2M", "dpmpp", {"order": 2}, 1, 0),
-    ("DPM-Solver++ 3M", "dpmpp", {"order": 3}, 1, 0),
-    ("DPM-Solver++ 3M, published", "dpmpp", {"order": 3, "form": "published"}, 1, 0),
-    ("UniPC, 2", "unipc", {"order": 2}, 1, 0),
-    ("UniPC, 3", "unipc", {"order": 3}, 1, 0),
-    ("Heun", "heun", {}, 2, 1),
-    ("DPM-Solver-3", "dpm-solver-3", {}, 3, 2),
-    ("O-BELM", "obelm", {}, 1, 0),
-]
-ORDERS = [
-    ("ddim", [{}]),
-    ("pf-euler", [{}]),
-    ("gradient-estimation", [{}]),
-    ("plms", [{"order": order} for order in (1, 2, 3, 4)]),
-    ("deis", [{"order": order} for order in (1, 2, 3)]),
-    ("deis", [{"order": order, "variable": "t"} for order in (2, 3)]),
-    ("dpmpp", [{"order": order} for order in (1, 2, 3)]),
-    ("dpmpp", [{"order": 3, "form": "published"}]),
-    ("unipc", [{"order": order} for order in (1, 2, 3)]),
-    ("heun", [{}]),
-    ("dpm-solver-2", [{}]),
-    ("dpm-solver-3", [{}]),
-    ("obelm", [{}]),
-    ("bdia", [{}]),
-    ("edict", [{}]),
+    # name, method with its options, network calls a step, and those that the last step saves
+    ("DDIM", "ddim", 1, 0),
+    ("probability-flow Euler", "pf-euler", 1, 0),
+    ("gradient estimation", "gradient-estimation", 1, 0),
+    ("PLMS, 4", "plms:order=4", 1, 0),
+    ("DEIS in ρ, 3", "deis:order=3", 1, 0),
+    ("DEIS in t, 3", "deis:order=3:variable=t", 1, 0),
+    ("DPM-Solver++ 2M", "dpmpp:order=2", 1, 0),
+    ("DPM-Solver++ 3M", "dpmpp:order=3", 1, 0),
+    ("DPM-Solver++ 3M, published", "dpmpp:order=3:form=published", 1, 0),
+    ("UniPC, 2", "unipc:order=2", 1, 0),
+    ("UniPC, 3", "unipc:order=3", 1, 0),
+    ("Heun", "heun", 2, 1),
+    ("DPM-Solver-3", "dpm-solver-3", 3, 2),
+    ("O-BELM", "obelm", 1, 0),
 ]
 NODES = ("uniform", "quadratic", "log-snr")
 SHOWN = ("DDIM", "PLMS, 4", "DEIS in ρ, 3", "DPM-Solver++ 2M", "UniPC, 3", "Heun", "DPM-Solver-3")
@@ -79,16 +62,17 @@ def main() -> None:
     key = f"{model.identity[:12]} {options.images}"
     cache = json.loads(options.cache.read_text()) if options.cache.exists() else {}
     found = cache.setdefault(key, {})
-    limit = draw(model, options.images, "dpmpp", {}, "uniform", model.schedule.T)
+    limit = draw(model, options.images, ddim.Sampler("dpmpp", model.schedule.T))
     for nodes in NODES:
-        for name, method, chosen, a_step, saved in SAMPLERS:
+        for name, method, a_step, saved in SAMPLERS:
             for calls in CALLS:
                 cell = f"{name} | {nodes} | {calls}"
                 steps = (calls + saved) // a_step
                 if cell in found or steps < 1:
                     continue
                 try:
-                    images = draw(model, options.images, method, chosen, nodes, steps)
+                    sampler = ddim.Sampler.parse(method, steps, nodes)
+                    images = draw(model, options.images, sampler)
                 except InputError:
                     continue  # a reversible method needs more steps
                 errors = (images - limit).flatten(1).square().mean(1).sqrt().tolist()
@@ -102,16 +86,15 @@ def main() -> None:
 
 def print_orders() -> None:
     print("| `--method` | options | order measured |\n|---|---|---|")
-    for method, variants in ORDERS:
-        for chosen in variants:
-            said = ", ".join(f"{key} {value}" for key, value in chosen.items())
-            print(f"| `{method}` | {said} | {ddim.measured_order(method, **chosen):.2f} |")
+    for name, method in ddim.METHODS.items():
+        for options in method.orders:
+            sampler = ddim.Sampler.parse(f"{name}:{options}" if options else name)
+            said = options.replace("=", " ").replace(":", ", ")
+            print(f"| `{name}` | {said} | {ddim.measured_order(sampler):.2f} |")
 
 
-def draw(model, images, method, chosen, nodes, steps):
-    grid = ddim.make_nodes(model.schedule, nodes, steps)
-    tableau = ddim.make_tableau(model.schedule, grid, method, **chosen)
-    drawn = ddim.generate(model, tableau, range(images))
+def draw(model: ddim.Model, images: int, sampler: ddim.Sampler) -> torch.Tensor:
+    drawn = ddim.generate(model, model.tableau(sampler), range(images))
     return torch.cat([event.images for event in drawn if event.images is not None])
 
 
@@ -120,8 +103,8 @@ def table(found: dict[str, float]) -> None:
         print(f"| {nodes} nodes | order | " + " | ".join(f"{c} calls" for c in CALLS) + " |")
         print("|---" * (2 + len(CALLS)) + "|")
         columns = [best(found, nodes, calls) for calls in CALLS]
-        for name, method, chosen, _, _ in SAMPLERS:
-            order = ddim.measured_order(method, **chosen)
+        for name, method, _, _ in SAMPLERS:
+            order = ddim.measured_order(method)
             cells = []
             for calls, least in zip(CALLS, columns, strict=True):
                 value = found.get(f"{name} | {nodes} | {calls}")

@@ -4,7 +4,7 @@
 
 Trains a small network on images whose pixels are categories (2 levels: black and white), then
 draws the same images of a seed in several numbers of steps, side by side in one picture. Some ten
-minutes of one CPU core. The training is saved as it goes; the same command goes on with it.
+minutes of one CPU core. The training is saved as it goes, and resumed by the same command.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 import ddim
 from ddim.base.files import refuse_existing
+from ddim.checkpoints.training import read_training
 from ddim.data.load import load_data
 from ddim.nets.unet import UNet, UNetConfig
-from ddim.train.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from ddim.samplers.discrete import discrete_loss, sample_discrete
+from ddim.train.checkpoint import load_checkpoint, save_checkpoint, saved_config
 
 
 class PatchUNet(nn.Module):
@@ -72,11 +74,11 @@ def train(
 ) -> None:
     """Train to the end of the configuration, from the checkpoint if there is one."""
     if checkpoint.exists():
-        saved = read_checkpoint(checkpoint)
-        if saved.config != config:
+        saved = read_training(checkpoint)
+        if saved_config(saved) != config:
             raise ddim.InputError(f"{checkpoint} is of a run with other options: name another one")
         load_checkpoint(saved, state)
-    loss = functools.partial(ddim.discrete_loss, categories=levels)
+    loss = functools.partial(discrete_loss, categories=levels)
     total = 0.0
     for step in ddim.fit(state, ddim.TensorData(images), schedule, config, loss=loss):
         total += step.loss
@@ -135,7 +137,7 @@ def run(options: argparse.Namespace) -> None:
     network = PatchUNet(images.shape[-1], options.levels, config.channels)
     state = ddim.TrainState.start(network, config)
     samplers = {
-        steps: ddim.sample_discrete(
+        steps: sample_discrete(
             state.ema,
             schedule,
             ddim.make_nodes(schedule, "uniform", steps),

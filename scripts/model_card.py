@@ -1,11 +1,11 @@
 """Turn a finished training run into a model folder with its card: figures, loss curve, samples.
 
-    python scripts/model_card.py runs/mnist --name mnist --output src/ddim/models/mnist
+    python scripts/model_card.py runs/mnist --name mnist --output src/ddim/shipped/mnist
 
 Draws ``--samples`` images by DDIM in 50 steps (uniform nodes, η = 0) and measures them with the
 shipped digit classifier. Writes the model folder, ``README.md`` (the card), ``samples.png`` and
-``loss.png`` into ``--output``. The pictures drawn so far are kept beside the run, so that a
-measurement that was interrupted goes on where it stopped.
+``loss.png`` into ``--output``. The pictures drawn so far are kept beside the run, so that the same
+command resumes a measurement that was interrupted.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from tqdm import tqdm
 
 import ddim
 from ddim.base.files import replacing, write_bytes
+from ddim.checkpoints.training import read_training
 from ddim.evaluate.distances.digits import DigitReport, report_digits
-from ddim.model.drawing import generate
 from ddim.nets.unet import UNet, count_flops
-from ddim.noise.nodes import uniform
-from ddim.samplers.registry import make_tableau
-from ddim.train.checkpoint import read_checkpoint
+from ddim.train.checkpoint import saved_config
 from ddim.train.config import PRESETS, TrainConfig
 from ddim.train.run import CHECKPOINT
 
@@ -51,10 +49,10 @@ def main() -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
 
-    model = dataclasses.replace(ddim.load(arguments.run), name=arguments.name)
-    drop = ("unet", "schedule", "target", "interval")
-    facts = {key: value for key, value in model.facts.items() if key not in drop}
-    model = dataclasses.replace(model, facts=facts)
+    model = ddim.load(arguments.run)
+    more = {key: value for key, value in model.facts.more.items() if key != "interval"}
+    facts = dataclasses.replace(model.facts, more=more)
+    model = model.replace(name=arguments.name, facts=facts)
     images = draw(model, arguments.run / "measured", arguments)
     report = report_digits(images)
     print(report)
@@ -71,22 +69,24 @@ def main() -> None:
 def draw(model: ddim.Model, cache: Path, arguments: argparse.Namespace) -> torch.Tensor:
     """The images, as the pixels that a file would hold; drawn in resumable chunks."""
     weights = torch.cat([p.flatten() for p in model.net.parameters()])
-    key = {"sum": float(weights.double().sum()), "batch_size": arguments.batch_size, "seed": arguments.seed}
+    size, seed = arguments.batch_size, arguments.seed
+    key = {"sum": float(weights.double().sum()), "batch_size": size, "seed": seed}
     cache.mkdir(exist_ok=True)
     marker = cache / "key.json"
     if marker.exists() and json.loads(marker.read_text()) != key:
         for old in cache.glob("*.npy"):
             old.unlink()
     marker.write_text(json.dumps(key))
-    tableau = make_tableau(model.schedule, uniform(model.schedule, STEPS), "ddim")
+    tableau = model.tableau(ddim.Sampler("ddim", STEPS))
+    condition = ddim.Condition().check(model, arguments.samples, every_class=True)
     parts = []
     for first in tqdm(range(0, arguments.samples, CHUNK)):
         indices = range(first, min(first + CHUNK, arguments.samples))
         path = cache / f"{first:06d}-{len(indices)}.npy"
         if not path.exists():
-            labels = [i % model.classes for i in indices] if model.classes else None
-            drawn = generate(
-                model, tableau, indices, seed=arguments.seed, labels=labels, batch_size=arguments.batch_size
+            given = condition[indices]
+            drawn = ddim.generate(
+                model, tableau, indices, seed=seed, condition=given, batch_size=size
             )
             pixels = [ddim.to_pixels(event.images) for event in drawn if event.images is not None]
             with replacing(path) as temporary:
@@ -97,7 +97,7 @@ def draw(model: ddim.Model, cache: Path, arguments: argparse.Namespace) -> torch
 
 def history(run: Path) -> list[TrainConfig]:
     """The configurations of the run and of the runs that it started from, the first one first."""
-    config = read_checkpoint(run / CHECKPOINT).config
+    config = saved_config(read_training(run / CHECKPOINT))
     before = Path(config.init or "") / CHECKPOINT
     return [*(history(before.parent) if config.init and before.exists() else []), config]
 
@@ -143,7 +143,7 @@ def write_card(
     parameters = sum(p.numel() for p in model.net.parameters())
     shares = " ".join(f"{share:.1%}" for share in report.class_shares)
     checksums = "\n".join(
-        f"| `{name}` | `{value}` |" for name, value in model.facts["data"]["sha256"].items()
+        f"| `{name}` | `{value}` |" for name, value in model.facts.data["sha256"].items()
     )
     labels = ", labels 0–9 in turn, no guidance" if model.classes else ""
     kind = "A class-conditional" if model.classes else "An unconditional"
@@ -166,7 +166,7 @@ The folder opens in `ddim` and in diffusers' `DDIMPipeline`; the weights are the
 | parameters | {parameters:,} ({parameters * 4 / 1e6:.1f} MB) |
 | forward pass | {count_flops(model.net) / 1e9:.3f} GFLOP an image |
 | images seen | {sum(run.images for run in runs):,} |
-| seed, threads | {model.facts["seed"]}, {model.facts["threads"]} |
+| seed, threads | {model.facts.more["seed"]}, {model.facts.more["threads"]} |
 | loss | {config.weighting}, γ = {config.gamma:g} |
 | optimizer | {config.optimizer}, learning rate {config.lr:g} |
 | precision | {config.precision} autocast, float32 weights |
@@ -177,8 +177,8 @@ The folder opens in `ddim` and in diffusers' `DDIMPipeline`; the weights are the
 {guidance}
 ## Figures
 
-{report.count:,} images by {sampler}, batch_size {arguments.batch_size}{labels}), judged by the
-classifier in `ddim/models/lenet`:
+{report.count:,} images by {sampler}, batch size {arguments.batch_size}{labels}), judged by the
+classifier in `ddim/shipped/lenet`:
 
 | | this model | real test digits |
 |---|---|---|
