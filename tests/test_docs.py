@@ -15,8 +15,10 @@ import pytest
 import torch
 
 import ddim
-from ddim.base.code import load_named
+from ddim.base.code import is_named, load_named
+from ddim.cli.groups import SamplerOptions
 from ddim.cli.main import main
+from ddim.cli.options import parse
 from ddim.samplers import sampler
 from ddim.samplers.registry import METHODS
 
@@ -69,6 +71,31 @@ def test_snippet_runs(snippet, tmp_path, monkeypatch):
     # Calibration on two latents: no padding up to eight.
     monkeypatch.setattr("ddim.calibration.calibration.pick_batch_size", lambda *_: 2)
     run(snippet)
+
+
+def commands() -> list[object]:
+    """Every command line of ours in the pages, with its shell variables filled in."""
+    found = []
+    for page in PAGES:
+        for _, text in blocks(page, "console"):
+            variables = dict(re.findall(r'^(\w+)="(.*)"$', text, re.M))
+            for line in text.splitlines():
+                for name, value in variables.items():
+                    line = line.replace(f"${name} ", f"{value} ")
+                words = shlex.split(line.removeprefix("$ "), comments=True)
+                if words and words[0].rpartition("/")[2] == "ddim":
+                    found.append(pytest.param(words[1:], id=f"{page.name}: {' '.join(words[1:])}"))
+    return found
+
+
+@pytest.mark.parametrize("words", commands())
+def test_the_options_of_a_command_are_there(words):
+    verb, *rest = words
+    module = import_module(f"ddim.cli.{verb}")
+    options = parse(getattr(module, f"{verb.capitalize()}Options"), verb, rest)
+    for group in vars(options).values():
+        if isinstance(group, SamplerOptions) and not is_named(group.method):
+            group.sampler()
 
 
 def test_a_method_is_added_by_its_page_alone(tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 import ddim
 from ddim.base.errors import InputError
@@ -162,3 +164,32 @@ def test_the_command_takes_the_same(command, model, text):
     for verb in ("inspect", "inspect by flags"):
         status, out, err = command(*VERBS[verb](text))
         assert status == 0, err
+
+
+# -- codecs --------------------------------------------------------------------------------------
+
+
+CODED = [text for text in WRONG if text.startswith(("ddim:steps", "ddim:nodes", "ddim:quick"))]
+
+
+@pytest.mark.parametrize("text", CODED)
+def test_codecs_refuse_the_same(model, command, text, tmp_path):
+    parts = text.partition(":")[2]
+    images = torch.zeros(1, *model.shape)
+    with pytest.raises(InputError) as info:
+        ddim.encode(model, images, codec=f"obelm:{parts}")
+    assert WRONG[text].replace("ddim", "obelm") in str(info.value)
+    np.savez(tmp_path / "one.npz", images=np.zeros((1, 28, 28, 1), np.uint8))
+    status, _, err = command("encode", "--data", "one.npz", "-n", "1", "--codec", f"obelm:{parts}")
+    assert status == 2
+    assert WRONG[text].replace("ddim", "obelm") in err
+
+
+def test_codecs_take_the_same(model):
+    images = torch.zeros(1, *model.shape)
+    for text in ("obelm:steps=4:nodes=quad", "obelm:nodes=500-250-100-0"):
+        options = RIGHT[text.replace("obelm", "ddim")]
+        spelled = ddim.encode(model, images, codec=text)
+        given = ddim.encode(model, images, codec="obelm", nodes=options.nodes, steps=options.steps)
+        assert spelled.nodes == given.nodes
+        assert all(map(torch.equal, spelled.tensors, given.tensors))

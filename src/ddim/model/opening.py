@@ -69,7 +69,10 @@ def load(
     """
     if weights not in ("ema", "net"):
         raise unknown("weights", weights, ("ema", "net"))
+    own_schedule = InputError(f"{source} records its own schedule and network: give no other")
     if isinstance(source, str) and is_named(source):
+        if schedule is not None or hints is not None:
+            raise own_schedule
         own = _own_model(source)
         own = own if null_label is None else own.replace(null_label=null_label)
         return own.to(pick_device(device))
@@ -83,7 +86,7 @@ def load(
         if loaded.facts.assumed:
             log.warning("%s: assumed %s", path, "; ".join(loaded.facts.assumed))
     elif schedule is not None or hints is not None:
-        raise InputError(f"{source} records its own schedule and network: give no other")
+        raise own_schedule
     elif path.is_file():
         loaded, beside = read_training(path).model(weights), CALIBRATED
     elif (path / "checkpoint.safetensors").exists():
