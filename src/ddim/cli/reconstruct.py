@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from ddim.base.errors import InputError
 from ddim.base.files import read_json, refuse_existing, write_bytes, write_json
-from ddim.base.records import read_toml
 from ddim.cli.files import make_figure, read_images, save_figure
 from ddim.cli.groups import (
     Count,
@@ -24,8 +23,8 @@ from ddim.cli.groups import (
     Switch,
     unset,
 )
-from ddim.cli.options import flat, listed, parse, replaced
-from ddim.cli.report import SILENT, print_json, record, table
+from ddim.cli.options import listed, parse, replaced
+from ddim.cli.report import check_resumed, print_json, record, table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -207,11 +206,7 @@ def _earlier(output: Path, resolved: ReconstructOptions, subject: dict[str, str]
     if not path.exists():
         refuse_existing(output, force=False)
         return {}
-    before, now = read_toml(path, list(flat(resolved))), flat(resolved)
-    for key in now.keys() - {"codecs", "steps", "dtypes", "output", *SILENT}:
-        plain = list(now[key]) if isinstance(now[key], tuple) else now[key]  # pyright: ignore[reportArgumentType]
-        if before.get(key) != plain:
-            raise InputError(f"{path} was begun with {key} = {before.get(key)}, not {plain}")
+    check_resumed(path, resolved, ("codecs", "steps", "dtypes", "output"))
     if not (output / "errors.json").exists():
         return {}
     found = read_json(output / "errors.json")

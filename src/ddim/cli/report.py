@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddim import __version__
+from ddim.base.errors import InputError
 from ddim.base.files import write_bytes
-from ddim.base.records import to_toml
+from ddim.base.records import Value, read_toml, to_toml
 from ddim.cli.options import flat
 
-__all__ = ["SILENT", "print_json", "record", "recorded", "table"]
+__all__ = ["SILENT", "check_resumed", "print_json", "record", "recorded", "table"]
 
 SILENT = ("force", "json", "quiet")
 """Options that decide nothing about the output."""
@@ -78,6 +79,32 @@ def record(output: Path, verb: str, options: Any, **known: object) -> None:
             if values.get(key, "") is None and default is not None:
                 values[key] = "None"
     write_bytes(path, to_toml(values, comment).encode())
+
+
+def check_resumed(path: Path, options: Any, free: Collection[str]) -> dict[str, Value]:
+    """What an earlier run recorded, whose options must be these.
+
+    Args:
+        path: its record.
+        options: of the run that resumes it, resolved.
+        free: options that may differ.
+
+    Raises:
+        InputError: another value; it is named.
+    """
+    before, now = read_toml(path, list(flat(options))), flat(options)
+    for key in now.keys() - {*free, *SILENT}:
+        plain = list(now[key]) if isinstance(now[key], tuple) else now[key]  # pyright: ignore[reportArgumentType]
+        if before.get(key) != plain:
+            was, wanted = (_said(value) for value in (before.get(key), plain))
+            raise InputError(f"{path} was begun with {key} = {was}, not {wanted}")
+    return before
+
+
+def _said(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "nothing"
+    return str(value)
 
 
 def recorded(path: Path, key: str) -> str | None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
 from ddim.base.progress import bar
-from ddim.base.records import read_toml
 from ddim.cli.files import clear_images, image_name, read_images, read_mask, write_images
 from ddim.cli.groups import (
     ConditionOptions,
@@ -24,8 +23,8 @@ from ddim.cli.groups import (
     Switch,
     unset,
 )
-from ddim.cli.options import flat, parse, replaced
-from ddim.cli.report import print_json, record, recorded
+from ddim.cli.options import parse, replaced
+from ddim.cli.report import check_resumed, print_json, record, recorded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,12 +179,7 @@ def _missing(output: Path, options: SampleOptions, known: dict[str, str]) -> lis
     if not path.exists():
         refuse_existing(output, force=False)
         return wanted
-    before, now = read_toml(path, list(flat(options))), flat(options)
-    for key in now.keys() - {"n", "output", "force", "json", "quiet"}:
-        plain = list(now[key]) if isinstance(now[key], tuple) else now[key]  # pyright: ignore[reportArgumentType]
-        if before.get(key) != plain:
-            was = _spelled(before.get(key))
-            raise InputError(f"{path} was begun with {key} = {was}, not {_spelled(plain)}")
+    before = check_resumed(path, options, ("n", "output"))
     meaning = {"identity": "other weights", "method": "another file of the method"}
     for key, value in known.items():
         if recorded(path, key) != value:
@@ -195,11 +189,6 @@ def _missing(output: Path, options: SampleOptions, known: dict[str, str]) -> lis
     if isinstance(begun, int) and options.n < begun:
         raise InputError(f"{path} was begun with n = {begun}, which may grow but not shrink")
     return [i for i in wanted if not (output / image_name(i)).exists()]
-
-
-def _spelled(value: object) -> str:
-    """A value as it is typed."""
-    return " ".join(map(str, value)) or "nothing" if isinstance(value, list) else str(value)
 
 
 def _begin(output: Path, resumed: bool) -> None:

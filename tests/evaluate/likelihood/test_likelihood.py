@@ -5,12 +5,13 @@ import pytest
 import torch
 
 import ddim
+from ddim.calibration.moments import eps_moments
 from ddim.denoisers.exact import Gaussian, Mixture
 from ddim.denoisers.network import NetworkDenoiser
 from ddim.evaluate.likelihood.bound import _decoder_nats, elbo
 from ddim.evaluate.likelihood.ode import _divergence, dequantise, log_density, ode_bits
 from ddim.samplers.loop import final, integrate
-from ddim.samplers.methods.analytic import analytic_tableau, eps_moments, optimal_variance
+from ddim.samplers.methods.analytic import analytic, optimal_variance
 
 SCHEDULE = ddim.Schedule.linear(200, scaled=True)
 NODES = ddim.make_nodes(SCHEDULE, "uniform", 6)
@@ -42,7 +43,7 @@ class TestOptimalVariance:
 
     @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
     def test_keeps_the_marginals_in_any_number_of_steps(self, eta):
-        tableau = analytic_tableau(SCHEDULE, NODES, gamma(), eta=eta, largest=math.inf)
+        tableau = analytic(SCHEDULE, NODES, gamma=gamma(), eta=eta, largest=math.inf)
         start = tableau.initial[0].level
         variance = start.alpha**2 * STD**2 + start.sigma**2
         source = start
@@ -71,7 +72,7 @@ class TestOptimalVariance:
         assert (optimal_variance(SCHEDULE, NODES, np.zeros(6)) > perfect).all()
 
     def test_samples_with_a_network(self):
-        tableau = analytic_tableau(SCHEDULE, NODES, gamma())
+        tableau = analytic(SCHEDULE, NODES, gamma=gamma())
         x = torch.zeros(2, 3)
         noise = ddim.Noise(0, [0, 1], (3,))
         assert final(integrate(DATA, tableau, x, noise))[0].isfinite().all()
@@ -82,7 +83,7 @@ class TestOptimalVariance:
         with refuses("nodes of a sampler fall"):
             optimal_variance(SCHEDULE, NODES[::-1], gamma())
         with refuses("eta"):
-            analytic_tableau(SCHEDULE, NODES, gamma(), eta=-1)
+            analytic(SCHEDULE, NODES, gamma=gamma(), eta=-1)
         with refuses("no images"):
             eps_moments(DATA, SCHEDULE, NODES, torch.zeros(0, 2))
 
