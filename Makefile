@@ -11,10 +11,10 @@ test: .venv/test-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 slow: .venv/test-installed
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n auto -m slow
 
 .venv/demo-installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e . -c constraints.txt
