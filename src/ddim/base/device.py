@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 
 __all__ = ["pick_device", "set_threads"]
 
@@ -23,7 +23,9 @@ def pick_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"no device {str(name)!r} here: {str(error).splitlines()[0]}") from None
+        raise InputError(
+            f"no device {quoted(str(name))} here: {str(error).splitlines()[0]:.200}"
+        ) from None
     return device
 
 

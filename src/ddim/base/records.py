@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 
 __all__ = ["Value", "read_toml", "to_toml"]
 
@@ -40,9 +40,9 @@ def read_toml(path: Path, known: Sequence[str]) -> dict[str, Value]:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f": did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"{path}: unknown key {key!r}{hint}")
+            raise InputError(f"{path}: unknown key {quoted(key)}{hint}")
         if isinstance(value, dict):
-            raise InputError(f"{path}: {key!r} must be a plain value, not a table")
+            raise InputError(f"{path}: {quoted(key)} must be a plain value, not a table")
     return values
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.base.files import read_json, write_bytes, write_json
 from ddim.checkpoints.record import Facts, Loaded
 from ddim.checkpoints.scheduler import read_scheduler, scheduler_config
@@ -161,8 +161,8 @@ def _check_variance(config: UNetConfig, path: Path, scheduler: Path) -> None:
     kind = read_json(scheduler).get("variance_type")
     if kind == "learned" or (kind == "learned_range" and out == channels):
         raise InputError(
-            f"{scheduler}: variance_type {kind!r} does not go with out_channels {out}: with twice "
-            f"the {channels} in_channels it would be 'learned_range', otherwise a fixed one"
+            f"{scheduler}: variance_type {quoted(kind)} does not go with out_channels {out}: with "
+            f"twice the {channels} in_channels it would be 'learned_range', otherwise a fixed one"
         )
 
 

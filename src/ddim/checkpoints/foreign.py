@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddim.base.errors import InputError, unknown
+from ddim.base.errors import InputError, quoted, unknown
 from ddim.base.files import read_json
 from ddim.checkpoints.lucid import read_lucid
 from ddim.checkpoints.official import read_official
@@ -67,7 +67,8 @@ def _notes(path: Path) -> tuple[Schedule | None, Hints | None]:
     spec = values.pop("schedule", None)
     if not (spec is None or isinstance(spec, dict)):
         raise InputError(
-            f'{path}: schedule is an object such as {{"kind": "linear", "T": 1000}}, not {spec!r}'
+            f'{path}: schedule is an object such as {{"kind": "linear", "T": 1000}}, '
+            f"not {quoted(spec)}"
         )
     try:
         for key in values.keys() - (known := {field.name for field in dataclasses.fields(Hints)}):

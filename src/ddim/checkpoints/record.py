@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
 from ddim.noise.schedule import Schedule
@@ -50,15 +50,17 @@ class Hints:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+                raise InputError(
+                    f"{name} must be a whole number of at least 1, not {quoted(value)}"
+                )
         if not (self.rescale_times is None or isinstance(self.rescale_times, bool)):
-            raise InputError(f"rescale_times is true or false, not {self.rescale_times!r}")
+            raise InputError(f"rescale_times is true or false, not {quoted(self.rescale_times)}")
         if not (self.target is None or isinstance(self.target, str)):
-            raise InputError(f"target is a name, not {self.target!r}")
+            raise InputError(f"target is a name, not {quoted(self.target)}")
         if self.heads is not None and self.head_channels is not None:
             raise InputError("say heads or head_channels, not both: one follows from the other")
         if self.qkv_order not in (None, "head", "whole"):
-            raise InputError(f"qkv_order is 'head' or 'whole', not {self.qkv_order!r}")
+            raise InputError(f"qkv_order is 'head' or 'whole', not {quoted(self.qkv_order)}")
         if self.target is not None:
             Target.named(self.target)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.base.files import read_json
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
@@ -88,7 +88,7 @@ def parse_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, Target, Clippi
     schedule = _schedule(config)
     prediction = config.get("prediction_type", "epsilon")
     if not isinstance(prediction, str) or prediction not in PREDICTION:
-        raise InputError(f"prediction_type {prediction!r} is not one of {list(PREDICTION)}")
+        raise InputError(f"prediction_type {quoted(prediction)} is not one of {list(PREDICTION)}")
     return schedule, PREDICTION[prediction], _clipping(config)
 
 
@@ -113,12 +113,12 @@ def _clipping(config: Mapping[str, Any]) -> Clipping:
 def _schedule(config: Mapping[str, Any]) -> Schedule:
     name = config.get("_class_name")
     if not (name is None or isinstance(name, str)):
-        raise InputError(f"_class_name must be a name, not {name!r}")
+        raise InputError(f"_class_name must be a name, not {quoted(name)}")
     listed = config.get("trained_betas")
     told = listed is not None or {"beta_start", "beta_end", "beta_schedule"} & config.keys()
     other = name is not None and _OTHER_NOISE.search(name) is not None
     if other or not (told or name is None or name in _PLAIN):
-        raise InputError(f"_class_name {name!r} has no β schedule of the DDPM kind")
+        raise InputError(f"_class_name {quoted(name)} has no β schedule of the DDPM kind")
     if _flag(config, "use_flow_sigmas", default=False):
         raise InputError("use_flow_sigmas: flow noise contradicts a β schedule")
     if config.get("timestep_type", "discrete") != "discrete":
@@ -157,7 +157,7 @@ def _named(kind: object, T: int, start: float, end: float) -> Schedule:
     if kind == "sigmoid":
         ramp = 1 / (1 + np.exp(-np.linspace(-6, 6, T)))
         return Schedule.from_betas(ramp * (end - start) + start)
-    raise InputError(f"beta_schedule {kind!r} is not known")
+    raise InputError(f"beta_schedule {quoted(kind)} is not known")
 
 
 def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
@@ -165,14 +165,14 @@ def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise InputError(f"{key} must be true or false, not {value!r}")
+        raise InputError(f"{key} must be true or false, not {quoted(value)}")
     return value
 
 
 def _number(config: Mapping[str, Any], key: str, default: float) -> float:
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise InputError(f"{key} must be a number, not {value!r}")
+        raise InputError(f"{key} must be a number, not {quoted(value)}")
     return float(value)
 
 

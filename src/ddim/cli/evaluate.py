@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ddim.base.checksum import digest
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.base.files import refuse_existing
 from ddim.base.progress import meter
 from ddim.cli.groups import (
@@ -194,7 +194,9 @@ def _extractor(features: FeatureOptions, model: Model) -> Extractor:
     if features.features:
         module, colon, name = features.features.partition(":")
         if not colon:
-            raise InputError(f"--features is MODULE:NAME or a folder, not {features.features!r}")
+            raise InputError(
+                f"--features is MODULE:NAME or a folder, not {quoted(features.features)}"
+            )
         sys.path.insert(0, str(Path.cwd()))
         try:
             found = getattr(importlib.import_module(module), name)

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.base.records import read_toml
 
 __all__ = ["Option", "declared", "flat", "listed", "numbers", "parse", "replaced"]
@@ -185,13 +185,13 @@ class Option:
         if words:
             if text not in words:
                 wanted = "true or false" if self.kind is bool else f"one of {', '.join(words)}"
-                raise InputError(f"{label} is {wanted}, not {text!r}{_nearest(text, words)}")
+                raise InputError(f"{label} is {wanted}, not {quoted(text)}{_nearest(text, words)}")
             return words[text]
         try:
             return self.kind(text)
         except ValueError:
             wanted = _NUMBERS[self.kind][self.many]
-            raise InputError(f"{label} takes {wanted}, not {text!r}") from None
+            raise InputError(f"{label} takes {wanted}, not {quoted(text)}") from None
 
 
 def declared(kind: type) -> dict[str, Option]:
@@ -223,7 +223,7 @@ def _read(options: Mapping[str, Option], argv: Sequence[str]) -> dict[str, objec
         typed = rest.pop(0)
         if not _is_flag(typed):
             if not places:
-                raise InputError(f"unexpected argument {typed!r}{reason}")
+                raise InputError(f"unexpected argument {quoted(typed)}{reason}")
             place = places.pop(0)
             values[place.name], reason = place.value(place.name.upper(), [typed]), ""
             continue

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.base.files import read_json, refuse_existing, write_bytes, write_json
 from ddim.cli.files import make_figure, read_images, save_figure
 from ddim.cli.groups import (
@@ -102,7 +102,7 @@ class ReconstructOptions:
         output = Path(self.output.output)
         for dtype in self.dtypes:
             if dtype not in DTYPES:
-                raise InputError(f"--dtypes are {' or '.join(DTYPES)}, not {dtype!r}")
+                raise InputError(f"--dtypes are {' or '.join(DTYPES)}, not {quoted(dtype)}")
         if self.n < 1:
             raise InputError(f"-n must be at least 1, not {self.n}")
         if not (self.codecs and self.steps and self.dtypes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from ddim.base.errors import InputError, unknown
+from ddim.base.errors import InputError, quoted, unknown
 from ddim.data.base import ArrayData, ImageData
 from ddim.data.cifar import find_cifar, load_cifar
 from ddim.data.folder import SUFFIXES, FolderData
@@ -112,11 +112,13 @@ def _image_folder(folder: Path, split: str) -> Path:
     if names.isdisjoint(_SPLITS) or not is_split:
         if split != "train":
             raise NoSuchSplitError(
-                f"{folder} has no {split} split: there is no subfolder {split!r}"
+                f"{folder} has no {split} split: there is no subfolder {quoted(split)}"
             )
         return folder
     if split not in names:
-        raise NoSuchSplitError(f"{folder} has no {split} split: its subfolders are {sorted(names)}")
+        raise NoSuchSplitError(
+            f"{folder} has no {split} split: its subfolders are {quoted(sorted(names))}"
+        )
     return folder / split
 
 

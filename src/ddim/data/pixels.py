@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.base.files import write_bytes
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def save_animation(path: Path | str, frames: Sequence[Tensor], milliseconds: int
     """
     kind = Path(path).suffix.lower()
     if kind not in (".webp", ".gif"):
-        raise InputError(f"an animation is a .webp or a .gif, not {str(path)!r}")
+        raise InputError(f"an animation is a .webp or a .gif, not {quoted(str(path))}")
     pictures = [picture(frame) for frame in frames]
     durations = [milliseconds] * (len(pictures) - 1) + [1500]
     buffer = io.BytesIO()

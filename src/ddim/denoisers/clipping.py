@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.denoisers.prediction import Denoiser, Prediction
 from ddim.noise.schedule import Level
 
@@ -94,7 +94,7 @@ class Clipping:
 
     def __post_init__(self) -> None:
         if self.kind not in ("none", "clip", "threshold"):
-            raise InputError(f"clipping is none, clip or threshold, not {self.kind!r}")
+            raise InputError(f"clipping is none, clip or threshold, not {quoted(self.kind)}")
 
     def wrap(self, denoiser: Denoiser) -> Denoiser:
         """The denoiser with this done to it."""

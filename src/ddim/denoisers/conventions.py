@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ddim.base.errors import InputError, unknown
+from ddim.base.errors import InputError, quoted, unknown
 from ddim.denoisers.network import tensor_of
 from ddim.denoisers.target import Target
 from ddim.noise.schedule import Schedule
@@ -70,13 +70,13 @@ class Conventions:
         if self.offset and self.time in LEVEL_TIMES:
             raise InputError(f"an offset means nothing to a network that is told {self.time}")
         if len(self.data_range) != 2:
-            raise InputError(f"a data range is two numbers, not {self.data_range}")
+            raise InputError(f"a data range is two numbers, not {quoted(self.data_range)}")
         low, high = self.data_range
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise InputError(f"a data range is two finite numbers that rise, not {low}, {high}")
         if self.whole and self.time not in WHOLE_TIMES:
             raise InputError(
-                f"the time {self.time!r} is no whole number: {self.time_dtype} loses it"
+                f"the time {quoted(self.time)} is no whole number: {self.time_dtype} loses it"
             )
 
     @property

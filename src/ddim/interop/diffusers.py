@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.checkpoints.scheduler import parse_scheduler, scheduler_config
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.prediction import Prediction
@@ -64,7 +64,7 @@ def diffusers_scheduler(
     if isinstance(source, Schedule):
         schedule, said, clipped = source, Target.EPS, Clipping()
     elif not hasattr(source, "config"):
-        raise InputError(f"a scheduler of diffusers or a Schedule is needed, not {source!r}")
+        raise InputError(f"a scheduler of diffusers or a Schedule is needed, not {quoted(source)}")
     else:
         name = getattr(source, "noise_of", type(source).__name__)
         schedule, said, clipped = parse_scheduler({**source.config, "_class_name": name})

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.latents.codecs import decoder
 from ddim.latents.record import Latents
 from ddim.noise.schedule import Schedule
@@ -119,7 +119,7 @@ def interpolate(latents: Latents, corners: Sequence[int], shares: Sequence[float
     if len(corners) not in (2, 4):
         raise InputError(f"interpolation is between 2 images or 4, not {len(corners)}")
     if not shares or not all(map(math.isfinite, shares)):
-        raise InputError(f"shares are finite numbers, at least one: {list(shares)}")
+        raise InputError(f"shares are finite numbers, at least one: {quoted(list(shares))}")
     for i in corners:
         if not 0 <= i < len(latents):
             raise InputError(f"there is no image {i}: the latents are of {len(latents)} images")

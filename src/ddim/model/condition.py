@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 
 __all__ = ["Condition", "Conditioned"]
 
@@ -78,7 +78,7 @@ class Condition:
                     f"{type(value).__name__}"
                 )
         if isinstance(guidance, bool) or not isinstance(guidance, int | float):
-            raise InputError(f"guidance is a number, not {guidance!r}")
+            raise InputError(f"guidance is a number, not {quoted(guidance)}")
         if not math.isfinite(guidance):
             raise InputError(f"guidance must be a finite number, not {guidance}")
         object.__setattr__(self, "labels", _whole(labels))
@@ -180,7 +180,7 @@ class Condition:
                 )
         for name in given.tensors:
             if not model.takes(name):
-                raise InputError(f"the network of {model.name} takes no argument {name!r}")
+                raise InputError(f"the network of {model.name} takes no argument {quoted(name)}")
             if name == model.labels_as or name in model.arguments:
                 raise InputError(f"{model.name} gives its network {name} itself: take another name")
         if given.guidance != 1.0:

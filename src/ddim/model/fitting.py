@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.checkpoints.record import Facts
 from ddim.denoisers.conventions import TIMES, WHOLE_TIMES, Conventions
 from ddim.denoisers.target import Target
@@ -118,7 +118,9 @@ def fit_conventions(
     if isinstance(schedules, Schedule):
         raise InputError("schedules is a list of candidates: [schedule] for a single one")
     if any(isinstance(bounds, (int, float)) for bounds in data_ranges):
-        raise InputError(f"data_ranges is a list of pairs such as [(-1, 1)], not {data_ranges!r}")
+        raise InputError(
+            f"data_ranges is a list of pairs such as [(-1, 1)], not {quoted(data_ranges)}"
+        )
     _check(images, classes, labels)
     wanted = [Target.named(target) for target in targets]
     if time_dtype is not None and not time_dtype.is_floating_point:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.checkpoints.calibration import CalibrationFile, read_calibration
 from ddim.checkpoints.diffusers import write_folder
 from ddim.checkpoints.record import Facts
@@ -158,14 +158,18 @@ class Model:
             raise InputError(f"a model needs a ddim.Schedule, not a {type(self.schedule).__name__}")
         sizes = tuple(self.shape) if isinstance(self.shape, Sequence) else ()
         if not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
-            raise InputError(f"shape is that of one image, such as (3, 32, 32), not {self.shape!r}")
+            raise InputError(
+                f"shape is that of one image, such as (3, 32, 32), not {quoted(self.shape)}"
+            )
         if not isinstance(self.offset, int):
-            raise InputError(f"offset is a whole number of levels, not {self.offset!r}")
+            raise InputError(f"offset is a whole number of levels, not {quoted(self.offset)}")
         if not isinstance(self.data_range, Sequence) or len(self.data_range) != 2:
-            raise InputError(f"data_range is two numbers, black and white, not {self.data_range!r}")
+            raise InputError(
+                f"data_range is two numbers, black and white, not {quoted(self.data_range)}"
+            )
         if not (self.time_dtype is None or isinstance(self.time_dtype, torch.dtype)):
             raise InputError(
-                f"time_dtype is a torch.dtype such as torch.long, not {self.time_dtype!r}"
+                f"time_dtype is a torch.dtype such as torch.long, not {quoted(self.time_dtype)}"
             )
         if self.classes is not None and self.classes < 1:
             raise InputError(f"classes must be at least 1, not {self.classes}")

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 
 __all__ = ["UNet", "UNetConfig", "count_flops", "timestep_embedding"]
 
@@ -85,13 +85,15 @@ class UNetConfig:
         for name in ("down_block_types", "up_block_types", "block_out_channels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if isinstance(self.sample_size, bool) or not isinstance(self.sample_size, int):
-            raise InputError(f"sample_size must be a whole number, not {self.sample_size!r}")
+            raise InputError(f"sample_size must be a whole number, not {quoted(self.sample_size)}")
         counts = ("in_channels", "out_channels", "layers_per_block")
         for name in (*counts, "norm_num_groups", "block_out_channels"):
             values = getattr(self, name)
             for value in values if isinstance(values, tuple) else (values,):
                 if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                    raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+                    raise InputError(
+                        f"{name} must be a whole number of at least 1, not {quoted(value)}"
+                    )
         levels = len(self.block_out_channels)
         if not levels == len(self.down_block_types) == len(self.up_block_types):
             raise InputError(
@@ -163,7 +165,7 @@ class UNetConfig:
         values = {key: value for key, value in config.items() if not key.startswith("_")}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise InputError(f"unknown key {unknown[0]!r} in the UNet's config")
+            raise InputError(f"unknown key {quoted(unknown[0])} in the UNet's config")
         size = values.get("sample_size", 0)
         if size is None:
             raise InputError("sample_size is null: write the size of the images there")
@@ -187,7 +189,7 @@ class UNetConfig:
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
-        raise InputError(f"{name} {value!r} is not supported: it is one of {allowed}")
+        raise InputError(f"{name} {quoted(value)} is not supported: it is one of {allowed}")
 
 
 def timestep_embedding(

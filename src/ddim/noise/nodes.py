@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ddim.base.errors import InputError, unknown
+from ddim.base.errors import InputError, quoted, unknown
 from ddim.noise.foreign import FOREIGN_NODES
 from ddim.noise.schedule import Schedule
 
@@ -175,7 +175,7 @@ def read_nodes(nodes: str | Sequence[int]) -> str | Nodes:
         return family_named(nodes)
     parts = re.split(r"\s*[-,]\s*|\s+", nodes.strip())
     if not all(part.isdigit() for part in parts):
-        raise InputError(f"nodes must be a name or numbers like 500-250-0, not {nodes!r}")
+        raise InputError(f"nodes must be a name or numbers like 500-250-0, not {quoted(nodes)}")
     return check_monotone([int(part) for part in parts])
 
 
@@ -188,16 +188,16 @@ def check_monotone(nodes: Sequence[int]) -> Nodes:
     try:
         listed = tuple(int(k) for k in nodes)
     except (TypeError, ValueError):
-        raise InputError(f"nodes must be whole numbers, not {nodes!r}") from None
+        raise InputError(f"nodes must be whole numbers, not {quoted(nodes)}") from None
     if any(k != given for k, given in zip(listed, nodes, strict=True)):
-        raise InputError(f"nodes must be whole numbers: {list(nodes)}")
+        raise InputError(f"nodes must be whole numbers: {quoted(list(nodes))}")
     if len(listed) < 2:
         raise InputError(f"a list of nodes needs at least two, not {len(listed)}")
     if min(listed) < 0:
-        raise InputError(f"nodes must not be negative: {list(listed)}")
+        raise InputError(f"nodes must not be negative: {quoted(list(listed))}")
     steps = {(b > a) - (b < a) for a, b in itertools.pairwise(listed)}
     if steps not in ({1}, {-1}):
-        raise InputError(f"nodes must rise or fall strictly: {list(listed)}")
+        raise InputError(f"nodes must rise or fall strictly: {quoted(list(listed))}")
     return listed
 
 
@@ -209,7 +209,7 @@ def check_nodes(schedule: Schedule, nodes: Sequence[int]) -> Nodes:
     """
     listed = check_monotone(nodes)
     if max(listed) > schedule.T:
-        raise InputError(f"nodes must be in 0..{schedule.T}: {list(listed)}")
+        raise InputError(f"nodes must be in 0..{schedule.T}: {quoted(list(listed))}")
     return listed
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddim.base.errors import InputError, unknown
+from ddim.base.errors import InputError, quoted, unknown
 
 __all__ = ["SCHEDULES", "Level", "Schedule"]
 
@@ -215,7 +215,7 @@ class Schedule:
         except InputError:
             raise
         except (TypeError, ValueError) as error:
-            raise InputError(f"schedule {kind!r}: {error}") from None
+            raise InputError(f"schedule {quoted(kind)}: {error}") from None
         return schedule.rescaled_to_zero_snr() if rescaled else schedule
 
     def rescaled_to_zero_snr(self) -> Schedule:

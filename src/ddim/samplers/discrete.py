@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.noise.draws import Noise
 from ddim.noise.nodes import check_nodes
 from ddim.noise.schedule import Schedule
@@ -246,7 +246,9 @@ def sample_discrete(
     """
     nodes = check_nodes(schedule, nodes)
     if nodes[0] < nodes[-1]:
-        raise InputError(f"sampling goes from noise to data, so nodes must fall: {list(nodes)}")
+        raise InputError(
+            f"sampling goes from noise to data, so nodes must fall: {quoted(list(nodes))}"
+        )
     _check_categories(categories)
     _check_schedule(schedule)
     _check_eta(eta)

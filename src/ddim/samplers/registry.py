@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
-from ddim.base.errors import InputError, unknown
+from ddim.base.errors import InputError, quoted, unknown
 from ddim.samplers.tableau import Tableau
 
 __all__ = ["METHODS", "Method", "Option", "method"]
@@ -48,7 +48,8 @@ class Option:
                     return choice
             if self.name == "order":
                 raise InputError(
-                    f"{method} has the orders {self.choices[0]} to {self.choices[-1]}, not {given}"
+                    f"{method} has the orders {self.choices[0]} to {self.choices[-1]}, "
+                    f"not {given!s:.200}"
                 )
             raise unknown(self.name, str(given), map(str, self.choices))
         if self.kind is bool:
@@ -125,7 +126,7 @@ def method(
     def declare(build: Builder) -> Builder:
         there = METHODS.get(name)
         if there is not None and inspect.getsourcefile(there.build) != inspect.getsourcefile(build):
-            raise InputError(f"there is a method {name!r} already: give yours another name")
+            raise InputError(f"there is a method {quoted(name)} already: give yours another name")
         METHODS[name] = Method(name, build, dict(orders or {}), needs, program)
         return build
 
@@ -145,7 +146,7 @@ def _option(name: str, default: object, hint: object) -> Option:
 
 def _truth(name: str, given: object) -> bool:
     if str(given).lower() not in ("true", "false"):
-        raise InputError(f"{name} is true or false, not {given!r}")
+        raise InputError(f"{name} is true or false, not {quoted(given)}")
     return str(given).lower() == "true"
 
 
@@ -153,11 +154,11 @@ def _number(name: str, given: object, kind: type) -> float:
     try:
         number = float(given)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError):
-        raise InputError(f"{name} is a number, not {given!r}") from None
+        raise InputError(f"{name} is a number, not {quoted(given)}") from None
     if not math.isfinite(number) or isinstance(given, bool):
-        raise InputError(f"{name} must be a finite number, not {given!r}")
+        raise InputError(f"{name} must be a finite number, not {quoted(given)}")
     if kind is int and number != int(number):
-        raise InputError(f"{name} is a whole number, not {given!r}")
+        raise InputError(f"{name} is a whole number, not {quoted(given)}")
     return kind(number)
 
 
@@ -167,9 +168,9 @@ def _numbers(name: str, given: object) -> tuple[object, ...]:
         try:
             given = json.loads(given)
         except ValueError:
-            raise InputError(f"{name} is a list such as [[],[0.1]], not {given!r}") from None
+            raise InputError(f"{name} is a list such as [[],[0.1]], not {quoted(given)}") from None
     if not isinstance(given, Iterable):
-        raise InputError(f"{name} is a list of numbers, not {given!r}")
+        raise InputError(f"{name} is a list of numbers, not {quoted(given)}")
     return tuple(
         _numbers(name, part) if isinstance(part, Sequence) else _number(name, part, float)
         for part in given

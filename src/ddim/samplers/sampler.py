@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from ddim.base.code import is_named, load_named
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.noise.nodes import Nodes, make_nodes, read_nodes, start_at
 from ddim.noise.schedule import Schedule
 from ddim.samplers.methods import (  # noqa: F401  # each declares its methods
@@ -160,7 +160,9 @@ class Sampler:
             method, parts = _split(text)
         for key, value in parts.items():
             if key in given and cls._one(method, key, given[key]) != cls._one(method, key, value):
-                raise InputError(f"{text} says {key} = {value}, which is not {given[key]}")
+                raise InputError(
+                    f"{quoted(str(text))} says {key} = {value}, which is not {given[key]}"
+                )
         return cls(method, **cast(dict[str, Any], {**given, **parts}))
 
     @staticmethod
@@ -304,7 +306,7 @@ def check_option(entry: Method, method: str, name: str) -> Option:
     """
     if name not in entry.options:
         has = f"it has {', '.join(entry.options)}" if entry.options else "it has none"
-        raise InputError(f"method {method!r} has no option {name!r}: {has}")
+        raise InputError(f"method {quoted(method)} has no option {quoted(name)}: {has}")
     return entry.options[name]
 
 
@@ -342,13 +344,15 @@ def _unknown_method(name: str) -> InputError:
         near = difflib.get_close_matches(plain, [*names, *ELSEWHERE], n=1, cutoff=0.5)
         meant = ELSEWHERE.get(near[0], near[0]) if near else None
     hint = f": did you mean {meant!r}?" if meant else ""
-    return InputError(f"unknown method {name!r}{hint} (choices: {', '.join(names)})")
+    return InputError(f"unknown method {quoted(name)}{hint} (choices: {', '.join(names)})")
 
 
 def _split(text: str) -> tuple[str, dict[str, object]]:
     """A spelling's method and the values of its keys, as text."""
     if not isinstance(text, str):
-        raise InputError(f"a method is a name such as 'ddim', or a ddim.Sampler, not {text!r}")
+        raise InputError(
+            f"a method is a name such as 'ddim', or a ddim.Sampler, not {quoted(text)}"
+        )
     method, *rest = text.split(":")
     if method.endswith(".py") and rest and "=" not in rest[0]:
         method = f"{method}:{rest.pop(0)}"
@@ -356,7 +360,7 @@ def _split(text: str) -> tuple[str, dict[str, object]]:
     for item in rest:
         key, equals, value = item.partition("=")
         if not equals:
-            raise InputError(f"an option of a method is KEY=VALUE, not {item!r}")
+            raise InputError(f"an option of a method is KEY=VALUE, not {quoted(item)}")
         if key in parts:
             raise InputError(f"{text} says {key} twice")
         parts[key] = value
@@ -370,7 +374,7 @@ def _count(steps: object) -> int | None:
     try:
         count = int(steps) if isinstance(steps, str) else operator.index(_whole(steps))  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError):
-        raise InputError(f"steps is a whole number, not {steps!r}") from None
+        raise InputError(f"steps is a whole number, not {quoted(steps)}") from None
     if count < 1:
         raise InputError(f"the number of steps must be at least 1, not {count}")
     return count

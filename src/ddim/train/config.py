@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ddim.base.errors import InputError, unknown
+from ddim.base.errors import InputError, quoted, unknown
 
 __all__ = ["PRESETS", "Data", "Diffusion", "Network", "Optimisation", "Record", "TrainConfig"]
 
@@ -171,7 +171,9 @@ class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
         if self.focus and not (
             len(self.focus) == 2 and 1 <= self.focus[0] <= self.focus[1] <= self.T
         ):
-            raise InputError(f"focus must be the first and last of nodes 1..{self.T}: {self.focus}")
+            raise InputError(
+                f"focus must be the first and last of nodes 1..{self.T}: {quoted(self.focus)}"
+            )
 
     @property
     def steps(self) -> int:
@@ -204,7 +206,7 @@ class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f": did you mean {near[0]!r}?" if near else ""
-                raise InputError(f"unknown key {key!r} in the training configuration{hint}")
+                raise InputError(f"unknown key {quoted(key)} in the training configuration{hint}")
         return cls(**values)
 
     @classmethod

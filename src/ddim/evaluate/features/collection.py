@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.data.base import ImageData
 from ddim.data.pixels import from_pixels
 from ddim.evaluate.distances.frechet import FeatureStatistics
@@ -108,7 +108,9 @@ def shipped_statistics(split: str = "train") -> Statistics:
     """
     facts = lenet_config()
     if split not in ("train", "test"):
-        raise InputError(f"the shipped statistics are of 'train' and 'test', not of {split!r}")
+        raise InputError(
+            f"the shipped statistics are of 'train' and 'test', not of {quoted(split)}"
+        )
     identity = lenet_extractor().identity
     with safe_open(LENET_FOLDER / "statistics.safetensors", framework="np") as file:
         recorded = json.loads(file.metadata()["statistics"])

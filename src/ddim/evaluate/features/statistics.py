@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.base.files import write_bytes
 from ddim.evaluate.distances.frechet import FeatureStatistics
 from ddim.evaluate.features.extractor import Extractor, Identity
@@ -128,8 +128,8 @@ class Statistics:
         self.check_like(other)
         if (self.data, self.keep, self.source) != (other.data, other.keep, other.source):
             raise InputError(
-                f"cannot merge {other.data!r} with {other.keep} features kept into {self.data!r} "
-                f"with {self.keep}: they are not parts of one set"
+                f"cannot merge {quoted(other.data)} with {other.keep} features kept into "
+                f"{quoted(self.data)} with {self.keep}: they are not parts of one set"
             )
         if other.shape is not None:
             self._same_shape(other.shape)
@@ -148,8 +148,8 @@ class Statistics:
             difference = f"image shape {self.shape} on one side and {other.shape} on the other"
         if difference is not None:
             raise InputError(
-                f"{self.data!r} and {other.data!r} were not measured alike, {difference}: "
-                "measure both again in one way"
+                f"{quoted(self.data)} and {quoted(other.data)} were not measured alike, "
+                f"{difference}: measure both again in one way"
             )
 
     def save(self, path: Path | str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim.base.errors import InputError, RunError
+from ddim.base.errors import InputError, RunError, quoted
 from ddim.base.files import read_json, write_json
 from ddim.evaluate.deviation.teacher import ErrorSummary, image_errors, teacher_tableau
 from ddim.evaluate.distances.comparison import Comparison, check_reference, compare, summarise
@@ -76,7 +76,9 @@ class Sweep:
         if n < 2:
             raise InputError(f"a distance needs at least 2 images, not {n}")
         if not seeds or len(set(seeds)) != len(seeds):
-            raise InputError(f"seeds must be different numbers, at least one: {list(seeds)}")
+            raise InputError(
+                f"seeds must be different numbers, at least one: {quoted(list(seeds))}"
+            )
         if teacher < 0:
             raise InputError(f"the teacher's images must not be fewer than 0: {teacher}")
         self.model, self.samplers, self.folder = model, list(samplers), Path(folder)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Level, Schedule
 from ddim.samplers.methods.ddim import posterior_std
@@ -70,7 +70,7 @@ def diffusers_ddim(
     """
     falling = nodes if nodes[0] > nodes[-1] else nodes[::-1]
     if falling[-1] != 0:
-        raise InputError(f"diffusers-ddim needs the timesteps plus one and 0, not {nodes}")
+        raise InputError(f"diffusers-ddim needs the timesteps plus one and 0, not {quoted(nodes)}")
     stride = schedule.T // (len(nodes) - 1)
     pairs = [(k, max(k - stride, _FINAL[final])) for k in falling[:-1]]
     options: dict[str, object] = {"eta": eta, "final": final}

@@ -6,7 +6,7 @@ import itertools
 import math
 from typing import Literal
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Level, Schedule
 from ddim.samplers.methods.grid import Grid
@@ -151,7 +151,7 @@ def dpm3(schedule: Schedule, nodes: Nodes, *, inner: Literal["real", "node"] = "
 def _stage(grid: Grid, n: int, r: float, inner: str) -> tuple[Level, int | None, float] | None:
     """The inner level at r of the step, its node if it is one, and r as it came out."""
     if inner not in ("real", "node"):
-        raise InputError(f"inner is 'real' or 'node', not {inner!r}")
+        raise InputError(f"inner is 'real' or 'node', not {quoted(inner)}")
     if not (grid.finite(n) and grid.finite(n + 1)):
         return None
     lam, after = grid.lam(n), grid.lam(n + 1)
