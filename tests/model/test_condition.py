@@ -189,3 +189,47 @@ def test_it_slices_itself():
         assert part.tensors["a"].tolist() == [2, 0]
         assert (part.guidance, part.clip) == (2.0, True)
     assert given[1:].labels == (4, 5)
+
+
+def test_what_has_no_effect_is_refused(refuses):
+    rows = {"shade": shades(2)}
+    with refuses("there is a null value for shadow, but no condition of that name"):
+        ddim.sample(
+            model(), 2, steps=2, condition=Condition(None, rows, null={"shadow": rows["shade"]})
+        )
+    with refuses("clip is true, false or None, not 'no'"):
+        Condition(clip="no")
+    shipped = ddim.load("mnist")
+    for name in ("t", "labels", "sample"):
+        with refuses(f"takes no argument '{name}'"):
+            ddim.sample(shipped, 2, steps=2, condition={name: torch.zeros(2)})
+    for name in ("x", "t"):
+        with refuses(f"takes no argument '{name}'"):
+            ddim.sample(model(), 2, steps=2, condition={"shade": shades(2), name: shades(2)})
+
+
+def test_tensors_come_in_the_networks_precision():
+    told = model().to(dtype=torch.float64)
+    images = ddim.sample(told, 3, steps=2, condition={"shade": shades(3)})
+    assert torch.allclose(images[:, 0, 0, 0], shades(3), atol=1e-6)
+    seen = []
+
+    class Dtypes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x, t, *, shade, index):
+            seen.append((shade.dtype, index.dtype))
+            return x * self.weight
+
+    rounded = ddim.Model(Dtypes(), SCHEDULE, "eps", SHAPE).to(dtype=torch.bfloat16)
+    ddim.sample(rounded, 2, steps=1, condition={"shade": shades(2), "index": torch.arange(2)})
+    assert set(seen) == {(torch.bfloat16, torch.int64)}
+
+
+def test_a_dict_is_taken_for_tensors_at_every_door():
+    told, rows = model(), {"shade": shades(2)}
+    told.denoiser(rows)(torch.zeros(2, *SHAPE), SCHEDULE.level(5))
+    list(ddim.generate(told, told.tableau("ddim:steps=1"), range(2), condition=rows))
+    assert ddim.check_predictions(told, torch.zeros(2, *SHAPE), condition=rows, nodes=[5])

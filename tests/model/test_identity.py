@@ -218,3 +218,33 @@ def test_every_verb_takes_it(file, tmp_path, capsys):
         status = main([*words.replace("features.py:", "features:").split(), *own, *quiet])
         problems = verb == "checks"  # it was never trained
         assert (status, capsys.readouterr().err) == (int(problems), ""), verb
+
+
+def test_a_network_without_parameters_is_where_it_was_moved():
+    class Half(nn.Module):
+        def forward(self, x, t):
+            return x / 2
+
+    model = ddim.Model(Half(), SCHEDULE, "eps", SHAPE)
+    assert (model.device.type, model.dtype) == ("cpu", torch.float32)
+    assert model.to(dtype=torch.float64).dtype is torch.float64
+    assert model.to("meta").device.type == "meta"
+
+
+def test_times_between_nodes_have_the_states_precision():
+    seen = []
+
+    class Times(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x, t):
+            seen.append(t.dtype)
+            return x * self.weight
+
+    for dtype in (torch.float32, torch.float64):
+        model = ddim.Model(Times(), SCHEDULE, "eps", SHAPE).to(dtype=dtype)
+        x = torch.zeros(1, *SHAPE, dtype=dtype)
+        model.denoiser()(x, SCHEDULE.level(5)._replace(t=3.5))
+    assert seen == [torch.float32, torch.float64]

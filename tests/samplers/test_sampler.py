@@ -46,12 +46,12 @@ def samplers(draw):
     chosen = draw(st.sets(st.sampled_from(sorted(declared)))) if declared else ()
     options = {name: draw(values_of(declared[name])) for name in sorted(chosen)}
     steps = draw(st.none() | st.integers(4, 1000))
-    nodes = "uniform"
-    if METHODS[method].needs != "calibration":
+    nodes = None
+    if METHODS[method].needs != "calibration" and (method != "learned" or options.get("weights")):
         listed = st.lists(st.integers(0, 10**6), min_size=5, max_size=9, unique=True)
         falling = listed.map(lambda nodes: tuple(sorted(nodes, reverse=True)))
         nodes = draw(st.sampled_from(sorted([*FAMILIES, *FOREIGN_NODES])) | falling)
-    if not isinstance(nodes, str):
+    if isinstance(nodes, tuple):
         steps = None
     return Sampler(method, steps, nodes, **options)
 
@@ -151,11 +151,11 @@ def test_what_contradicts_is_refused(refuses):
         Sampler(steps=2.5)
 
 
-def test_an_order_stays_where_an_edit_leaves_few_steps():
+def test_an_edit_may_leave_fewer_steps_than_the_order():
     sampler = Sampler("dpmpp", steps=10, order=3)
     part = sampler.starting(0.1, SCHEDULE)
     assert part.place(SCHEDULE) == (10, 0)
-    assert part.options["order"] == 3
+    assert part.options["order"] == 1
     assert part.tableau(SCHEDULE).calls == 1
 
 
@@ -316,7 +316,7 @@ def test_the_file_says_how_it_was_found(model):
 def test_what_cannot_be_asked_of_it(model, refuses):
     with refuses("tiny is calibrated for 2, 4 steps, not for 5"):
         model.tableau("calibrated:steps=5")
-    with refuses("calibrated for 2, 4 steps, not for None"):
+    with refuses("give steps: tiny is calibrated for 2, 4 of them"):
         model.tableau("calibrated")
     with refuses("the calibration of tiny for 4 steps is dpmpp, not learned"):
         model.tableau("learned:steps=4")
@@ -381,3 +381,78 @@ def test_the_optimal_variance_is_that_of_the_calibration(model, refuses):
     assert gamma == pytest.approx([0.5, 0.5 + share * (0.2 - 0.5)])
     with refuses("'analytic' has no option 'order'"):
         model.tableau("analytic:order=2")
+
+
+def test_what_brings_its_nodes_takes_no_others(model, refuses):
+    for method in ("calibrated", "learned"):
+        with refuses(f"the method {method} brings its own nodes"):
+            Sampler(method, 2, "quadratic")
+    with refuses("strength has no part"):
+        model.tableau("learned:steps=2", strength=0.5)
+    weighted = Sampler("learned", nodes=(50, 20, 0), weights=[[], [-0.4]])
+    assert model.tableau(weighted).rows == model.tableau("learned:steps=2").rows
+
+
+# -- what is said ---------------------------------------------------------------------------------
+
+
+def test_a_default_that_was_given_is_given(refuses):
+    for said in (Sampler(eta=0), Sampler.parse("ddim:eta=0")):
+        assert said == Sampler()
+        with refuses("says eta = 0.*, which is not 1"):
+            Sampler.parse(said, eta=1.0)
+    assert Sampler.parse(Sampler(), eta=1.0).options["eta"] == 1
+    with refuses("order 4 takes at least 4 steps"):
+        Sampler.parse(Sampler("plms", order=4), steps=2)
+
+
+def test_nodes_that_a_method_says_are_not_dropped(refuses):
+    with refuses("3 nodes are 2 steps, not 7"):
+        ddim.make_tableau(SCHEDULE, (100, 50, 0), "ddim:steps=7")
+    with refuses("says nodes = 100-0, which is not"):
+        ddim.make_tableau(SCHEDULE, (100, 50, 0), "ddim:nodes=100-0")
+    assert ddim.make_tableau(SCHEDULE, (100, 50, 0), "ddim:steps=2").calls == 2
+
+
+def test_an_order_that_few_steps_do_not_reach_is_spelled_as_it_runs():
+    few = Sampler("dpmpp", order=3).replace(steps=2)
+    assert str(few) == "dpmpp:steps=2"
+    assert Sampler.parse(str(few)) == few
+    one = Sampler("plms").replace(steps=1)
+    assert one.tableau(SCHEDULE).rows == Sampler("ddim", 1).tableau(SCHEDULE).rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ddim:method=heun", "says method twice"),
+        ("ddim:nodes=5²-0", "nodes must be a name or numbers"),
+        (5, "a method is a name such as 'ddim'"),
+    ],
+)
+def test_odd_spellings(text, message, refuses):
+    with refuses(message):
+        Sampler.parse(text)
+
+
+def test_options_of_the_users_builders(own, refuses):
+    own.write_text(
+        "from __future__ import annotations\n"
+        "from typing import TYPE_CHECKING\n"
+        "import ddim\n"
+        "if TYPE_CHECKING:\n"
+        "    from ddim import Schedule\n"
+        "def typed(schedule: Schedule, nodes, *, share: float = 0.5):\n"
+        "    return ddim.make_tableau(schedule, nodes, 'ddim', eta=share)\n"
+        "def bare(schedule, nodes, *, share):\n"
+        "    return None\n"
+        "def taken(schedule, nodes, *, steps=3):\n"
+        "    return None\n"
+    )
+    assert Sampler("own.py:typed", share=0.25).options == {"share": 0.25}
+    for name in ("bare", "taken"):
+        with refuses("an option has a default and another name than steps or nodes"):
+            Sampler(f"own.py:{name}", 4)
+    own.write_text("import sys\nsys.exit(3)\n")
+    with refuses("own.py cannot be run: SystemExit"):
+        Sampler("own.py:typed")

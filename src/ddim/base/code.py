@@ -63,12 +63,11 @@ def _run(file: str, path: Path, checksum: str) -> dict[str, object]:
     assert spec is not None and spec.loader is not None  # its name ends with .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look there
-    sys.path.insert(0, str(path.parent))  # as python does for a script
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # for what it imports, when it is called too
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         raise InputError(f"{file} cannot be run: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(path.parent))
     return vars(module)

@@ -57,6 +57,8 @@ class CalibrationFile:
         found = None if steps is None else self.samplers.get(steps)
         if found is None:
             counts = ", ".join(map(str, sorted(self.samplers)))
+            if steps is None:
+                raise InputError(f"give steps: {name} is calibrated for {counts} of them")
             raise InputError(f"{name} is calibrated for {counts} steps, not for {steps}")
         if method not in ("calibrated", found.method):
             raise InputError(

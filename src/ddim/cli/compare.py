@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ddim.model.condition import Condition
     from ddim.model.model import Model
     from ddim.samplers.sampler import Sampler
+    from ddim.samplers.tableau import Tableau
 
 __all__ = ["CompareOptions", "main"]
 
@@ -35,9 +36,9 @@ __all__ = ["CompareOptions", "main"]
 class CompareOptions:
     """Draw the same latents by several samplers, one row each, and measure how they differ.
 
-    A row for every combination of --methods, --steps, --nodes and --eta. RMS is the difference from
-    the first row with the most steps of a deterministic sampler, on [-1, 1]: from the same latents
-    deterministic samplers draw the same images, the better the more steps they take.
+    A row for every combination of --methods, --steps, --nodes and --eta. RMS is the distance, on
+    [-1, 1], to what a finer solver than every row, which is named, draws of the same latents: the
+    network's own solution, which deterministic samplers approach the more steps they take.
     """
 
     EXAMPLES: ClassVar = (
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     from ddim.model.drawing import pick_batch_size
 
     size = pick_batch_size(model, options.run.batch_size)
-    rows, drawn = _draw(model, samplers, condition, options, size)
+    rows, drawn, judge = _draw(model, samplers, condition, options, size)
     captions = [", ".join(_caption(rows, row)) for row in rows]
     write_bytes(output, _picture(drawn, captions))
     record(output, "compare", replaced(options, batch_size=size), model=model.name)
@@ -90,12 +91,15 @@ def main(argv: Sequence[str]) -> int:
     notes = left_out(samplers, options.sweep.methods, counts)
     if options.run.json:
         facts = {"output": str(output), "model": model.name, "batch_size": size}
+        facts["reference"] = None if judge is None else str(judge)
         print_json({**facts, "rows": rows, "notes": notes})
         return 0
     alike = _alike(rows)
     print(table([{k: v for k, v in row.items() if k not in alike} for row in rows]))
     for note in notes:
         print(f"\n{note}")
+    if judge is not None:
+        print(f"\nRMS is to what {judge} draws of the same latents")
     print(f"\n{output}: {options.n} images of each, from the same latents")
     return 0
 
@@ -106,18 +110,15 @@ def _draw(
     condition: Condition,
     options: CompareOptions,
     batch_size: int,
-) -> tuple[list[dict[str, object]], list[Tensor]]:
-    """What is to be said of each sampler, and its images."""
+) -> tuple[list[dict[str, object]], list[Tensor], Sampler | None]:
+    """What is to be said of each sampler, its images, and what their distance is taken from."""
     import torch
 
+    from ddim.evaluate.deviation.teacher import finer_sampler
     from ddim.evaluate.sweep.plan import eta_of, name_of, nodes_of
     from ddim.model.drawing import collect, generate
 
-    tableaux = [model.tableau(sampler) for sampler in samplers]
-    rows: list[dict[str, object]] = []
-    drawn: list[Tensor] = []
-    for sampler, tableau in zip(samplers, tableaux, strict=True):
-        start, eta = time.perf_counter(), eta_of(sampler)
+    def images(sampler: Sampler, tableau: Tableau) -> Tensor:
         events = generate(
             model,
             tableau,
@@ -128,12 +129,20 @@ def _draw(
             dtype=torch.promote_types(model.dtype, torch.float32),
         )
         label = "" if options.run.quiet else f"{sampler!s:.60}"
-        drawn.append(collect(model, tableau, events, options.n, batch_size, label)[0])
-        calibrated = sampler.entry.needs == "calibration"
+        return collect(model, tableau, events, options.n, batch_size, label)[0]
+
+    tableaux = [model.tableau(sampler) for sampler in samplers]
+    followed = any(not tableau.stochastic for tableau in tableaux)
+    judge = finer_sampler(model.schedule, tableaux) if followed else None
+    rows: list[dict[str, object]] = []
+    drawn: list[Tensor] = []
+    for sampler, tableau in zip(samplers, tableaux, strict=True):
+        start, eta = time.perf_counter(), eta_of(sampler)
+        drawn.append(images(sampler, tableau))
         rows.append(
             {
                 # Calibrated samplers bring their own method.
-                "method": tableau.method if calibrated else name_of(sampler),
+                "method": tableau.method if sampler.brings_nodes else name_of(sampler),
                 "nodes": nodes_of(sampler),
                 "eta": "" if eta is None else eta,
                 "steps": sampler.steps,
@@ -141,12 +150,12 @@ def _draw(
                 "seconds": round(time.perf_counter() - start, 2),
             }
         )
-    fixed = [i for i, tableau in enumerate(tableaux) if not tableau.stochastic]
-    if fixed:
-        best = max(fixed, key=lambda i: (samplers[i].steps or 0, -i))
-        for row, images in zip(rows, drawn, strict=True):
-            row["RMS"] = round((images - drawn[best]).square().mean().sqrt().item(), 4)
-    return rows, drawn
+    if judge is not None:
+        exact = images(judge, model.tableau(judge))
+        for row, found in zip(rows, drawn, strict=True):
+            rms = (found - exact).double().square().mean().sqrt().item()
+            row["RMS"] = float(f"{rms:.3g}")  # a fine row is less than 0.0001 away
+    return rows, drawn, judge
 
 
 def _alike(rows: Sequence[dict[str, object]]) -> set[str]:

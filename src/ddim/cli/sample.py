@@ -109,13 +109,14 @@ def main(argv: Sequence[str]) -> int:
     output, sampler = options.check(), options.sampler.sampler()
     model = options.model.open(options.run)
     tableau = model.tableau(sampler, options.strength)
-    steps = len(sampler.place(model.schedule)) - 1 if sampler.entry.needs != "calibration" else None
     condition = options.condition.condition().check(model, options.n, every_class=True)
 
     from ddim.model.drawing import pick_batch_size
+    from ddim.samplers.sampler import DEFAULT_STEPS
 
     size = pick_batch_size(model, options.run.batch_size)
-    resolved = replaced(options, steps=steps or tableau.calls, batch_size=size, resume=False)
+    steps = sampler.steps or min(DEFAULT_STEPS, model.schedule.T)
+    resolved = replaced(options, steps=steps, batch_size=size, resume=False)
     known = {"identity": model.identity, "sampler": tableau.digest, "method": sampler.checksum}
     wanted = list(range(options.n))
     if options.resume:

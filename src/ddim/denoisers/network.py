@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.denoisers.prediction import Prediction
 from ddim.denoisers.target import Target
 from ddim.nets.unet import UNet
 from ddim.noise.schedule import Level
 
-__all__ = ["NetworkDenoiser", "tensor_of"]
+__all__ = ["NetworkDenoiser", "ask", "tensor_of"]
 
 
 class NetworkDenoiser:
@@ -27,8 +29,8 @@ class NetworkDenoiser:
         net: called as ``net(x, t)`` or ``net(x, t, labels)`` with t of shape (N,), int64 where
             the level's time is whole; returns the shape of x, or twice its channels, of which the
             second half interpolates a learned variance: v = (output + 1)/2 (Nichol and Dhariwal
-            2021, equation 15). It must leave the state as it is and return a tensor of its own;
-            the first of a tuple and the ``.sample`` of an object are taken for it.
+            2021, equation 15). The first of a tuple and the ``.sample`` of an object are taken
+            for it. State and output are copied, so that a network may work in place.
         target: what the output means.
         labels: class indices, shape (N,), for a class-conditional network.
         condition: tensors that the network takes by name, a row for each state.
@@ -63,8 +65,8 @@ class NetworkDenoiser:
         """Predict; see :class:`Denoiser`.
 
         Raises:
-            InputError: an output that does not fit the state, or a state that asks for a gradient
-                which this denoiser does not let through.
+            InputError: as :func:`ask`, or a state that asks for a gradient which this denoiser
+                does not let through.
         """
         if self.grad:
             return self._predict(x, level)
@@ -78,19 +80,15 @@ class NetworkDenoiser:
 
     def _predict(self, x: Tensor, level: Level) -> Prediction:
         dtype = _precision(self.net)
-        output = tensor_of(self._output(x if dtype is None else x.to(dtype), level.t)).to(x.dtype)
+        output = self._output(x if dtype is None else x.to(dtype), level.t).to(x.dtype)
         var = None
         if output.shape != x.shape:
-            if output.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
-                raise InputError(
-                    f"the network returned {tuple(output.shape)} for a state of {tuple(x.shape)}"
-                )
             output, var = output.chunk(2, dim=1)
             var = (var + 1) / 2
         x0, eps = self.target.split(output, x, level)
         return Prediction(x0, eps, var)
 
-    def _output(self, x: Tensor, t: float) -> object:
+    def _output(self, x: Tensor, t: float) -> Tensor:
         if isinstance(self.net, UNet):
             kept = self._memo.of(self.net)
             embedding = kept.get(t)
@@ -104,11 +102,12 @@ class NetworkDenoiser:
             if self.net.config.has_classes or self.labels is not None:
                 embedding = self.net.condition(embedding, self.labels)
             return self.net.conditioned(x, embedding)
-        time = torch.full((len(x),), t, device=x.device)
+        fine = torch.float64 if x.dtype is torch.float64 else torch.float32
+        time = torch.full((len(x),), t, device=x.device, dtype=fine)
         if t == int(t):
             time = time.long()
         labels = () if self.labels is None else (self.labels,)
-        return self.net(x, time, *labels, **self.condition)
+        return ask(self.net, x, time, *labels, **self.condition)
 
 
 class _Memo:
@@ -145,6 +144,50 @@ def _precision(net: object) -> torch.dtype | None:
     if not isinstance(net, nn.Module):
         return None
     return next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
+
+
+def ask(net: Callable[..., object], x: Tensor, time: Tensor, *labels: Tensor, **named: Any) -> Tensor:
+    """What a network of anybody's says to a state.
+
+    Args:
+        net: the network.
+        x: the state, shape (N, C, *); the network is given a copy, which it may change.
+        time: shape (N,).
+        labels: what else it takes by place.
+        named: what it takes by name.
+
+    Returns:
+        a tensor of its own, the shape of x or twice its channels.
+
+    Raises:
+        InputError: the network fails on what it is given, changes what it is given by name or as
+            labels, or returns no floating-point tensor of such a shape.
+    """
+    beside = [v for v in pytree.tree_leaves((labels, named)) if isinstance(v, Tensor)]
+    before = [0 if v.is_inference() else v._version for v in beside]
+    try:
+        output = tensor_of(net(x.clone(), time, *labels, **named))
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise InputError(
+            f"the network fails on a state of {tuple(x.shape)} and {x.dtype}, with times of "
+            f"{time.dtype}: {quoted(str(error))}; a model's time, time_dtype, labels_as and "
+            "arguments say how its network is called"
+        ) from error
+    if before != [0 if v.is_inference() else v._version for v in beside]:
+        raise InputError(
+            "the network changes its labels, conditions or arguments in place, and would be given "
+            "them changed at the next step: let it copy them first"
+        )
+    twice = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
+    if output.shape != x.shape and output.shape != twice:
+        raise InputError(
+            f"the network returned {tuple(output.shape)} for a state of {tuple(x.shape)}"
+        )
+    if not output.is_floating_point():
+        raise InputError(f"the network returned {output.dtype}, not floating-point numbers")
+    return output.clone()
 
 
 def tensor_of(output: object) -> Tensor:

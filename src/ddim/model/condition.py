@@ -81,6 +81,8 @@ class Condition:
             raise InputError(f"guidance is a number, not {quoted(guidance)}")
         if not math.isfinite(guidance):
             raise InputError(f"guidance must be a finite number, not {guidance}")
+        if clip not in (None, True, False):
+            raise InputError(f"clip is true, false or None, not {clip!r:.200}")
         object.__setattr__(self, "labels", _whole(labels))
         object.__setattr__(self, "tensors", dict(tensors or {}))
         object.__setattr__(self, "guidance", float(guidance))
@@ -178,6 +180,8 @@ class Condition:
                 raise InputError(
                     f"labels are from 0 to {(model.classes or 0) - 1}{none}, not {label}"
                 )
+        for name in given.null.keys() - given.tensors.keys():
+            raise InputError(f"there is a null value for {name}, but no condition of that name")
         for name in given.tensors:
             if not model.takes(name):
                 raise InputError(f"the network of {model.name} takes no argument {quoted(name)}")

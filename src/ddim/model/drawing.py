@@ -135,7 +135,7 @@ def generate(
     if n < 1:
         raise InputError(f"the number of images must be at least 1, not {n}")
     size = pick_batch_size(model, batch_size)
-    given = (condition or Condition()).check(model, n)
+    given = Condition.of(condition).check(model, n)
     model.denoiser(given[[0]])
     Noise(seed, indices, model.shape)
     if start is None and len(tableau.initial) != 1:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import inspect
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -134,7 +136,9 @@ class Model:
         )
         target, arguments = Target.named(self.target), dict(self.arguments or {})
         network = self.net.eval()
-        if conventions != Conventions() or arguments:
+        # A network without parameters has no place of its own: the one around it has.
+        placeless = next(self.net.parameters(), None) is None
+        if conventions != Conventions() or arguments or placeless:
             network = Adapted(self.net, self.schedule, target, conventions, arguments).eval()
         settled = {
             "_given": self.schedule,
@@ -144,6 +148,7 @@ class Model:
             "arguments": arguments,
             "null": dict(self.null or {}),
             "clipping": self.clipping or Clipping(),
+            "calibration": None if self.calibration is None else Path(self.calibration),
             "facts": self.facts if isinstance(self.facts, Facts) else Facts.of(self.facts or {}),
             "network": network,
             "_known": {},
@@ -163,7 +168,11 @@ class Model:
             )
         if not isinstance(self.offset, int):
             raise InputError(f"offset is a whole number of levels, not {quoted(self.offset)}")
-        if not isinstance(self.data_range, Sequence) or len(self.data_range) != 2:
+        if not (
+            isinstance(self.data_range, Sequence)
+            and len(self.data_range) == 2
+            and all(isinstance(bound, int | float) for bound in self.data_range)
+        ):
             raise InputError(
                 f"data_range is two numbers, black and white, not {quoted(self.data_range)}"
             )
@@ -171,11 +180,18 @@ class Model:
             raise InputError(
                 f"time_dtype is a torch.dtype such as torch.long, not {quoted(self.time_dtype)}"
             )
+        if not isinstance(self.classes, int | None) or not isinstance(self.null_label, int | None):
+            raise InputError(
+                "classes and null_label are whole numbers, not "
+                f"{self.classes!r}, {self.null_label!r}"
+            )
         if self.classes is not None and self.classes < 1:
             raise InputError(f"classes must be at least 1, not {self.classes}")
         for name in ("null_label", "labels_as"):
             if getattr(self, name) is not None and self.classes is None:
                 raise InputError(f"{name} is for a class-conditional network: give classes too")
+        if not isinstance(self.clipping, Clipping | None):
+            raise InputError(f"clipping is a ddim.Clipping, not {self.clipping!r}")
         if self.labels_as is not None and self.labels_as in (self.arguments or {}):
             raise InputError(
                 f"{self.labels_as} is among the arguments: labels cannot come under that name"
@@ -204,14 +220,13 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is; the CPU for one without parameters."""
-        parameter = next(self.net.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        """Where the network is."""
+        return next(self.network.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The coarsest of the network's floating-point types; float32 for one without any."""
-        found = {p.dtype for p in self.net.parameters() if p.is_floating_point()}
+        found = {p.dtype for p in self.network.parameters() if p.is_floating_point()}
         return max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 
     @property
@@ -342,39 +357,49 @@ class Model:
             grad: let gradients through, as for :class:`~ddim.denoisers.network.NetworkDenoiser`.
 
         Raises:
-            InputError: a network in training mode whose dropout or batch normalisation would make
-                every call another one; or a condition that is not this model's.
+            InputError: a network in training mode, where dropout, batch normalisation or whatever
+                else reads the mode works in another way; or a condition that is not this model's.
         """
-        given = (condition or Condition()).check(self)
+        given = Condition.of(condition).check(self)
         self._check_evaluation()
         network = network or NetworkDenoiser(self.network, self.target, grad=grad)
         labels = given.label_tensor(self.device)
-        tensors = {name: value.to(self.device) for name, value in given.tensors.items()}
-        denoiser: Denoiser = network.given(labels, tensors)
+        denoiser: Denoiser = network.given(labels, self._moved(given.tensors))
         if given.guidance != 1.0:
             free = given.without(self)
-            null = {name: value.to(self.device) for name, value in free.tensors.items()}
-            denoiser = Guided(
-                denoiser, network.given(free.label_tensor(self.device), null), given.guidance
-            )
+            null = network.given(free.label_tensor(self.device), self._moved(free.tensors))
+            denoiser = Guided(denoiser, null, given.guidance)
         clipping = self.clipping
         if given.clip is not None:
             clipping = Clipping("clip") if given.clip else Clipping()
         return clipping.wrap(denoiser)
 
+    def _moved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors where the network is, in its precision where they are no whole numbers."""
+        return {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for name, value in tensors.items()
+        }
+
     def _check_evaluation(self) -> None:
-        restless = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm
         for name, module in self.net.named_modules():
-            if module.training and isinstance(module, restless) and getattr(module, "p", 1):
+            share = getattr(module, "p", getattr(module, "dropout", 1))
+            if module.training and _reads_mode(type(module)) and share:
                 raise InputError(
                     f"the network is in training mode, where {name or type(module).__name__} makes "
                     "every call another one: call net.eval() first"
                 )
 
     def takes(self, name: str) -> bool:
-        """Whether the network has an argument of that name."""
-        parameters = inspect.signature(bare(self.net).forward).parameters
-        return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        """Whether the network has an argument of that name that is not its state, time or label."""
+        if isinstance(bare(self.net), UNet):
+            return False
+        parameters = list(inspect.signature(bare(self.net).forward).parameters.values())
+        by_place = 2 if self.classes is None or self.labels_as is not None else 3
+        names = [p.name for p in parameters[by_place:] if p.kind is not p.VAR_POSITIONAL]
+        anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        taken = [p.name for p in parameters[:by_place]]
+        return name in names or (anything and name not in taken)
 
     def tableau(self, sampler: Sampler | str, strength: float | None = None) -> Tableau:
         """The rows of a sampler on this model's schedule.
@@ -388,7 +413,7 @@ class Model:
         """
         wanted = Sampler.parse(sampler).starting(strength, self.schedule)
         tableau = self.resolve(wanted).tableau(self.schedule)
-        if wanted.entry.needs == "calibration":
+        if wanted.brings_nodes:
             return dataclasses.replace(tableau, method=f"calibrated {tableau.method}")
         return tableau
 
@@ -426,6 +451,14 @@ class Model:
                 "calibrate again"
             )
         return found
+
+
+@functools.cache
+def _reads_mode(kind: type[nn.Module]) -> bool:
+    """Whether a module does something else in training, as dropout and batch normalisation do."""
+    own = itertools.takewhile(lambda base: base is not nn.Module, kind.__mro__)
+    functions = (f for base in own for f in vars(base).values() if inspect.isfunction(f))
+    return any("training" in f.__code__.co_names for f in functions if f.__name__ != "__init__")
 
 
 def bare(net: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ddim.base.code import is_named, load_named
 from ddim.base.device import pick_device
@@ -71,7 +72,7 @@ def load(
         raise unknown("weights", weights, ("ema", "net"))
     own_schedule = InputError(f"{source} records its own schedule and network: give no other")
     if isinstance(source, str) and is_named(source):
-        if schedule is not None or hints is not None:
+        if schedule is not None or hints is not None or weights != "ema":
             raise own_schedule
         own = _own_model(source)
         own = own if null_label is None else own.replace(null_label=null_label)
@@ -123,7 +124,7 @@ def _model(loaded: Loaded, name: str, calibration: Path, null_label: int | None)
 def _own_model(source: str) -> Model:
     """What the user's file has under a name: a model, or a function that makes one."""
     found = load_named(source).value
-    if callable(found) and not isinstance(found, Model):
+    if callable(found) and not isinstance(found, Model | nn.Module):
         found = found()
     if not isinstance(found, Model):
         raise InputError(

@@ -63,7 +63,7 @@ def check_predictions(
         InputError: images or a condition that do not fit, nodes outside 1..T.
     """
     check_images(model, images, len(images))
-    given = (condition or Condition()).replace(clip=False).check(model, len(images))
+    given = Condition.of(condition).replace(clip=False).check(model, len(images))
     schedule, T = model.schedule, model.schedule.T
     if nodes is None:
         nodes = sorted({max(1, round(share * T)) for share in (0.1, 0.3, 0.5, 0.7, 0.95)})

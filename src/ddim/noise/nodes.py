@@ -174,7 +174,7 @@ def read_nodes(nodes: str | Sequence[int]) -> str | Nodes:
     if not re.match(r"\s*\d", nodes):
         return family_named(nodes)
     parts = re.split(r"\s*[-,]\s*|\s+", nodes.strip())
-    if not all(part.isdigit() for part in parts):
+    if not all(part.isdecimal() for part in parts):
         raise InputError(f"nodes must be a name or numbers like 500-250-0, not {quoted(nodes)}")
     return check_monotone([int(part) for part in parts])
 

@@ -84,12 +84,16 @@ class Method:
     @functools.cached_property
     def options(self) -> dict[str, Option]:
         """Its options: the keywords of its builder."""
-        hints = typing.get_type_hints(self.build)
-        return {
-            name: _option(name, parameter.default, hints.get(name, type(parameter.default)))
-            for name, parameter in inspect.signature(self.build).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        }
+        parameters = inspect.signature(self.build).parameters.values()
+        own = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        for parameter in own:
+            if parameter.default is parameter.empty or parameter.name in ("steps", "nodes"):
+                raise InputError(
+                    f"{self.name}: an option has a default and another name than steps or nodes: "
+                    f"{parameter.name}"
+                )
+        hints = _hints(self.build, [p.name for p in own])
+        return {p.name: _option(p.name, p.default, hints.get(p.name)) for p in own}
 
     @property
     def summary(self) -> str:
@@ -125,7 +129,7 @@ def method(
 
     def declare(build: Builder) -> Builder:
         there = METHODS.get(name)
-        if there is not None and inspect.getsourcefile(there.build) != inspect.getsourcefile(build):
+        if there is not None and _place(there.build) != _place(build):
             raise InputError(f"there is a method {quoted(name)} already: give yours another name")
         METHODS[name] = Method(name, build, dict(orders or {}), needs, program)
         return build
@@ -133,7 +137,23 @@ def method(
     return declare
 
 
+def _place(build: Callable[..., Tableau]) -> tuple[str | None, str]:
+    """Where a builder is written: declared again from there, it replaces itself."""
+    return inspect.getsourcefile(build), build.__qualname__
+
+
+def _hints(build: Callable[..., Tableau], names: Sequence[str]) -> dict[str, object]:
+    """The types of some parameters; of others they may be imported for type checking alone."""
+    written = {k: v for k, v in inspect.get_annotations(build).items() if k in names}
+    holder = types.SimpleNamespace(__annotations__=written)
+    try:
+        return typing.get_type_hints(holder, getattr(build, "__globals__", {}))
+    except NameError as error:
+        raise InputError(f"the type of an option cannot be told: {error}") from None
+
+
 def _option(name: str, default: object, hint: object) -> Option:
+    hint = type(default) if hint is None else hint
     parts = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(part for part in parts if part is not type(None))

@@ -74,6 +74,7 @@ class Sampler:
         steps: S; None for 50, or T where T is smaller.
         nodes: a family's name, or the nodes themselves.
         settings: options other than the defaults, by name.
+        said: which of steps, nodes and options were given, defaults among them.
 
     Raises:
         InputError: unknown names, values of another kind, fewer than one step, an order that so
@@ -90,12 +91,13 @@ class Sampler:
     steps: int | None
     nodes: str | Nodes
     settings: tuple[tuple[str, object], ...]
+    said: frozenset[str] = dataclasses.field(compare=False)
 
     def __init__(
         self,
         method: str = "ddim",
         steps: int | None = None,
-        nodes: str | Sequence[int] = "uniform",
+        nodes: str | Sequence[int] | None = None,
         **options: object,
     ) -> None:
         self._settle(method, steps, nodes, options)
@@ -110,26 +112,36 @@ class Sampler:
         self,
         method: str,
         steps: int | None,
-        nodes: str | Sequence[int],
+        nodes: str | Sequence[int] | None,
         options: Mapping[str, object],
     ) -> None:
+        if not isinstance(method, str):
+            raise InputError(f"a method is a name such as 'ddim', not {method!r:.200}")
         entry = find_method(method)
+        declared = entry.options
         values = {
             name: check_option(entry, method, name).value(method, given)
             for name, given in options.items()
         }
-        listed = read_nodes(nodes)
+        listed = "uniform" if nodes is None else read_nodes(nodes)
         count = _count(steps)
         if not isinstance(listed, str):
             if count not in (None, len(listed) - 1):
                 raise InputError(f"{len(listed)} nodes are {len(listed) - 1} steps, not {count}")
             count = len(listed) - 1
-        if entry.needs == "calibration" and listed != "uniform":
-            raise InputError(f"the method {method} brings its own nodes: give steps alone")
-        kept = {k: v for k, v in values.items() if v != entry.options[k].default}
-        for name, value in (("method", method), ("steps", count), ("nodes", listed)):
+        kept = {k: v for k, v in values.items() if v != declared[k].default}
+        given = {"steps": steps, "nodes": nodes, **options}
+        settled = {
+            "method": method,
+            "steps": count,
+            "nodes": listed,
+            "settings": tuple(sorted(kept.items())),
+            "said": frozenset(key for key, value in given.items() if value is not None),
+        }
+        for name, value in settled.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "settings", tuple(sorted(kept.items())))
+        if self.brings_nodes and nodes is not None:
+            raise InputError(f"the method {method} brings its own nodes: give steps alone")
 
     @classmethod
     def parse(
@@ -155,13 +167,13 @@ class Sampler:
         if isinstance(text, Sampler):
             if not given:
                 return text
-            method, parts = text.method, text._parts()
+            method, parts = text.method, text._said()
         else:
             method, parts = _split(text)
         for key, value in parts.items():
             if key in given and cls._one(method, key, given[key]) != cls._one(method, key, value):
                 raise InputError(
-                    f"{quoted(str(text))} says {key} = {value}, which is not {given[key]}"
+                    f"{quoted(str(text))} says {key} = {_text(value)}, which is not {_text(given[key])}"
                 )
         return cls(method, **cast(dict[str, Any], {**given, **parts}))
 
@@ -173,6 +185,12 @@ class Sampler:
         if key == "nodes":
             return read_nodes(cast("str | Sequence[int]", value))
         return check_option(find_method(method), method, key).value(method, value)
+
+    def _said(self) -> dict[str, object]:
+        """What was given, by name; a list of nodes has its own number of steps."""
+        values = {**self.options, "nodes": self.nodes, "steps": self.steps}
+        listed = not isinstance(self.nodes, str)
+        return {key: values[key] for key in self.said if not (listed and key == "steps")}
 
     def _parts(self) -> dict[str, object]:
         parts: dict[str, object] = dict(self.settings)
@@ -195,6 +213,12 @@ class Sampler:
         return find_method(self.method)
 
     @property
+    def brings_nodes(self) -> bool:
+        """Whether its nodes are those that calibration found for a model."""
+        needs = self.entry.needs
+        return needs == "calibration" or (needs == "weights" and not self.settings)
+
+    @property
     def options(self) -> dict[str, object]:
         """All of the method's options, the defaults among them."""
         defaults = {name: option.default for name, option in self.entry.options.items()}
@@ -206,19 +230,28 @@ class Sampler:
         return load_named(self.method).checksum if is_named(self.method) else None
 
     def replace(self, **changes: object) -> Sampler:
-        """The same with other steps, nodes or options; an order that few steps do not reach stays.
+        """The same with other steps, nodes or options.
+
+        An order that fewer steps do not reach becomes the one that they do, which has the same
+        rows.
 
         Raises:
             InputError: as :class:`Sampler`.
         """
-        nodes: Any = changes.pop("nodes", self.nodes)
-        steps: Any = changes.pop("steps", self.steps if isinstance(nodes, str) else None)
+        given = {**self._said(), **changes}
+        nodes: Any = given.pop("nodes", None)
+        if "nodes" in changes and not isinstance(read_nodes(nodes), str):
+            given.pop("steps", None)
+        steps: Any = given.pop("steps", None)
         made = object.__new__(Sampler)
-        made._settle(self.method, steps, nodes, {**dict(self.settings), **changes})
+        made._settle(self.method, steps, nodes, given)
+        order = made.options.get("order")
+        if isinstance(order, int) and made.steps is not None and order > made.steps:
+            made._settle(self.method, steps, nodes, {**given, "order": made.steps})
         return made
 
     def place(self, schedule: Schedule) -> Nodes:
-        """The nodes on a schedule, S + 1 of them.
+        """The nodes on a schedule, S + 1 of them; a family of another program's may have others.
 
         Raises:
             InputError: more than T steps, or nodes outside 0..T.
@@ -236,7 +269,7 @@ class Sampler:
         """
         if strength is None:
             return self
-        if self.entry.needs == "calibration":
+        if self.brings_nodes:
             raise InputError(
                 "calibrated nodes lead from noise to an image: strength has no part in them"
             )
@@ -271,6 +304,8 @@ def make_tableau(
         2
     """
     said = Sampler.parse(method, None, None, **options)
+    if said.said & {"steps", "nodes"}:
+        said = Sampler.parse(said, None, nodes)
     return said.replace(nodes=nodes).tableau(schedule)
 
 
@@ -361,7 +396,7 @@ def _split(text: str) -> tuple[str, dict[str, object]]:
         key, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"an option of a method is KEY=VALUE, not {quoted(item)}")
-        if key in parts:
+        if key in parts or key == "method":
             raise InputError(f"{text} says {key} twice")
         parts[key] = value
     return method, parts

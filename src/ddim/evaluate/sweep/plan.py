@@ -65,10 +65,10 @@ def plan_samplers(
     found: list[Sampler] = []
     for text in methods:
         said = Sampler.parse(text)
-        if said.entry.needs == "calibration":
+        if said.brings_nodes:
             found += _calibrated(model, said, counts)
             continue
-        fixed = said.nodes != "uniform"
+        fixed = "nodes" in said.said
         families = [None] if fixed else nodes or [None]
         for family, eta in itertools.product(families, _etas_of(said, etas)):
             placed = _with_eta(said if family is None else said.replace(nodes=family), eta)
@@ -93,9 +93,9 @@ def left_out(
         steps: likewise.
     """
     asked = [Sampler.parse(text) for text in methods]
-    if not any(said.entry.needs == "calibration" and said.steps is None for said in asked):
+    if not any(said.brings_nodes and said.steps is None for said in asked):
         return []
-    there = {sampler.steps for sampler in samplers if sampler.entry.needs == "calibration"}
+    there = {sampler.steps for sampler in samplers if sampler.brings_nodes}
     missing = ", ".join(str(s) for s in dict.fromkeys(steps) if s not in there)
     return [f"The model is not calibrated for {missing} steps."] if missing else []
 
@@ -111,7 +111,7 @@ def _calibrated(model: Model, said: Sampler, counts: Sequence[int]) -> list[Samp
 
 def _etas_of(said: Sampler, etas: Sequence[float | str]) -> Sequence[float | str | None]:
     """The values of η that make a sampler another one."""
-    if "eta" in dict(said.settings):
+    if "eta" in said.said:
         return [None]
     if said.method == "ddim":
         return etas or [None]
@@ -147,7 +147,7 @@ def name_of(sampler: Sampler) -> str:
 
 def nodes_of(sampler: Sampler) -> str:
     """The nodes, for the same tables: a family's name, a list like 500-250-0, or calibrated."""
-    if sampler.entry.needs == "calibration":
+    if sampler.brings_nodes:
         return "calibrated"
     return sampler.nodes if isinstance(sampler.nodes, str) else "-".join(map(str, sampler.nodes))
 
