@@ -73,7 +73,15 @@ def main(argv: Sequence[str]) -> int:
     rows = [_row(check) for check in predictions]
     if options.run.json:
         found = [dataclasses.asdict(finding) for finding in findings]
-        print_json({**_about(model), "images": used, "predictions": rows, "findings": found})
+        print_json(
+            {
+                **_about(model),
+                "images": used,
+                "asked": options.n,
+                "predictions": rows,
+                "findings": found,
+            }
+        )
     else:
         _tell(_about(model), rows, used, findings)
     return 1 if any(finding.level == "problem" for finding in findings) else 0

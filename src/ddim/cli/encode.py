@@ -127,6 +127,7 @@ def _tell(options: EncodeOptions, latents: Latents, seconds: float) -> None:
     facts: dict[str, object] = {
         "output": output,
         "images": len(latents),
+        "asked": options.n,
         "codec": latents.codec,
         "tensors": len(latents.tensors),
         "steps": steps,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,8 @@ __all__ = [
     "write_images",
 ]
 
+log = logging.getLogger("ddim")
+
 
 def read_images(
     options: DataOptions,
@@ -34,14 +38,18 @@ def read_images(
     indices: list[int] | int,
     *,
     labelled: bool = True,
+    in_turn: bool = False,
 ) -> tuple[Tensor, list[int] | None]:
     """Images in the model's shape, float32 in [-1, 1], and their labels where the model has any.
+
+    That there are fewer than asked for is said.
 
     Args:
         options: where they are.
         model: the model.
         indices: which of them, or how many from the first on; fewer if there are not as many.
         labelled: whether a class-conditional model needs the labels of these images.
+        in_turn: whether the caller takes them in turn where there are fewer.
 
     Raises:
         InputError: no such data, other shapes than the model's, labels that it needs and are not
@@ -59,7 +67,14 @@ def read_images(
         raise InputError(f"{model.name} has images that are not square: {model.shape}")
 
     def load(split: str):
-        return load_data(options.data, split=split, size=height, channels=channels, root=root)
+        return load_data(
+            options.data,
+            split=split,
+            size=height,
+            channels=channels,
+            root=root,
+            skip_broken=options.skip_broken,
+        )
 
     if options.split is not None:
         data = load(options.split)
@@ -68,7 +83,9 @@ def read_images(
             data = load("test")
         except NoSuchSplitError:
             data = load("train")
+    short = None
     if isinstance(indices, int):
+        short = indices if indices > len(data) and not in_turn else None
         indices = list(range(min(indices, len(data))))
     for i in indices:
         if not 0 <= i < len(data):
@@ -83,33 +100,30 @@ def read_images(
                 f"{'no labels' if data.classes is None else f'{data.classes} classes'}"
             )
         labels = given.tolist()
-    return from_pixels(data.batch(chosen)), labels
+    images = from_pixels(data.batch(chosen))
+    if short is not None:
+        log.warning("%s: fewer images than the %d asked for: %d", data.name, short, len(data))
+    return images, labels
 
 
 def read_mask(path: Path, model: Model) -> Tensor:
     """An image as a mask, true where it is white, shape (1, H, W).
 
     Raises:
-        InputError: not an image, or not of the model's size.
+        InputError: as :func:`ddim.data.pictures.read_mask`, or not of the model's size.
     """
-    import numpy as np
     import torch
-    from PIL import Image, UnidentifiedImageError
 
-    try:
-        with Image.open(path) as image:
-            grey = np.asarray(image.convert("L"))
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path} is not an image, or is broken: {error}") from None
+    from ddim.data import pictures
+
+    mask = pictures.read_mask(path)
     height, width = model.shape[1:]
-    if grey.shape != (height, width):
+    if mask.shape != (height, width):
         raise InputError(
-            f"{path} is {grey.shape[1]} x {grey.shape[0]} pixels; the images of {model.name} "
+            f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels; the images of {model.name} "
             f"are {width} x {height}"
         )
-    return torch.from_numpy(grey > 127)[None]
+    return torch.from_numpy(mask)[None]
 
 
 def image_name(index: int) -> str:
@@ -120,8 +134,9 @@ def image_name(index: int) -> str:
 def clear_images(folder: Path) -> None:
     """Remove the images of an earlier run, of which the folder has a record."""
     if (folder / "run.toml").exists():
-        for path in folder.glob("[0-9]" * 6 + ".png"):
-            path.unlink()
+        for path in folder.glob("[0-9]" * 6 + "*.png"):
+            if path.stem.isdigit():
+                path.unlink()
 
 
 def write_images(
@@ -146,21 +161,28 @@ def write_images(
     elif kind == ".npz":
         save_npz(output, pixels, labels)
     else:
-        clear_images(output)
         for index, image in enumerate(pixels):
             images.save_image(output / image_name(index), image)
 
 
 def save_npz(output: Path, pixels: Tensor, labels: list[int] | None) -> None:
-    """Write uint8 images as an array of shape (N, H, W, C), with their labels."""
+    """Write uint8 images as an array of shape (N, H, W, C), with their labels.
+
+    Not by np.savez, which writes the time into the file: equal content has equal bytes.
+    """
     import numpy as np
 
+    arrays = {"images": pixels.permute(0, 2, 3, 1).numpy()}
+    if labels is not None:
+        arrays["labels"] = np.asarray(labels)
     buffer = io.BytesIO()
-    array = pixels.permute(0, 2, 3, 1).numpy()
-    if labels is None:
-        np.savez_compressed(buffer, images=array)
-    else:
-        np.savez_compressed(buffer, images=array, labels=np.asarray(labels))
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array)
+            # A ZipInfo has the date 1980-01-01.
+            info = zipfile.ZipInfo(f"{name}.npy")
+            archive.writestr(info, member.getbuffer(), zipfile.ZIP_DEFLATED)
     write_bytes(output, buffer.getvalue())
 
 

@@ -253,6 +253,8 @@ class DataOptions:
     """The folder that named data sets are kept in and downloaded to."""
     split: Annotated[str | None, unset("test where there is one", "NAME")] = None
     """The part of the data set: train or test."""
+    skip_broken: Switch = False
+    """Leave out image files that cannot be read, and say which: all are decoded first."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -159,7 +159,7 @@ def main(argv: Sequence[str]) -> int:
     first = options.dtypes[0], options.steps[0]
     pictured = [case for case in cases if (case.dtype, case.coding.sampler.steps) == first]
     _picture(output / "images.png", model, images[:SHOWN], condition[:SHOWN], pictured, resolved)
-    return _tell(resolved, model, shown)
+    return _tell(resolved, model, shown, options.n)
 
 
 def _write(output: Path, rows: list[dict[str, Any]]) -> None:
@@ -171,11 +171,11 @@ def _write(output: Path, rows: list[dict[str, Any]]) -> None:
         print(f"ddim reconstruct: no errors.png: {error}", file=sys.stderr)
 
 
-def _tell(options: ReconstructOptions, model: Model, rows: list[dict[str, Any]]) -> int:
+def _tell(options: ReconstructOptions, model: Model, rows: list[dict[str, Any]], asked: int) -> int:
     """Print the results; the exit status."""
     output = options.output.output
     if options.run.json:
-        print_json({"output": output, "images": options.n, "rows": rows})
+        print_json({"output": output, "images": options.n, "asked": asked, "rows": rows})
     else:
         print(table([_line(row) for row in rows]))
         print(

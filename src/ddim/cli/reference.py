@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ddim.base.errors import InputError
+from ddim.base.files import locked
 from ddim.base.progress import meter
-from ddim.cli.groups import unset
+from ddim.cli.groups import Switch, unset
 
 if TYPE_CHECKING:
     from ddim.data.base import ImageData
@@ -29,6 +30,8 @@ class ReferenceOptions:
     """Real images: their train split is the reference, their test split the floor."""
     data_root: Annotated[str | None, unset("the user's cache", "FOLDER")] = None
     """The folder that named data sets are kept in and downloaded to."""
+    skip_broken: Switch = False
+    """Leave out image files that cannot be read, and say which: all are decoded first."""
     reference: Annotated[str | None, unset("in the output", "FILE")] = None
     """Saved statistics of real images instead of --data; with --data they are written there."""
 
@@ -131,6 +134,7 @@ class RealImages:
             size=shape[1],
             channels=shape[0],
             root=Path(root) if root else None,
+            skip_broken=self.options.skip_broken,
         )
 
     def _test(self) -> ImageData | None:
@@ -158,9 +162,10 @@ class RealImages:
                 "--force"
             )
         total = len(data) if indices is None else len(indices)
-        with meter(quiet=self.quiet, total=total, desc=name, unit=" images") as progress:
+        shown = meter(quiet=self.quiet, total=total, desc=name, unit=" images")
+        with locked(path), shown as progress:
             found = collect_data(self.extractor, data, indices, data=name, watch=progress.update)
-        found.save(path)
+            found.save(path)
         return found
 
 

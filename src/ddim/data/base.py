@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from ddim.base.errors import InputError
 
-__all__ = ["ArrayData", "ImageData", "labels_fit"]
+__all__ = ["ArrayData", "ImageData", "check_unpacked", "labels_fit"]
+
+_TRUSTED = 1 << 26  # bytes
+_RATIO = 100
 
 
 class ImageData(Protocol):
@@ -40,6 +44,11 @@ class ImageData(Protocol):
         """
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the files was passed over or changed, in a few words each."""
+        ...
+
     def __len__(self) -> int:
         """Number of images."""
         ...
@@ -63,6 +72,7 @@ class ArrayData:
         targets: int64 with shape (N,), each in 0..classes-1, or None.
         classes: Number of classes; None exactly when `targets` is.
         checksums: SHA-256 of the files that the images came from, by name.
+        notes: What of those files was passed over, in a few words each.
 
     Raises:
         InputError: for another type or shape, for no image at all, or for labels that do not
@@ -79,6 +89,7 @@ class ArrayData:
     targets: Tensor | None = dataclasses.field(repr=False)
     classes: int | None
     checksums: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images = self.images
@@ -134,3 +145,21 @@ def labels_fit(data: ImageData, classes: int) -> bool:
         return False
     named = getattr(data, "class_names", None) is not None
     return data.classes == classes if named else data.classes <= classes
+
+
+def check_unpacked(path: Path, unpacked: int, packed: int) -> None:
+    """Refuse a compressed file before it is unpacked, if no images compress as well as it says.
+
+    Args:
+        path: the file.
+        unpacked: bytes that it declares; up to 64 MiB are taken in any case.
+        packed: bytes that these are compressed to.
+
+    Raises:
+        InputError: more than a hundred bytes for each.
+    """
+    if unpacked > max(_TRUSTED, _RATIO * packed):
+        raise InputError(
+            f"{path} declares {unpacked} bytes, which {packed} compressed bytes can hardly hold: "
+            "it is damaged, or unpack it first"
+        )

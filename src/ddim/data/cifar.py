@@ -30,6 +30,8 @@ _FILES = {
 }
 _SHAPE = (3, 32, 32)
 _RECORD = 1 + 3 * 32 * 32
+_FULL = 10_000 * _RECORD
+_ARCHIVE = 6 * _FULL + (1 << 20)  # unpacked, with its two small files and padding
 
 
 def find_cifar(folder: Path) -> Path | None:
@@ -83,16 +85,34 @@ def _read_folder(folder: Path, files: tuple[str, ...]) -> dict[str, bytes]:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
+class _Limited(gzip.GzipFile):
+    """A gzip file that fails where no CIFAR-10 would still go on."""
+
+    def __init__(self, archive: Path) -> None:
+        super().__init__(archive)
+        self.left = _ARCHIVE
+        self.other = InputError(f"{archive} holds more than CIFAR-10: it is another archive")
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise self.other
+        return content
+
+
 def _read_archive(archive: Path, files: tuple[str, ...]) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     try:
         # A stream ('|'), because seeking back in a gzip file decompresses it again from the start.
-        with gzip.open(archive) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
+        with _Limited(archive) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
             for member in tar:
-                file = PurePosixPath(member.name).name
-                stream = tar.extractfile(member) if file in files else None
+                if member.size > _FULL:
+                    raise plain.other
+                name = PurePosixPath(member.name).name
+                stream = tar.extractfile(member) if name in files else None
                 if stream is not None:
-                    contents[file] = stream.read()
+                    contents[name] = stream.read()
             # The padding, because gzip checks its content only at the very end.
             while plain.read(1 << 16):
                 pass
@@ -111,7 +131,7 @@ def _parse(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not content or len(content) % _RECORD:
         raise InputError(
             f"{path} holds {len(content)} bytes, which is no whole number of CIFAR-10 records of "
-            f"{_RECORD} bytes (a full file holds {10_000 * _RECORD}): it is truncated or another "
+            f"{_RECORD} bytes (a full file holds {_FULL}): it is truncated or another "
             "format"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)

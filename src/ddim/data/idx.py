@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -20,13 +22,15 @@ import numpy as np
 import torch
 
 from ddim.base.errors import InputError
-from ddim.data.base import ArrayData
+from ddim.data.base import ArrayData, check_unpacked
 
 __all__ = ["SPLIT_PREFIX", "find_idx", "find_labels", "load_idx", "plain_name", "read_idx"]
 
 SPLIT_PREFIX = {"train": "train", "test": "t10k"}
 _UNSIGNED_BYTE = 8
 _KIND = {1: "labels", 3: "images"}
+_SMALL = 1 << 26  # bytes that are unpacked to see whether they are there
+_CHUNK = 1 << 20
 
 
 def find_idx(folder: Path, stem: str) -> Path | None:
@@ -56,19 +60,44 @@ def plain_name(path: Path) -> str:
     return path.name.removesuffix(".gz")
 
 
-def read_idx(path: Path) -> np.ndarray:
+def read_idx(path: Path, ndim: int) -> tuple[np.ndarray, str]:
     """The array in an IDX file of unsigned bytes, compressed with gzip or not.
 
-    Compression is recognised by the content, not by the name.
+    Compression is recognised by the content, not by the name. The header is compared with what is
+    there before anything is unpacked.
+
+    Args:
+        path: the file.
+        ndim: dimensions that it must have: 3 for images, 1 for labels.
 
     Returns:
-        uint8 with as many dimensions as the file declares: (N,) for labels, (N, H, W) for images.
+        uint8 of shape (N, H, W) or (N,), and the SHA-256 of the file's uncompressed content.
 
     Raises:
         InputError: if the file cannot be read, is not IDX, holds another type than unsigned
-            bytes, or is shorter or longer than its dimensions say.
+            bytes or other dimensions, or is shorter or longer than its dimensions say.
     """
-    return _parse(_read_plain(path), path)
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            size = raw.seek(0, os.SEEK_END)
+            raw.seek(max(size - 4, 0))
+            trailer = int.from_bytes(raw.read(4), "little")
+            raw.seek(0)
+            file = gzip.GzipFile(fileobj=raw) if packed else raw
+            header, dims = _read_header(file, path, ndim)
+            expected = len(header) + math.prod(dims)
+            if packed:
+                _check_packed(path, expected, size, trailer)
+            elif size != expected:
+                raise _wrong_size(path, dims, expected, size)
+            return _read_body(file, path, header, dims)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} is a truncated or damaged gzip file ({error}): get it again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def load_idx(name: str, images: Path, labels: Path | None) -> ArrayData:
@@ -83,10 +112,11 @@ def load_idx(name: str, images: Path, labels: Path | None) -> ArrayData:
         InputError: as :func:`read_idx`, and if one file is where the other is expected or their
             numbers differ.
     """
-    pixels, checksums = _read_kind(images, 3)
+    pixels, digest = read_idx(images, 3)
+    checksums = {plain_name(images): digest}
     if labels is None:
         return ArrayData(name, torch.from_numpy(pixels)[:, None], None, None, checksums)
-    classes, more = _read_kind(labels, 1)
+    classes, digest = read_idx(labels, 1)
     if len(pixels) != len(classes):
         raise InputError(
             f"{images.name} holds {len(pixels)} images but {labels.name} holds {len(classes)} "
@@ -97,63 +127,70 @@ def load_idx(name: str, images: Path, labels: Path | None) -> ArrayData:
         torch.from_numpy(pixels)[:, None],
         torch.from_numpy(classes).long(),
         int(classes.max()) + 1,
-        checksums | more,
+        checksums | {plain_name(labels): digest},
     )
 
 
-def _read_kind(path: Path, ndim: int) -> tuple[np.ndarray, dict[str, str]]:
-    """The array in a file that must have `ndim` dimensions, and its checksum by name."""
-    content = _read_plain(path)
-    array = _parse(content, path)
-    if array.ndim != ndim:
-        found = _KIND.get(array.ndim, f"an array of {array.ndim} dimensions")
+def _read_header(file: io.BufferedIOBase, path: Path, ndim: int) -> tuple[bytes, tuple[int, ...]]:
+    """The header of an IDX file, and the dimensions that it declares."""
+    start = file.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[3] == 0:
         raise InputError(
-            f"{path} holds {found} where {_KIND[ndim]} are expected"
-            + (": are the images and labels files swapped?" if array.ndim in _KIND else "")
-        )
-    return array, {plain_name(path): hashlib.sha256(content).hexdigest()}
-
-
-def _read_plain(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    if not content.startswith(b"\x1f\x8b"):
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(
-            f"{path} is a truncated or damaged gzip file ({error}): get it again"
-        ) from error
-
-
-def _parse(content: bytes, path: Path) -> np.ndarray:
-    if len(content) < 4 or content[:2] != b"\0\0" or content[3] == 0:
-        raise InputError(
-            f"{path} is not an IDX file: it begins with {content[:4].hex(' ') or 'nothing'}, where "
+            f"{path} is not an IDX file: it begins with {start.hex(' ') or 'nothing'}, where "
             "00 00 08 03 (images) or 00 00 08 01 (labels) is expected"
         )
-    kind, ndim = content[2], content[3]
-    if kind != _UNSIGNED_BYTE:
+    if start[2] != _UNSIGNED_BYTE:
         raise InputError(
-            f"{path} is an IDX file of element type {kind:#04x}: only unsigned bytes (0x08) "
+            f"{path} is an IDX file of element type {start[2]:#04x}: only unsigned bytes (0x08) "
             "are read"
         )
-    start = 4 + 4 * ndim
-    if len(content) < start:
+    if start[3] != ndim:
+        found = _KIND.get(start[3], f"an array of {start[3]} dimensions")
         raise InputError(
-            f"{path} is truncated: {start} bytes of header expected, {len(content)} found"
+            f"{path} holds {found} where {_KIND[ndim]} are expected"
+            + (": are the images and labels files swapped?" if start[3] in _KIND else "")
         )
-    dims = struct.unpack(f">{ndim}I", content[4:start])
+    rest = file.read(4 * ndim)
+    if len(rest) < 4 * ndim:
+        raise InputError(
+            f"{path} is truncated: {4 + 4 * ndim} bytes of header expected, {4 + len(rest)} found"
+        )
+    dims = struct.unpack(f">{ndim}I", rest)
     if 0 in dims:
         raise InputError(f"{path} is empty: its dimensions are {dims}")
-    expected = start + math.prod(dims)
-    if len(content) != expected:
-        wrong = "truncated" if len(content) < expected else "too long"
+    return start + rest, dims
+
+
+def _check_packed(path: Path, expected: int, size: int, trailer: int) -> None:
+    """Refuse a gzip file that cannot hold what its content declares, before it is unpacked."""
+    check_unpacked(path, expected, size)
+    # gzip ends with the length of what it holds; small files are read and said to be what they are.
+    if expected > _SMALL and trailer != expected % 2**32:
         raise InputError(
-            f"{path} is {wrong}: dimensions {dims} need {expected} bytes, {len(content)} found"
+            f"{path} is a truncated or damaged gzip file, or several in one: it ends as one of "
+            f"{trailer} bytes, and its dimensions need {expected}: get it again, or unpack it"
         )
-    # A copy, because torch.from_numpy refuses the read-only view of `bytes` with a warning.
-    return np.frombuffer(content, np.uint8, offset=start).reshape(dims).copy()
+
+
+def _read_body(
+    file: io.BufferedIOBase, path: Path, header: bytes, dims: tuple[int, ...]
+) -> tuple[np.ndarray, str]:
+    """The array after the header, and the SHA-256 of both."""
+    hasher, array = hashlib.sha256(header), np.empty(math.prod(dims), np.uint8)
+    view, got, expected = array.data, 0, len(header) + len(array)
+    while got < len(view) and (count := file.readinto(view[got : got + _CHUNK])):
+        hasher.update(view[got : got + count])
+        got += count
+    if got < len(view):
+        raise _wrong_size(path, dims, expected, len(header) + got)
+    if file.read(1):  # which also makes gzip compare its checksum
+        raise _wrong_size(path, dims, expected, None)
+    return array.reshape(dims), hasher.hexdigest()
+
+
+def _wrong_size(path: Path, dims: tuple[int, ...], expected: int, found: int | None) -> InputError:
+    """What is wrong with a file of so many bytes; None for more than there should be."""
+    wrong = "truncated" if found is not None and found < expected else "too long"
+    return InputError(
+        f"{path} is {wrong}: dimensions {dims} need {expected} bytes, {found or 'more'} found"
+    )

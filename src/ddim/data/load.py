@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TypeVar
 
 from ddim.base.errors import InputError, quoted, unknown
 from ddim.data.base import ArrayData, ImageData
 from ddim.data.cifar import find_cifar, load_cifar
-from ddim.data.folder import SUFFIXES, FolderData
+from ddim.data.folder import FolderData
 from ddim.data.idx import SPLIT_PREFIX, find_idx, find_labels, load_idx, plain_name
 from ddim.data.named import ALIASES, DATASETS, data_root, load_named
 from ddim.data.npz import load_npz
+from ddim.data.pictures import suffixes
 
 __all__ = ["NoSuchSplitError", "load_data"]
+
+log = logging.getLogger("ddim")
 
 Images = TypeVar("Images", ArrayData, ArrayData | FolderData)
 
@@ -33,8 +37,11 @@ def load_data(
     channels: int | None = None,
     root: Path | None = None,
     download: bool = True,
+    skip_broken: bool = False,
 ) -> ImageData:
     """Open a set of images.
+
+    What of a folder is passed over, or changed, is said in one line of the log ``ddim``.
 
     Arguments:
         source: A name (``mnist``, ``fashion-mnist`` or ``fashion``, ``cifar10``, ``celeba``,
@@ -45,10 +52,11 @@ def load_data(
             ``test``; without them, all of it is for training, as a single file is.
         size: Height and width in pixels. Image files are resized to it (64 if None);
             elsewhere it must be what the images have.
-        channels: Number of channels, 1 or 3. Image files are converted to it (3 if None);
-            elsewhere it must be what the images have.
+        channels: Number of channels, 1 or 3. Image files are converted to it (if None, to 1 where
+            none has colours, else to 3); elsewhere it must be what the images have.
         root: Where named sets are kept; :func:`~ddim.data.named.data_root` if None.
         download: Whether a named set that is not there may be downloaded.
+        skip_broken: Decode all image files now and leave out those that cannot be.
 
     Raises:
         InputError: if there is no such set, split, size or number of channels, or a file is not
@@ -58,11 +66,31 @@ def load_data(
     if split not in _SPLITS:
         raise unknown("split", split, _SPLITS)
     name = ALIASES.get(source, source)
+    beside: list[str] = []
     if name in DATASETS:
         data = load_named(
-            name, split, root or data_root(), download=download, size=size, channels=channels
+            *(name, split, root or data_root()),
+            download=download,
+            size=size,
+            channels=channels,
+            skip_broken=skip_broken,
         )
-        return _require(data, size, channels)
+    else:
+        data, beside = _load_path(source, split, size, channels, skip_broken)
+    if skip_broken and not isinstance(data, FolderData):
+        raise InputError(f"{data.name} is no folder of image files, of which some could be skipped")
+    data = _require(data, size, channels)
+    notes = [*data.notes, *([f"{quoted(beside)} beside them passed over"] if beside else [])]
+    if notes:
+        used = f"{len(data)} image{'s' * (len(data) > 1)} used"
+        log.warning("%s: %s; %s", data.name, used, "; ".join(notes))
+    return data
+
+
+def _load_path(
+    source: str, split: str, size: int | None, channels: int | None, skip_broken: bool
+) -> tuple[ArrayData | FolderData, list[str]]:
+    """A file or folder, and what of the folder beside the images was passed over."""
     path = Path(source).expanduser()
     if not source or not path.exists():
         raise InputError(
@@ -70,17 +98,16 @@ def load_data(
         )
     if not path.is_dir() and split != "train":
         raise NoSuchSplitError(f"{path} is a single file and has no {split} split: give another")
-    if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
-        return _require(_load_file(path), size, channels)
+    if not path.is_dir() and path.suffix.lower() not in suffixes():
+        return _load_file(path), []
     data = _load_array_folder(path, split) if path.is_dir() else None
     if data is not None:
-        return _require(data, size, channels)
-    return FolderData(
-        _name(path),
-        _image_folder(path, split) if path.is_dir() else path,
-        64 if size is None else size,
-        3 if channels is None else channels,
-    )
+        return data, sorted(p.name for p in path.iterdir() if p.suffix.lower() in suffixes())
+    root = _image_folder(path, split) if path.is_dir() else path
+    size = 64 if size is None else size
+    data = FolderData(_name(path), root, size, channels, skip_broken=skip_broken)
+    parted = root != path
+    return data, sorted(_names(path) - {*_SPLITS, *_VALIDATION}) if parted else []
 
 
 def _load_file(path: Path) -> ArrayData:
@@ -106,7 +133,7 @@ def _load_array_folder(folder: Path, split: str) -> ArrayData | None:
 
 def _image_folder(folder: Path, split: str) -> Path:
     """The folder that holds the images of a split."""
-    names = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."}
+    names = {name for name in _names(folder) if (folder / name).is_dir()}
     # A class can be called 'train' too: among others it is one, unless 'test' is there as well.
     is_split = names >= set(_SPLITS) or names <= {*_SPLITS, *_VALIDATION}
     if names.isdisjoint(_SPLITS) or not is_split:
@@ -120,6 +147,10 @@ def _image_folder(folder: Path, split: str) -> Path:
             f"{folder} has no {split} split: its subfolders are {quoted(sorted(names))}"
         )
     return folder / split
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.name[0] != "."}
 
 
 def _name(folder: Path) -> str:

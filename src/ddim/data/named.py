@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from ddim.data.folder import FolderData
 from ddim.data.idx import SPLIT_PREFIX, find_idx, load_idx, plain_name
 
 __all__ = ["ALIASES", "DATASETS", "data_root", "load_named"]
+
+log = logging.getLogger("ddim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +111,7 @@ def load_named(
     download: bool,
     size: int | None = None,
     channels: int | None = None,
+    skip_broken: bool = False,
 ) -> ArrayData | FolderData:
     """One split of a named set.
 
@@ -123,7 +127,8 @@ def load_named(
         root: The folder of data sets.
         download: Whether missing files may be downloaded.
         size: Of the images of ``celeba``; 64 if None.
-        channels: Likewise; 3 if None.
+        channels: Of the images of ``celeba``; 3 if None.
+        skip_broken: Leave out those images of ``celeba`` that cannot be decoded.
 
     Raises:
         InputError: if a file found is not the published one, one is missing and may not be
@@ -133,7 +138,7 @@ def load_named(
     if name == "digits":
         return _load_digits(split)
     if name == "celeba":
-        return _load_celeba(split, root, size or 64, channels or 3)
+        return _load_celeba(split, root, size or 64, channels or 3, skip_broken)
     if name == "cifar10":
         return _load_cifar10(split, root, download)
     return _load_mnist(name, split, root, download)
@@ -184,7 +189,7 @@ def _load_cifar10(split: str, root: Path, download: bool) -> ArrayData:
     return data
 
 
-def _load_celeba(split: str, root: Path, size: int, channels: int) -> FolderData:
+def _load_celeba(split: str, root: Path, size: int, channels: int, skip_broken: bool) -> FolderData:
     folder = root / "celeba"
     if not folder.is_dir():
         raise InputError(
@@ -195,7 +200,10 @@ def _load_celeba(split: str, root: Path, size: int, channels: int) -> FolderData
     def chosen(path: Path) -> bool:
         return path.stem.isdigit() and int(path.stem) in numbers
 
-    return FolderData("celeba", folder, size, channels, _CELEBA_BOX, chosen)
+    data = FolderData("celeba", folder, size, channels, _CELEBA_BOX, chosen, skip_broken)
+    if len(data) != len(numbers):
+        log.warning("celeba: %d of its %d %s images are there", len(data), len(numbers), split)
+    return data
 
 
 def _load_digits(split: str) -> ArrayData:
