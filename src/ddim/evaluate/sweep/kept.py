@@ -60,26 +60,18 @@ class CellFiles:
         if not path.exists():
             return None
         try:
-            kept = read_json(path)
-            nodes = kept["nodes"] if isinstance(kept["nodes"], str) else tuple(kept["nodes"])
-            # By parts: few steps of a high order are measured, but no spelling has them.
-            sampler = Sampler.parse(kept["method"]).replace(nodes=nodes, steps=kept["steps"])
-            return cls(sampler, folder, extractor)
-        except (KeyError, TypeError, InputError) as error:
+            spelled = read_json(path)["sampler"]
+        except (KeyError, InputError) as error:
             raise InputError(f"{path} is no record of a sampler: {error}") from None
+        try:
+            return cls(Sampler.parse(spelled), folder, extractor)
+        except InputError:
+            return None  # of a method of the user's that is gone
 
     def begin(self) -> None:
         """Record which sampler it is."""
         if not (self.folder / CELL).exists():
-            method = self.sampler.replace(nodes="uniform", steps=None)
-            write_json(
-                self.folder / CELL,
-                {
-                    "method": str(method),
-                    "nodes": self.sampler.nodes,
-                    "steps": self.sampler.steps,
-                },
-            )
+            write_json(self.folder / CELL, {"sampler": str(self.sampler)})
 
     def _path(self, seed: int) -> Path:
         return self.folder / f"seed-{seed}.safetensors"
