@@ -94,12 +94,20 @@ def listed(values: Sequence[str]) -> list[str]:
     Example:
         >>> listed(["5,10", "20", "5", "f(1,2)"])
         ['5', '10', '20', 'f(1,2)']
+        >>> listed(["learned:weights=[[],[0.1]],ddim"])
+        ['learned:weights=[[],[0.1]]', 'ddim']
     """
     return list(dict.fromkeys(part for value in values for part in _parts(value)))
 
 
 def _parts(text: str) -> list[str]:
-    parts = re.split(r",(?![^\[(]*[\])])", text)
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[(") - (letter in "])")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
     return [part.strip() for part in parts if part.strip()]
 
 
