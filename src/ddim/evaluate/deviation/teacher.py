@@ -20,17 +20,21 @@ from ddim.model.condition import Condition
 from ddim.model.drawing import generate, pick_batch_size
 from ddim.model.model import Model
 from ddim.noise.schedule import Schedule
-from ddim.samplers.sampler import make_tableau
+from ddim.samplers.sampler import Sampler, make_tableau
 from ddim.samplers.tableau import Tableau
 
 __all__ = [
     "ErrorSummary",
     "SolverErrors",
+    "finer_sampler",
     "image_errors",
     "psnr",
     "teacher_errors",
     "teacher_tableau",
 ]
+
+FINE = ("plms:order=4", "deis:order=3", "unipc:order=3", "dpm-solver-3")
+"""What stands for the exact solution in comparisons: the first that is not compared itself."""
 
 PEAK = 2.0
 """The width of [-1, 1], which the signal of PSNR is measured by."""
@@ -131,6 +135,25 @@ def teacher_tableau(schedule: Schedule) -> Tableau:
     Its last step, from node 1 to the data, is the jump that every sampler makes.
     """
     return make_tableau(schedule, tuple(range(schedule.T, -1, -1)), "deis", order=3)
+
+
+def finer_sampler(schedule: Schedule, tableaux: Sequence[Tableau]) -> Sampler:
+    """A sampler that comes nearer to the exact solution than any of these, to measure them by.
+
+    It has four times their calls, at least 60 and at most T, on quadratic nodes, by Adams' method
+    of order 4: what :func:`ddim.calibrate` follows. Where that is one of them already, as it can be
+    through all T nodes alone, another of high order takes its place.
+
+    Raises:
+        InputError: they are all that there is.
+    """
+    steps = min(schedule.T, max(60, 4 * max(tableau.calls for tableau in tableaux)))
+    taken = [tableau.rows for tableau in tableaux]
+    for text in FINE:
+        sampler = Sampler.parse(text, steps, "quadratic")
+        if sampler.tableau(schedule).rows not in taken:
+            return sampler
+    raise InputError(f"no sampler is finer than {', '.join(FINE)} through all nodes: leave one out")
 
 
 def teacher_errors(
