@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,3 +52,18 @@ def cifar_records() -> Callable[[int, int], bytes]:
         return np.hstack([labels, pixels]).tobytes()
 
     return make
+
+
+@pytest.fixture
+def peak_memory() -> Callable[[Callable[[], None]], int]:
+    """The most bytes that a call holds at once, NumPy's among them."""
+
+    def measure(call: Callable[[], None]) -> int:
+        tracemalloc.start()
+        try:
+            call()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    return measure

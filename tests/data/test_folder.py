@@ -120,20 +120,110 @@ def test_conversions(tmp_path: Path):
     np.testing.assert_array_equal(only(tmp_path, 6), np.stack([grey] * 3))
 
 
-def test_transparency_is_dropped_without_a_warning(tmp_path: Path):
-    rgb = noise(6, 6)
-    rgba = np.dstack([rgb, noise(6, 6, 1, seed=1)])
-    save(tmp_path / "a.png", rgba)
-    np.testing.assert_array_equal(only(tmp_path, 6), rgb.transpose(2, 0, 1))
-    palette = Image.fromarray(rgb).quantize(16)
-    palette.save(tmp_path / "a.png", transparency=bytes(range(16)))
-    expected = np.array(palette.convert("RGB")).transpose(2, 0, 1)
-    np.testing.assert_array_equal(only(tmp_path, 6), expected)
+def test_what_is_transparent_becomes_white(tmp_path: Path):
+    pixels = np.full((6, 6, 4), (200, 0, 0, 255), np.uint8)
+    pixels[:, 3:, 3] = 0
+    save(tmp_path / "a.png", pixels)
+    data = FolderData("f", tmp_path, 6)
+    image = data.batch(torch.tensor([0]))[0]
+    assert image[:, 0, 0].tolist() == [200, 0, 0]
+    assert image[:, 0, 5].tolist() == [255, 255, 255]
+    assert "1 with transparency put on white" in data.notes
 
 
-def test_empty_folder(tmp_path: Path):
-    with pytest.raises(InputError, match=r"holds no images \(\.bmp, \.jpeg, \.jpg, \.png"):
+def test_folder_without_images_says_what_is_there(tmp_path: Path):
+    with pytest.raises(InputError, match=r"holds no images, in any subfolder$"):
         FolderData("f", tmp_path)
+    (tmp_path / "a.npz").touch()
+    (tmp_path / "b.NPZ").touch()
+    (tmp_path / "notes").touch()
+    with pytest.raises(InputError, match=r"3 of other kinds \(\.npz, notes\) passed over"):
+        FolderData("f", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "suffix", [".tif", ".TIFF", ".gif", ".tga", ".ppm", ".pgm", ".jp2", ".ico", ".pcx", ".jfif"]
+)
+def test_every_kind_that_pillow_opens(tmp_path: Path, suffix: str):
+    save(tmp_path / "a.png", noise(16, 16, 1))
+    Image.fromarray(noise(16, 16, 1)).save(tmp_path / f"b{suffix}")
+    data = FolderData("f", tmp_path, 16)
+    assert [path.suffix for path in data.files] == [".png", suffix]
+    assert len(data.batch(torch.arange(2))) == 2
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path):
+    for name in ("a.png", ".b.png"):
+        save(tmp_path / name, noise(4, 4))
+    for name in ("scan.pdf", "plot.eps", "film.mpg", "x/notes.txt", "x/more.txt", ".gitignore"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    hidden, other = FolderData("f", tmp_path, 4).notes
+    assert hidden == "1 hidden passed over"
+    assert other.startswith("5 of other kinds (.txt, ")
+    assert all(kind in other for kind in (".pdf", ".eps", ".mpg"))
+
+
+def test_frames_after_the_first_are_said(tmp_path: Path):
+    first, second = (Image.fromarray(noise(8, 8, 1, seed=i)) for i in range(2))
+    for name in ("a.gif", "b.tif", "c.png"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+    save(tmp_path / "d.png", noise(8, 8, 1))
+    data = FolderData("f", tmp_path, 8)
+    assert data.notes[0] == "3 with several frames, of which the first is taken"
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "I;16", "P"])
+def test_greyscale_pictures_have_one_channel(tmp_path: Path, mode: str):
+    grey = Image.fromarray(noise(8, 8, 1))
+    picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey
+    (picture if mode in ("L", "I;16") else picture.convert(mode)).save(tmp_path / "a.png")
+    save(tmp_path / "b.png", noise(8, 8, 1))
+    data = FolderData("f", tmp_path, 8)
+    assert data.shape == (1, 8, 8)
+    assert data.notes[-1].startswith("all greyscale, so images have 1 channel")
+    asked = FolderData("f", tmp_path, 8, 3)
+    assert asked.shape == (3, 8, 8)
+    assert not any("greyscale" in note for note in asked.notes)
+
+
+def test_one_picture_in_colour_makes_three_channels(tmp_path: Path):
+    save(tmp_path / "a.png", noise(8, 8, 1))
+    save(tmp_path / "b.png", noise(8, 8))
+    Image.fromarray(noise(8, 8)).quantize(8).save(tmp_path / "c.png")
+    data = FolderData("f", tmp_path, 8)
+    assert data.shape == (3, 8, 8)
+    assert data.notes == ("1 greyscale among others, so all have 3 channels",)
+    assert FolderData("f", tmp_path, 8, 1).notes == ("2 in colour turned grey",)
+
+
+def test_linked_folders_are_searched_and_circles_are_not(tmp_path: Path):
+    save(tmp_path / "set/cat/1.png", noise(4, 4))
+    save(tmp_path / "elsewhere/2.png", noise(4, 4))
+    (tmp_path / "set/dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set/cat/again").symlink_to(tmp_path / "set")
+    data = FolderData("f", tmp_path / "set", 4)
+    assert [path.name for path in data.files] == ["1.png", "2.png"]
+    assert data.class_names == ("cat", "dog")
+
+
+def test_broken_files_are_skipped_and_counted(tmp_path: Path):
+    for name in ("a.jpg", "b.jpg", "c.tif"):
+        save(tmp_path / name, noise(64, 64))
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:-900])
+    (tmp_path / "d.png").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"d\.png cannot be read"):
+        FolderData("f", tmp_path, 64)
+    data = FolderData("f", tmp_path, 64, skip_broken=True)
+    assert [path.name for path in data.files] == ["a.jpg", "c.tif"]
+    assert len(data.batch(torch.arange(2))) == 2
+    (note,) = data.notes
+    assert note.startswith("2 broken (")
+    assert "b.jpg cannot be read" in note and "d.png cannot be read" in note
+    for name in ("a.jpg", "c.tif"):
+        (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=r"holds no images.*2 broken \(.*b\.jpg"):
+        FolderData("f", tmp_path, 64, skip_broken=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"this is text", b"\x89PNG\r\n\x1a\n\0\0"])
@@ -151,12 +241,6 @@ def test_truncated_file_is_named_when_read(tmp_path: Path, suffix: str):
     save(tmp_path / "whole.png", noise(64, 64))
     with pytest.raises(InputError, match=rf"cut\{suffix} cannot be read as an image"):
         FolderData("f", tmp_path, 64).batch(torch.tensor([1, 0]))
-
-
-def test_sixteen_bits_are_refused(tmp_path: Path):
-    save(tmp_path / "deep.png", np.full((4, 4), 30000, np.uint16))
-    with pytest.raises(InputError, match=r"deep\.png has more than 8 bits"):
-        FolderData("f", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from ddim.base.errors import InputError
 from ddim.data.idx import find_idx, find_labels, load_idx, read_idx
 
 Write = Callable[..., Path]
+Peak = Callable[[Callable[[], None]], int]
 PIXELS = np.arange(2 * 3 * 4).reshape(2, 3, 4)
 
 
 @pytest.mark.parametrize("name", ["a", "a.gz"])
 def test_reads_what_was_written(tmp_path: Path, write_idx: Write, name: str):
-    array = read_idx(write_idx(tmp_path / name, PIXELS))
+    array, _ = read_idx(write_idx(tmp_path / name, PIXELS), 3)
     assert array.dtype == np.uint8
     np.testing.assert_array_equal(array, PIXELS)
 
@@ -26,7 +28,8 @@ def test_reads_what_was_written(tmp_path: Path, write_idx: Write, name: str):
 def test_compression_is_known_by_content_not_by_name(tmp_path: Path, write_idx: Write):
     compressed = write_idx(tmp_path / "a.gz", PIXELS).rename(tmp_path / "a")
     plain = write_idx(tmp_path / "b", PIXELS).rename(tmp_path / "b.gz")
-    np.testing.assert_array_equal(read_idx(compressed), read_idx(plain))
+    np.testing.assert_array_equal(read_idx(compressed, 3)[0], read_idx(plain, 3)[0])
+    assert read_idx(compressed, 3)[1] == read_idx(plain, 3)[1]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +44,8 @@ def test_compression_is_known_by_content_not_by_name(tmp_path: Path, write_idx: 
         (lambda c: c[:4] + bytes(4) + c[8:], "empty: its dimensions are"),
         (lambda c: c[:4] + b"\xff" * 12 + c[16:], "truncated: dimensions"),
         (lambda c: gzip.compress(c)[:-9], "truncated or damaged gzip file"),
+        (lambda c: gzip.compress(c[:-3]), r"truncated: .* need 40 bytes, 37 found"),
+        (lambda c: gzip.compress(c + b"1"), "too long: .* need 40 bytes, more found"),
         (lambda c: gzip.compress(c)[:-8] + bytes(8), "truncated or damaged gzip file"),
     ],
 )
@@ -50,12 +55,44 @@ def test_bad_files_are_named(
     path = write_idx(tmp_path / "some-file", PIXELS)
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(InputError, match=f"some-file.*{message}"):
-        read_idx(path)
+        read_idx(path, 3)
+
+
+def test_several_gzip_members_are_one_file(tmp_path: Path, write_idx: Write):
+    path = write_idx(tmp_path / "a", PIXELS)
+    content = path.read_bytes()
+    path.write_bytes(gzip.compress(content[:9]) + gzip.compress(content[9:]))
+    np.testing.assert_array_equal(read_idx(path, 3)[0], PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("dims", "content", "message"),
+    [
+        ((2, 28, 28), bytes(80 << 20), "too long: .* need 1584 bytes, more found"),
+        ((4_000_000_000, 28, 28), b"", "declares 3136000000016 bytes"),
+        ((100_000, 28, 28), bytes(70 << 20), "declares 78400016 bytes"),
+        ((200_000, 28, 28), b"random", "ends as one of 5242896 bytes"),
+    ],
+)
+def test_what_a_gzip_file_declares_is_compared_before_it_is_unpacked(
+    tmp_path: Path, peak_memory: Peak, dims: tuple[int, ...], content: bytes, message: str
+):
+    header = bytes([0, 0, 8, 3]) + struct.pack(">3I", *dims)
+    if content == b"random":
+        content = np.random.default_rng(0).bytes(5 << 20)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(header + content, 1))
+    del content
+
+    def read() -> None:
+        with pytest.raises(InputError, match=f"a.gz .*{message}"):
+            read_idx(tmp_path / "a.gz", 3)
+
+    assert peak_memory(read) < 10 << 20
 
 
 def test_missing_file(tmp_path: Path):
     with pytest.raises(InputError, match="nothing-here cannot be read: No such file"):
-        read_idx(tmp_path / "nothing-here")
+        read_idx(tmp_path / "nothing-here", 3)
 
 
 def test_pair_becomes_data(tmp_path: Path, write_idx: Write):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from ddim.base.errors import InputError
 from ddim.data.npz import load_npz
 
+Peak = Callable[[Callable[[], None]], int]
 GREY = np.arange(4 * 5 * 6, dtype=np.uint8).reshape(4, 5, 6)
 RGB = np.arange(4 * 5 * 6 * 3, dtype=np.int64).reshape(4, 5, 6, 3).astype(np.uint8)
 
@@ -67,7 +70,7 @@ def test_labels(tmp_path: Path, key: str, dtype: Any):
         ({"x": RGB[:, :3]}, r"shape \(4, 3, 6, 3\) is ambiguous"),
         ({"x": GREY, "y": [0, 1]}, r"labels must be integers from 0 with shape \(4,\)"),
         ({"x": GREY, "y": [0.0] * 4}, "labels must be integers.*not float64"),
-        ({"x": GREY, "y": [0, 1, -1, 2]}, "labels must be integers.*negative values"),
+        ({"x": GREY, "y": [0, 1, -1, 2]}, "labels must be integers from 0 to .* they span -1 to 2"),
         ({"x": np.array([{}, None])}, "cannot be read as plain arrays"),
     ],
 )
@@ -92,8 +95,75 @@ def test_damaged(tmp_path: Path):
         load_npz(path)
 
 
-def test_member_that_is_no_array(tmp_path: Path):
+def header(shape: str, descr: str = "'|u1'") -> bytes:
+    """The beginning of a member: what NumPy writes before an array."""
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode() + b"\n"
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text", "cannot be read as plain arrays: .*magic"),
+        (header("(2, 3, 3)"), r"shape '?\(2, 3, 3\).* needs 91 bytes.* holds 73"),
+        (header("(1000000, 1000, 1000)"), "needs 1e.12 bytes"),
+        (header("(99999999999999999999, 9, 9)"), "needs 8.1e.21 bytes"),
+        (header("(-2, -3, 3)") + bytes(18), "it is damaged"),
+        (header("(2, 3, 3)") + bytes(19), "holds 92: it is damaged"),
+        (header("(2, 3, 3)", "'O'") + bytes(144), "pickled"),
+        (header("-" * 5000 + "1"), "cannot be read as plain arrays"),
+        (header("(" * 5000), "cannot be read as plain arrays"),
+        (header("(2, 3, 3)", "[" * 5000), "cannot be read as plain arrays"),
+        (b"\x93NUMPY\x03\0" + bytes(9), r"version \(3, 0\)"),
+    ],
+)
+def test_members_that_are_not_what_they_say(tmp_path: Path, content: bytes, message: str):
     with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
-        archive.writestr("x", "text")
-    with pytest.raises(InputError, match=r"set\.npz: images must be uint8"):
+        archive.writestr("x.npy", content)
+    with pytest.raises(InputError, match=rf"set\.npz.*{message}"):
         load_npz(tmp_path / "set.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape", "message"),
+    [
+        ("images", np.uint8, (1_200_000, 8, 8), r"declares \d+ bytes, which \d+ compressed"),
+        ("images", np.float32, (60, 500, 500), "must be uint8"),
+        ("labels", np.int64, (2_000_000,), r"labels must be integers from 0 with shape \(4,\)"),
+    ],
+)
+def test_headers_are_read_before_arrays_are_unpacked(
+    tmp_path: Path, peak_memory: Peak, name: str, dtype: Any, shape: tuple[int, ...], message: str
+):
+    arrays = {"images": GREY, name: np.zeros(shape, dtype)}
+    np.savez_compressed(tmp_path / "set.npz", **arrays)
+
+    def load() -> None:
+        with pytest.raises(InputError, match=message):
+            load_npz(tmp_path / "set.npz")
+
+    assert peak_memory(load) < 10 << 20
+
+
+def test_other_compression_is_refused(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "set.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("x.npy", header("(2, 3, 3)") + bytes(18))
+    with pytest.raises(InputError, match="compressed in a way that NumPy does not write"):
+        load_npz(tmp_path / "set.npz")
+
+
+def test_other_arrays_are_said_to_be_passed_over(tmp_path: Path):
+    data = load_npz(write(tmp_path / "set.npz", x=GREY, masks=GREY, ids=[1, 2]))
+    assert data.notes == ("other arrays ['ids', 'masks'] passed over",)
+    assert load_npz(write(tmp_path / "set.npz", x=GREY)).notes == ()
+
+
+def test_arrays_in_fortran_order(tmp_path: Path):
+    data = load_npz(write(tmp_path / "set.npz", x=np.asfortranarray(GREY)))
+    np.testing.assert_array_equal(data.images[:, 0].numpy(), GREY)
+
+
+def test_labels_beyond_any_number_of_classes(tmp_path: Path):
+    labels = np.array([0, 1, 2, 2**63], np.uint64)
+    with pytest.raises(InputError, match="labels must be integers from 0 to 2147483647; they span"):
+        load_npz(write(tmp_path / "set.npz", x=GREY, y=labels))
