@@ -21,7 +21,12 @@ from ddim.noise.schedule import Schedule
 
 __all__ = ["PREDICTION", "parse_scheduler", "read_scheduler", "scheduler_config"]
 
-PREDICTION = {"epsilon": Target.EPS, "sample": Target.X0, "v_prediction": Target.V}
+PREDICTION = {
+    "epsilon": Target.EPS,
+    "sample": Target.X0,
+    "v_prediction": Target.V,
+    "flow": Target.FLOW,  # of schedulers of ours alone
+}
 # The schedulers of diffusers that clip unless they are told not to.
 _CLIPPING = (
     "DDIMScheduler",
@@ -114,6 +119,11 @@ def _schedule(config: Mapping[str, Any]) -> Schedule:
     name = config.get("_class_name")
     if not (name is None or isinstance(name, str)):
         raise InputError(f"_class_name must be a name, not {quoted(name)}")
+    own = config.get("schedule")
+    if own is not None:  # a scheduler of ours, of noise that no β say
+        if not isinstance(own, Mapping):
+            raise InputError(f"schedule must be a specification, not {quoted(own)}")
+        return Schedule.from_spec(own)
     listed = config.get("trained_betas")
     told = listed is not None or {"beta_start", "beta_end", "beta_schedule"} & config.keys()
     other = name is not None and _OTHER_NOISE.search(name) is not None
