@@ -273,7 +273,19 @@ class Sampler:
             raise InputError(
                 "calibrated nodes lead from noise to an image: strength has no part in them"
             )
-        return self.replace(nodes=start_at(self.place(schedule), strength, schedule.T))
+        nodes = self.place(schedule)
+        return self.tail(nodes, nodes.index(start_at(nodes, strength, schedule.T)[0]))
+
+    def tail(self, nodes: Nodes, first: int) -> Sampler:
+        """The part of its nodes from the one of that index on.
+
+        A method that reads the length of the list, for a stride or for the orders of few steps, is
+        told that of the whole: its rows are then those of the whole once its history is full.
+        """
+        changes: dict[str, object] = {"nodes": nodes[first:]}
+        if first and "of" in self.entry.options:
+            changes["of"] = self.options["of"] or len(nodes) - 1
+        return self.replace(**changes)
 
     def tableau(self, schedule: Schedule) -> Tableau:
         """The rows on a schedule.

@@ -526,12 +526,27 @@ def test_pndm_with_its_runge_kutta_start(double, grid, steps, to_one):
         assert gap(ours(network, tableau), theirs(scheduler, network)) < 1e-12
 
 
+@pytest.mark.parametrize(
+    "nodes", [(90, 50, 30, 10, 0), (100, 81, 64, 49, 36, 25, 0), (90, 60, 30, 0), (40, 0), (9, 4)]
+)
+def test_the_runge_kutta_start_is_of_order_4_on_any_nodes(nodes):
+    """Each of the first steps but the last is the classical method in ρ, its stages at nodes."""
+    schedule = Schedule.linear(100)
+    tableau = make_tableau(schedule, nodes, "diffusers-pndm", start="runge-kutta")
+    begun = min(3, len(nodes) - 2)
+    assert tableau.calls == len(nodes) - 1 + 3 * begun
+    for n in range(begun):
+        stages = tableau.rows[4 * n : 4 * n + 4]
+        high, low = nodes[n], nodes[n + 1]
+        half = (high - low) // 2
+        assert [row.k for row in stages] == [high - half, low + half, low, low]
+        rise = float(schedule.rho[low] - schedule.rho[high])
+        weights = [c / (stages[3].level.alpha * rise) for _, c in stages[3].eps]
+        assert weights == pytest.approx([1 / 6, 1 / 3, 1 / 3, 1 / 6])
+
+
 def test_pndm_starts_that_are_not_there(refuses):
     schedule = Schedule.linear(100)
-    with refuses("three steps of one length"):
-        make_tableau(schedule, (90, 50, 30, 10, 0), "diffusers-pndm", start="runge-kutta")
-    with refuses("at least 4 steps, not 3"):
-        make_tableau(schedule, (90, 60, 30, 0), "diffusers-pndm", start="runge-kutta")
     with refuses("unknown start 'rk'"):
         make_tableau(schedule, (90, 60, 30, 0), "diffusers-pndm", start="rk")
 

@@ -6,7 +6,6 @@ takes.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -50,7 +49,12 @@ def ddim_pairs(
 
 @method("diffusers-ddim", program="diffusers")
 def diffusers_ddim(
-    schedule: Schedule, nodes: Nodes, *, eta: float = 0.0, final: Literal["data", "first"] = "data"
+    schedule: Schedule,
+    nodes: Nodes,
+    *,
+    eta: float = 0.0,
+    final: Literal["data", "first"] = "data",
+    of: int | None = None,
 ) -> Tableau:
     """Diffusers' DDIMScheduler: every step goes from k to k - ⌊T/S⌋, whichever node comes next.
 
@@ -64,6 +68,7 @@ def diffusers_ddim(
         eta: η ≥ 0; 0 on rising nodes.
         final: the end next to the data: ``data`` (``set_alpha_to_one``) or ``first``, node 1,
             where its noise is left.
+        of: S, the steps of the whole list, where the nodes are the end of a longer one.
 
     Raises:
         InputError: nodes without the data at their end, η as for DDIM.
@@ -71,9 +76,9 @@ def diffusers_ddim(
     falling = nodes if nodes[0] > nodes[-1] else nodes[::-1]
     if falling[-1] != 0:
         raise InputError(f"diffusers-ddim needs the timesteps plus one and 0, not {quoted(nodes)}")
-    stride = schedule.T // (len(nodes) - 1)
+    stride = schedule.T // Grid(schedule, nodes, of).whole
     pairs = [(k, max(k - stride, _FINAL[final])) for k in falling[:-1]]
-    options: dict[str, object] = {"eta": eta, "final": final}
+    options: dict[str, object] = {"eta": eta, "final": final, **({"of": of} if of else {})}
     if falling is nodes:
         return _pairs(schedule, pairs, "diffusers-ddim", eta, options)
     if eta:
@@ -94,7 +99,8 @@ def diffusers_pndm(
     With ``skip_prk_steps`` (``heun``) the first step is taken again with the mean of the outputs at
     both its ends, which costs one call more. Without, their default (``runge-kutta``), each of the
     first three steps is one of the classical Runge-Kutta method of order 4, which costs nine more;
-    where the distance of two timesteps is odd, its stages are seen half a step from where they are.
+    where the distance of two nodes is odd, its stages are seen half a node from where they are. Of
+    fewer than four steps all but the last begin so.
     The last step has the full order. Its grid is ``diffusers-leading``, or the one with offset, and
     with its default ``set_alpha_to_one=False`` the data is node 1 instead of 0.
 
@@ -107,8 +113,7 @@ def diffusers_pndm(
         start: ``heun`` or ``runge-kutta``.
 
     Raises:
-        InputError: rising nodes, a first node with α = 0, or fewer than four
-            steps for Runge-Kutta.
+        InputError: rising nodes, or a first node with α = 0.
     """
     grid = Grid(schedule, nodes)
     grid.must_fall("diffusers-pndm")
@@ -127,8 +132,8 @@ def diffusers_pndm(
 
     options: dict[str, object] = {"start": start}
     if start == "runge-kutta":
-        rows, history = _runge_kutta(grid)
-        done = 3
+        done = min(3, grid.steps - 1)
+        rows, history = _runge_kutta(grid, done)
     else:
         rows, history, done = [row(0, 0, [0], [1.0])], [0], 1
         if grid.steps > 1:
@@ -139,18 +144,14 @@ def diffusers_pndm(
     return grid.tableau("diffusers-pndm", rows, options)
 
 
-def _runge_kutta(grid: Grid) -> tuple[list[Row], list[int]]:
-    """Three steps of order 4, and the states whose outputs begin the history, the newest first."""
+def _runge_kutta(grid: Grid, steps: int) -> tuple[list[Row], list[int]]:
+    """Steps of order 4, and the states whose outputs begin the history, the newest first."""
     schedule, nodes = grid.schedule, grid.nodes
-    if grid.steps < 4:
-        raise InputError(f"the Runge-Kutta start takes at least 4 steps, not {grid.steps}")
-    if len({high - low for high, low in itertools.pairwise(nodes[:4])}) > 1:
-        raise InputError("the Runge-Kutta start takes three steps of one length in k")
-    half = schedule.T // grid.steps // 2
     rows: list[Row] = []
     history: list[int] = []
-    for n in range(3):
+    for n in range(steps):
         first, source = len(rows), grid.level(n)
+        half = (nodes[n] - nodes[n + 1]) // 2
         middle = nodes[n + 1] + half
         # Where each stage is, where the network sees it, and the weights on the outputs so far.
         stages = [

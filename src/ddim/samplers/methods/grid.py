@@ -31,14 +31,28 @@ class Grid:
 
     A level is *finite* where neither α nor σ is 0; only there λ and ρ are numbers. Steps from or
     to another level are first-order, in a form that has no division by α or σ.
+
+    Attributes:
+        schedule: the noise schedule.
+        nodes: strictly monotone.
+        of: where the nodes are the end of a longer list, how many steps that list has.
+
+    Raises:
+        InputError: fewer than two nodes, or a longer list of fewer steps.
     """
 
     schedule: Schedule
     nodes: Nodes
+    of: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.nodes) < 2:
             raise InputError("a sampler needs at least two nodes")
+        if self.of is not None and self.of < self.steps:
+            raise InputError(
+                f"these {self.steps} steps cannot be the end of a list of {self.of}: of counts the "
+                "steps of the whole list"
+            )
 
     def must_fall(self, method: str) -> None:
         """Refuse nodes that rise, for a method that has no inverse."""
@@ -49,6 +63,11 @@ class Grid:
     def steps(self) -> int:
         """Number of steps."""
         return len(self.nodes) - 1
+
+    @property
+    def whole(self) -> int:
+        """Number of steps of the list that the nodes are the end of."""
+        return self.of or self.steps
 
     @functools.cached_property
     def levels(self) -> tuple[Level, ...]:
@@ -98,7 +117,7 @@ class Grid:
         """
         jump = self.nodes[-1] == 0
         last = self.steps - 1 - jump
-        return min(order, 2) if jump and self.steps < FEW and n >= last else order
+        return min(order, 2) if jump and self.whole < FEW and n >= last else order
 
     def histories(self, order: int) -> dict[int, list[int]]:
         """Step → the nodes whose outputs it reads, the newest first; no first-order steps."""
@@ -142,7 +161,8 @@ class Grid:
         marginal: bool = True,
     ) -> Tableau:
         """One initial state, and the last row as the result."""
-        return Tableau(method, (self.start(),), tuple(rows), (len(rows),), marginal, options or {})
+        options = {**(options or {}), **({} if self.of is None else {"of": self.of})}
+        return Tableau(method, (self.start(),), tuple(rows), (len(rows),), marginal, options)
 
 
 def weights_of(

@@ -58,7 +58,9 @@ def gradient_estimation(schedule: Schedule, nodes: Nodes, *, gamma: float = 2.0)
 
 
 @method("plms", orders={"order=1": 1, "order=2": 2, "order=3": 2, "order=4": 2})
-def plms(schedule: Schedule, nodes: Nodes, *, order: Literal[1, 2, 3, 4] = 4) -> Tableau:
+def plms(
+    schedule: Schedule, nodes: Nodes, *, order: Literal[1, 2, 3, 4] = 4, of: int | None = None
+) -> Tableau:
     """Adams-Bashforth weights, as if ρ were equally spaced (Liu et al. 2022).
 
     https://arxiv.org/abs/2202.09778, where it is called PNDM; with this start, iPNDM (Zhang and
@@ -68,8 +70,9 @@ def plms(schedule: Schedule, nodes: Nodes, *, order: Literal[1, 2, 3, 4] = 4) ->
         schedule: the noise schedule.
         nodes: falling, or rising to encode.
         order: 1 to 4.
+        of: the steps of the whole list, where the nodes are the end of a longer one.
     """
-    grid = Grid(schedule, nodes)
+    grid = Grid(schedule, nodes, of)
 
     def weights(history: Histories) -> Array:
         return _steps(grid, history)[:, None] * np.array(ADAMS[history.shape[1]])
@@ -93,6 +96,7 @@ def deis(
     *,
     order: Literal[1, 2, 3] = 3,
     variable: Literal["rho", "t"] = "rho",
+    of: int | None = None,
 ) -> Tableau:
     """∫ℓ_j dρ, the polynomial through the last outputs in ρ or in t (Zhang and Chen 2022).
 
@@ -103,11 +107,12 @@ def deis(
         nodes: falling: a polynomial in ρ, carried on over a rising step, diverges.
         order: 1 to 3.
         variable: ``rho`` or ``t``, in which the outputs are polynomial.
+        of: the steps of the whole list, where the nodes are the end of a longer one.
 
     Raises:
         InputError: rising nodes.
     """
-    grid = Grid(schedule, nodes)
+    grid = Grid(schedule, nodes, of)
     grid.must_fall("deis")
     time = _time_of_rho(schedule) if variable == "t" else None
 
@@ -127,6 +132,7 @@ def dpmpp(
     *,
     order: Literal[1, 2, 3] = 2,
     form: Literal["exact", "published"] = "exact",
+    of: int | None = None,
 ) -> Tableau:
     """DPM-Solver++ multistep, 2M and 3M (Lu et al. 2022, algorithm 2).
 
@@ -139,8 +145,9 @@ def dpmpp(
         form: of the order 3. ``exact`` integrates the polynomial through three outputs and
             measures order 3; ``published`` is the form that is widely copied, whose second
             difference lacks a factor 2, and measures order 2. Order 2 has one form.
+        of: the steps of the whole list, where the nodes are the end of a longer one.
     """
-    grid = Grid(schedule, nodes)
+    grid = Grid(schedule, nodes, of)
 
     def weights(history: Histories) -> Array:
         lams, target = grid.lams[history], grid.lams[history[:, 0] + 1]

@@ -185,7 +185,7 @@ def restart(
         schedule: the noise schedule.
         nodes: decreasing.
         low: where to go back, as a fraction of T; the nearest inner node is taken.
-        high: where to, likewise.
+        high: where to; the first node where sampling begins below it, as an edit may.
         times: how often; 0 is DDIM.
 
     Raises:

@@ -23,6 +23,7 @@ def unipc(
     *,
     order: Literal[1, 2, 3] = 2,
     variant: Literal["bh1", "bh2"] = "bh2",
+    of: int | None = None,
 ) -> Tableau:
     """UniPC: predict, evaluate there, correct; the corrected state is not evaluated again.
 
@@ -34,11 +35,12 @@ def unipc(
         nodes: decreasing.
         order: p, 1 to 3.
         variant: ``bh1`` (B = -h) or ``bh2`` (B = e^{-h} - 1).
+        of: the steps of the whole list, where the nodes are the end of a longer one.
 
     Raises:
         InputError: rising nodes.
     """
-    grid = Grid(schedule, nodes)
+    grid = Grid(schedule, nodes, of)
     grid.must_fall("unipc")
     rows: list[Row] = []
     evaluated = {0: 0}  # node → the state that the network saw there
