@@ -115,9 +115,7 @@ def native(
     noise = Noise(0, range(3), SHAPE, dtype=torch.float64)
     (low, high), level = data_range, tableau.initial[0].level
     scale, centre = (high - low) / 2, (high + low) / 2
-    # The start is that of a model for [-1, 1], whose noise is σ/scale beside data of 1.
-    start = math.hypot(level.alpha, level.sigma / scale) * noise(0)
-    x = scale * start + level.alpha * centre
+    x = math.hypot(level.alpha, level.sigma) * noise(0) + level.alpha * centre
     return (final(integrate(mixture(data_range), tableau, x, noise))[0] - centre) / scale
 
 

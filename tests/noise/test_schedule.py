@@ -186,8 +186,8 @@ def test_zero_terminal_snr(make):
 def test_levels():
     schedule = Schedule.linear(10)
     level = schedule.level(7)
-    assert level == (schedule.alpha[7], schedule.sigma[7], 6)
-    assert [type(number) for number in level] == [float, float, float]
+    assert level == (schedule.alpha[7], schedule.sigma[7], 6, 1)
+    assert {type(number) for number in level} == {float}
 
 
 @every
@@ -216,7 +216,7 @@ def test_between_nodes(make):
 
 def test_between_nodes_where_alpha_is_constant():
     exploding = Schedule.from_alpha_sigma(np.ones(4), [0, 1, 4, 16])
-    assert exploding.level_at(-math.log(8)) == pytest.approx((1, 8, 1.5))
+    assert exploding.level_at(-math.log(8)) == pytest.approx((1, 8, 1.5, 1))
 
 
 def test_the_start_of_zero_terminal_snr_has_no_finite_lambda(refuses):
@@ -290,3 +290,13 @@ def test_agrees_with_diffusers(diffusers, ours, theirs, zero_snr):
 def test_refusals(make, message, refuses):
     with refuses(message):
         make()
+
+
+def test_the_scale_of_the_networks_own_data_is_kept():
+    """Noise stands for data of variance 1 in the network's range, between the nodes too."""
+    own = Schedule.linear(20)
+    wide = Schedule.from_alpha_sigma(own.alpha, own.sigma / 3, 3.0)
+    for schedule in (wide, Schedule.from_spec(wide.spec)):
+        for level in (schedule.level(20), schedule.level_at(float(schedule.lam[20]))):
+            assert level.spread == pytest.approx(1 / 3)
+    assert "scale" not in own.spec and own.level(20).spread == pytest.approx(1)

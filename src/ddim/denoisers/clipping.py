@@ -14,6 +14,11 @@ from ddim.noise.schedule import Level
 __all__ = ["Clip", "Clipping", "StaleEps", "Threshold"]
 
 
+def _open(x0: Tensor) -> Tensor:
+    """NaN in the place of infinity, which a bound would make a pixel of."""
+    return x0.nan_to_num(nan=torch.nan, posinf=torch.nan, neginf=torch.nan)
+
+
 class Clip:
     """Clamp the predicted x0 to ±limit and recompute eps from it."""
 
@@ -23,8 +28,8 @@ class Clip:
         self.denoiser, self.limit = denoiser, limit
 
     def bound(self, x0: Tensor) -> Tensor:
-        """x0 within ±limit, of the same shape."""
-        return x0.clamp(-self.limit, self.limit)
+        """x0 within ±limit, of the same shape; NaN where it is not finite."""
+        return _open(x0).clamp(-self.limit, self.limit)
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         """Predict; see :class:`Denoiser`."""
@@ -48,11 +53,11 @@ class Threshold:
         self.denoiser, self.ratio, self.largest = denoiser, ratio, largest
 
     def bound(self, x0: Tensor) -> Tensor:
-        """x0 within ±1, each image by its own threshold; shape (N, *)."""
+        """x0 within ±1, each image by its own threshold; shape (N, *); NaN where not finite."""
         magnitude = x0.flatten(1).abs().to(torch.promote_types(x0.dtype, torch.float32))
         s = torch.quantile(magnitude, self.ratio, dim=1).clamp(1, self.largest).to(x0.dtype)
         s = s.view(-1, *(1,) * (x0.ndim - 1))
-        return x0.clamp(-s, s) / s
+        return _open(x0).clamp(-s, s) / s
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         """Predict; see :class:`Denoiser`."""

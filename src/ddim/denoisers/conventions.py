@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ddim.base.errors import InputError, quoted, unknown
-from ddim.denoisers.network import tensor_of
+from ddim.denoisers.network import ask
 from ddim.denoisers.target import Target
 from ddim.noise.schedule import Schedule
 
@@ -99,7 +99,8 @@ class Conventions:
 
         With data y = m·x0 + c the network's states are α·y + σ·ε = m·(α·x0 + (σ/m)·ε) + α·c, so
         that σ becomes σ/m. The factor m is the same at every level, so every step of every
-        sampler is exactly what it was. Levels for which the network has no time are left out.
+        sampler is exactly what it was. What sampling starts from is told of m, see
+        :attr:`Level.spread <ddim.Level.spread>`. Levels for which the network has no time are left out.
 
         Raises:
             InputError: an offset that leaves no level.
@@ -114,7 +115,7 @@ class Conventions:
             schedule = Schedule.from_alpha_sigma(schedule.alpha[kept], schedule.sigma[kept])
         if self.scale == 1:
             return schedule
-        return Schedule.from_alpha_sigma(schedule.alpha, schedule.sigma / self.scale)
+        return Schedule.from_alpha_sigma(schedule.alpha, schedule.sigma / self.scale, self.scale)
 
 
 class Adapted(nn.Module):
@@ -145,7 +146,8 @@ class Adapted(nn.Module):
         super().__init__()
         self.net, self.target, self.conventions = net, target, conventions
         if next(net.parameters(), None) is None:  # a model is where its parameters are
-            self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)
+            place = next((buffer.device for buffer in net.buffers()), None)
+            self.anchor = nn.Parameter(torch.empty(0, device=place), requires_grad=False)
         self.times = schedule.T
         self.schedule = conventions.outside(schedule)
         leaves, self.arguments = pytree.tree_flatten(dict(sorted((arguments or {}).items())))
@@ -222,13 +224,8 @@ class Adapted(nn.Module):
             given.append(labels)
         elif labels is not None:
             arguments[self.conventions.labels_as] = labels
-        output = tensor_of(self.net(*given, **arguments, **(condition or {})))
-        n, channels, *rest = seen.shape
-        if tuple(output.shape) not in ((n, channels, *rest), (n, 2 * channels, *rest)):
-            raise InputError(
-                f"the network returned {tuple(output.shape)} for a state of {tuple(seen.shape)}"
-            )
-        return output if self.conventions.keep_variance else output[:, :channels]
+        output = ask(self.net, *given, **arguments, **(condition or {}))
+        return output if self.conventions.keep_variance else output[:, : seen.shape[1]]
 
     def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(α, σ) of the outside schedule at t = k - 1, float64, the shape of t.

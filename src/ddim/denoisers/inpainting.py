@@ -30,5 +30,6 @@ class Inpaint:
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         """Predict; see :class:`Denoiser`."""
         prediction = self.denoiser(x, level)
-        known = self.images.to(prediction.x0)
-        return prediction.with_x0(torch.where(self.keep, known, prediction.x0), x, level)
+        x0 = prediction.x0
+        keep = self.keep & x0.isfinite()  # a network that fails is not painted over
+        return prediction.with_x0(torch.where(keep, self.images.to(x0), x0), x, level)

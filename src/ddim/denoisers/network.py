@@ -146,7 +146,9 @@ def _precision(net: object) -> torch.dtype | None:
     return next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
 
 
-def ask(net: Callable[..., object], x: Tensor, time: Tensor, *labels: Tensor, **named: Any) -> Tensor:
+def ask(
+    net: Callable[..., object], x: Tensor, time: Tensor, *labels: Tensor, **named: Any
+) -> Tensor:
     """What a network of anybody's says to a state.
 
     Args:
@@ -163,7 +165,8 @@ def ask(net: Callable[..., object], x: Tensor, time: Tensor, *labels: Tensor, **
         InputError: the network fails on what it is given, changes what it is given by name or as
             labels, or returns no floating-point tensor of such a shape.
     """
-    beside = [v for v in pytree.tree_leaves((labels, named)) if isinstance(v, Tensor)]
+    leaves = pytree.tree_leaves((labels, named)) if labels or named else []
+    beside = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     before = [0 if v.is_inference() else v._version for v in beside]
     try:
         output = tensor_of(net(x.clone(), time, *labels, **named))

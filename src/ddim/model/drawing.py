@@ -168,8 +168,13 @@ def generate(
             else:
                 x = [states[positions].to(device, dtype) for states in start]
             wanted = tuple(indices[i] for i in positions[:count])
+            # Zero for each image, NaN once anything predicted for it is not finite, which a step may
+            # leave out. Nothing waits for a GPU here.
+            sound = torch.zeros(size, *(1,) * len(model.shape), device=device, dtype=dtype)
             for step in integrate(denoiser, tableau, x, noise):
-                outputs = step.outputs
+                if step.prediction is not None:
+                    sound = sound + (step.prediction.x0 * 0).flatten(1).sum(1).view_as(sound)
+                outputs = tuple(torch.where(sound == 0, end, torch.nan) for end in step.outputs)
                 if outputs and known is not None:
                     # Methods that mix two states in the end keep the known part only nearly.
                     outputs = (torch.where(mask, images.to(dtype), outputs[0]), *outputs[1:])

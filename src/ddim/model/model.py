@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim.base.errors import InputError, quoted
-from ddim.checkpoints.calibration import CalibrationFile, read_calibration
+from ddim.checkpoints.calibration import CalibrationFile, find_calibration
 from ddim.checkpoints.diffusers import write_folder
 from ddim.checkpoints.record import Facts
 from ddim.denoisers.clipping import Clipping
@@ -87,7 +87,7 @@ class Model:
         name: what outputs call it.
         facts: what is known of the training; a mapping is taken for one.
         calibration: the file where its calibration is or will be kept; None for a model that was
-            not opened from a file.
+            not opened from a file. That of a shipped model stands behind what the user found.
         network: what denoisers call: the network under the conventions t = k - 1 and [-1, 1].
 
     Raises:
@@ -439,16 +439,10 @@ class Model:
             InputError: nothing yet, or what was found for other weights, another schedule or
                 target.
         """
-        path = self.calibration
-        if path is None or not path.exists():
+        found = find_calibration(self.calibration, self.identity)
+        if found is None:
             raise InputError(
                 f"{self.name} has no calibration: `ddim calibrate MODEL --calls N` makes one"
-            )
-        found = read_calibration(path)
-        if found.identity != self.identity:
-            raise InputError(
-                f"{path} is stale, of other weights, another schedule or another target: "
-                "calibrate again"
             )
         return found
 

@@ -31,14 +31,15 @@ class Level(NamedTuple):
     alpha: float
     sigma: float
     t: float
+    scale: float = 1.0
 
     @property
     def spread(self) -> float:
-        """√(α²+σ²), the standard deviation of the states that samplers start from.
+        """√((α/m)²+σ²), the standard deviation of the states that samplers start from.
 
-        It is 1 where the schedule preserves the variance.
+        It is 1 where the schedule preserves the variance and m, the schedule's scale, is 1.
         """
-        return (self.alpha**2 + self.sigma**2) ** 0.5
+        return ((self.alpha / self.scale) ** 2 + self.sigma**2) ** 0.5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,6 +50,8 @@ class Schedule:
         alpha: signal scale, shape (T+1,); ``alpha[0] == 1``.
         sigma: noise scale, shape (T+1,); ``sigma[0] == 0``.
         spec: how the schedule was made, as plain JSON values; :meth:`from_spec` makes it again.
+        scale: m, where it is that of a network trained on m·x0, told for x0: noise stands for data
+            of variance 1 in the range that the network knows.
 
     Raises:
         InputError: unless α₀ = 1, σ₀ = 0, everything is finite and σ/α increases strictly.
@@ -57,6 +60,7 @@ class Schedule:
     alpha: Array
     sigma: Array
     spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         alpha = np.array(self.alpha, dtype=np.float64)
@@ -82,6 +86,7 @@ class Schedule:
             "kind": "alpha-sigma",
             "alpha": alpha.tolist(),
             "sigma": sigma.tolist(),
+            **({} if self.scale == 1 else {"scale": self.scale}),
         }
         object.__setattr__(self, "spec", spec)
 
@@ -194,9 +199,12 @@ class Schedule:
         )
 
     @classmethod
-    def from_alpha_sigma(cls, alpha: npt.ArrayLike, sigma: npt.ArrayLike) -> Schedule:
+    def from_alpha_sigma(
+        cls, alpha: npt.ArrayLike, sigma: npt.ArrayLike, scale: float = 1.0
+    ) -> Schedule:
         """Any α and σ at the nodes 0..T; not necessarily variance-preserving."""
-        return cls(np.asarray(alpha, dtype=np.float64), np.asarray(sigma, dtype=np.float64))
+        levels = (np.asarray(values, dtype=np.float64) for values in (alpha, sigma))
+        return cls(*levels, scale=scale)
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Schedule:
@@ -283,7 +291,7 @@ class Schedule:
         """The level of node k; its network time is t = k - 1, which node 0 has none of."""
         if not 0 <= k <= self.T:
             raise InputError(f"node {k} is outside 0..{self.T}")
-        return Level(float(self.alpha[k]), float(self.sigma[k]), float(k - 1))
+        return Level(float(self.alpha[k]), float(self.sigma[k]), float(k - 1), self.scale)
 
     def level_at(self, lam: float) -> Level:
         """The level where log(α/σ) is ``lam``, between nodes too.
@@ -311,7 +319,7 @@ class Schedule:
             log_alpha = -(before + (at - low) * (after - before))
             k = 1 + at
         alpha = math.exp(log_alpha)
-        return Level(alpha, alpha * math.exp(-lam), k - 1)
+        return Level(alpha, alpha * math.exp(-lam), k - 1, self.scale)
 
     @functools.cached_property
     def _finite(self) -> tuple[list[float], list[float]]:

@@ -174,7 +174,7 @@ class Tableau:
             )
 
     def start(self, noise: Tensor) -> Tensor:
-        """The state that sampling starts from: standard normal noise times √(α²+σ²).
+        """The state that sampling starts from: standard normal noise times the spread of its level.
 
         Args:
             noise: shape (N, *), such as :class:`ddim.Noise` draws for state 0.

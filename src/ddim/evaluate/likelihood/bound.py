@@ -92,7 +92,7 @@ def elbo(
     data = images.double()
 
     top = schedule.level(nodes[0])
-    spread = top.alpha**2 + top.sigma**2
+    spread = top.spread**2
     per_pixel = (top.sigma**2 + (top.alpha * data).square()) / spread - 1
     prior = (per_pixel - math.log(top.sigma**2 / spread)).flatten(1).mean(dim=1) / (2 * bit)
 

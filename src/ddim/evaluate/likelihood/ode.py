@@ -97,7 +97,7 @@ def log_density(
     weights = _quadrature(np.array([math.log(v.sigma / v.alpha) for v in levels]))
     gained = sum(w * r for w, r in zip(weights.tolist(), rates, strict=True))
     top = levels[-1]
-    variance = (top.alpha**2 + top.sigma**2) / top.alpha**2
+    variance = (top.spread / top.alpha) ** 2
     y = x.double().flatten(1) / top.alpha
     log_prior = -0.5 * (y.square() / variance + math.log(2 * math.pi * variance)).sum(dim=1)
     return (log_prior + gained).cpu().numpy()
