@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import tarfile
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from ddim.base.errors import InputError
+from ddim.data import cifar
 from ddim.data.cifar import find_cifar, load_cifar
 
 Records = Callable[[int, int], bytes]
@@ -30,7 +32,7 @@ def write_folder(folder: Path, contents: dict[str, bytes]) -> Path:
 
 
 def write_archive(path: Path, contents: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as tar:
+    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
         # Not in the order of reading, and with a file that is not of interest.
         for name, content in [*reversed(contents.items()), ("readme.html", b"hello")]:
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
@@ -100,3 +102,31 @@ def test_damaged_archive(tmp_path: Path, contents: dict[str, bytes], kept: float
     path.write_bytes(whole[: int(kept * len(whole)) if 0 < kept < 1 else int(kept)])
     with pytest.raises(InputError, match=r"c\.tar\.gz"):
         load_cifar("c", path, "train")
+
+
+def test_archive_of_more_than_cifar(
+    tmp_path: Path, peak_memory: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+):
+    """A batch, a name or the padding that goes on is refused before it is there."""
+    monkeypatch.setattr(cifar, "_ARCHIVE", 8 << 20)  # of 185 MB
+    zeros = gzip.compress(bytes(32 << 20), 1)
+    long = tarfile.TarInfo("data_batch_1.bin")
+    long.size = 512 << 20
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 512 << 20
+    for header in (long.tobuf(), name.tobuf(), bytes(1024)):
+        path = tmp_path / "c.tar.gz"
+        path.write_bytes(gzip.compress(header) + zeros)
+
+        def load(path: Path = path) -> None:
+            with pytest.raises(InputError, match=r"c\.tar\.gz (holds more than|lacks data_batch)"):
+                load_cifar("c", path, "train")
+
+        assert peak_memory(load) < 24 << 20
+
+
+def test_full_batches_are_not_too_long(tmp_path: Path, contents: dict[str, bytes]):
+    """The published archive has six."""
+    full = bytes(10_000 * 3073)
+    path = write_archive(tmp_path / "c.tar.gz", dict.fromkeys(contents, full))
+    assert len(load_cifar("c", path, "test")) == 10_000

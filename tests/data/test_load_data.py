@@ -123,6 +123,48 @@ def test_empty_folder(tmp_path: Path):
         load_data(str(tmp_path))
 
 
+def test_what_was_passed_over_is_said_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    load_data(str(save_images(tmp_path / "photos", "a.png", "b.tif")))
+    assert not caplog.messages
+    (tmp_path / "photos/b.heic").touch()
+    load_data(str(tmp_path / "photos"), channels=1)
+    assert caplog.messages == [
+        "photos: 2 images used; 1 of other kinds (.heic) passed over; 2 in colour turned grey"
+    ]
+
+
+def test_what_lies_beside_a_split_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = save_images(tmp_path / "set", "train/1.png", "test/1.png", "extra/1.png", "loose.png")
+    load_data(str(folder), split="test", channels=3)
+    assert caplog.messages == ["set: 1 image used; ['extra', 'loose.png'] beside them passed over"]
+
+
+def test_pictures_beside_idx_files_are_said(idx_folder: Path, caplog: pytest.LogCaptureFixture):
+    load_data(str(idx_folder))
+    assert not caplog.messages
+    save_images(idx_folder, "sheet.png")
+    load_data(str(idx_folder))
+    assert caplog.messages == ["shapes: 6 images used; ['sheet.png'] beside them passed over"]
+
+
+def test_nothing_is_said_of_what_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    np.savez(tmp_path / "few.npz", x=np.zeros((2, 8, 8), np.uint8), other=[1])
+    with pytest.raises(InputError, match="8 x 8"):
+        load_data(str(tmp_path / "few.npz"), size=9)
+    assert not caplog.messages
+    load_data(str(tmp_path / "few.npz"))
+    assert caplog.messages == ["few: 2 images used; other arrays ['other'] passed over"]
+
+
+def test_only_files_of_images_can_be_skipped(tmp_path: Path):
+    folder = save_images(tmp_path / "photos", "a.png", "b.png")
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:-30])
+    assert len(load_data(str(folder), skip_broken=True)) == 1
+    np.savez(tmp_path / "few.npz", x=np.zeros((2, 8, 8), np.uint8))
+    with pytest.raises(InputError, match="few is no folder of image files"):
+        load_data(str(tmp_path / "few.npz"), skip_broken=True)
+
+
 def test_unknown_name():
     with pytest.raises(InputError, match=r"unknown data 'mnits': did you mean 'mnist'\?.*nor is"):
         load_data("mnits")

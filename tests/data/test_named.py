@@ -214,7 +214,9 @@ def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch):
         load_data("digits")
 
 
-def test_celeba_is_cut_as_in_the_papers_and_split_as_published(tmp_path: Path):
+def test_celeba_is_cut_as_in_the_papers_and_split_as_published(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     folder = tmp_path / "celeba" / "img_align_celeba"
     folder.mkdir(parents=True)
     for number in (1, 162_770, 162_771, 182_637, 182_638, 202_599):
@@ -223,6 +225,7 @@ def test_celeba_is_cut_as_in_the_papers_and_split_as_published(tmp_path: Path):
         Image.fromarray(pixels).save(folder / f"{number:06d}.png")
     Image.fromarray(pixels).save(folder / "cover.png")
     train = load_data("celeba", root=tmp_path, size=16)
+    assert caplog.messages[0] == "celeba: 2 of its 162770 train images are there"
     test = load_data("celeba", split="test", root=tmp_path)
     assert [path.stem for path in train.files] == ["000001", "162770"]
     assert [path.stem for path in test.files] == ["182638", "202599"]

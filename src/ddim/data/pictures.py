@@ -87,7 +87,8 @@ def _opened(path: Path) -> Iterator[Image]:
     if not path.is_file():
         raise InputError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
     try:
-        with Image.open(path, formats=_formats()) as image:
+        # Not by name: then Pillow 13 maps a TIFF that is to be turned with its sides swapped.
+        with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
             yield image
     except InputError:
         raise
