@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,14 @@ from ddim.model.opening import load
 
 
 @pytest.fixture
-def features(tmp_path, monkeypatch):
+def features(tmp_path):
     """A function of images of one's own, in the current folder."""
-    name = "test_features_of_calibrated_samplers"
-    (tmp_path / f"{name}.py").write_text(
+    (tmp_path / "mine.py").write_text(
         "import torch\n"
         "def blocks(images):\n"
         "    return torch.nn.functional.avg_pool2d(images, 4).flatten(1)\n"
     )
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    return f"{name}:blocks"
+    return "mine.py:blocks"
 
 
 @pytest.fixture
@@ -36,6 +33,9 @@ def test_calibrate_and_use(ddim, fails, copy, noise_data, features):
     assert answer.status == 0, answer
     assert "3 calls:" in answer.out and "5 calls:" in answer.out
     assert "on 8 latents that no choice has seen" in answer.out
+    assert "It says how well a sampler follows this network, not how near to data" in answer.out
+    for plain in ("gradient-estimation", "unipc:order=3", "plms:nodes=quadratic"):
+        assert f"\n{plain} " in answer.out
     saved = json.loads((copy / "calibrated.json").read_text())
     assert list(saved["calls"]) == ["3", "5"]
     assert saved["identity"] == load(copy).identity
@@ -145,6 +145,83 @@ def test_calibrate_with_classes(ddim, conditional, tmp_path):
 def test_bad_calibrations(fails, copy, flags, match):
     fails(2, match, "calibrate", copy, *flags)
     assert not (copy / "calibrated.json").exists()
+
+
+@pytest.fixture
+def package(tiny, conditional, tmp_path, monkeypatch):
+    """The models as if they were shipped, and a cache of one's own."""
+    shutil.copytree(tiny, tmp_path / "package/tiny")
+    shutil.copytree(conditional, tmp_path / "package/conditional")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    where = "ddim.checkpoints.calibration.is_shipped"
+    monkeypatch.setattr(where, lambda path: tmp_path / "package" in Path(path).parents)
+    return tmp_path / "package"
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_what_is_found_for_a_shipped_model_is_the_users(ddim, fails, package):
+    before, model = files(package), package / "tiny"
+    arguments = ("calibrate", model, "--latents", 2, "--moves", 0, "--quiet")
+    answer = ddim(*arguments, "--calls", 3)
+    assert answer.status == 0, answer
+    assert files(package) == before
+    (kept,) = Path("cache").rglob("*.json")
+    assert str(kept) in answer.out and "Use it with --method calibrated" in answer.out
+    use = ("sample", "--model", model, "--method", "calibrated", "-n", 1, "--quiet", "--force")
+    assert ddim(*use, "--steps", 3).status == 0
+    fails(2, "has a calibration for 3 calls already", *arguments, "--calls", 3)
+    # Another model of the same name has a file of its own.
+    other = ("calibrate", package / "conditional", "--latents", 2, "--moves", 0, "--quiet")
+    assert ddim(*other, "--calls", 3).status == 0
+    assert len(list(Path("cache").rglob("*.json"))) == 2
+
+
+def test_the_users_calibration_goes_before_the_shipped_one(ddim, package):
+    """For numbers of calls that the user has not calibrated for, the shipped one still serves."""
+    model = package / "tiny"
+    arguments = ("calibrate", model, "--moves", 0, "--quiet")
+    shipped = ("--output", model / "calibrated.json", "--latents", 3, "--calls")
+    assert ddim(*arguments, *shipped, 3, 4).status == 0
+    drawn = ("sample", "--model", model, "--method", "calibrated", "-n", 1, "--quiet", "--force")
+
+    def image(steps):
+        assert ddim(*drawn, "--steps", steps, "--output", "x.npz").status == 0
+        return np.load("x.npz")["images"]
+
+    before = {steps: image(steps) for steps in (3, 4)}
+    assert ddim(*arguments, "--latents", 2, "--seed", 5, "--calls", 3).status == 0
+    assert not np.array_equal(image(3), before[3])
+    assert np.array_equal(image(4), before[4])
+    assert load(model).calibrated().latents == 3
+
+
+@pytest.mark.parametrize(
+    ("made", "used", "said"),
+    [
+        (("--guidance", 2), (), "guidance 2, not guidance 1"),
+        ((), ("--guidance", 1.5, "--clip", "true"), "guidance 1, clipping off, not guidance 1.5"),
+        (("--clip", "true"), (), "clipping on, not clipping off"),
+        (("--guidance", 2, "--clip", "false"), ("--guidance", 2), None),
+    ],
+)
+def test_another_guidance_or_clipping_than_the_calibrations(
+    ddim, conditional, tmp_path, made, used, said
+):
+    model = shutil.copytree(conditional, tmp_path / "copy")
+    found = ddim("calibrate", model, "--calls", 3, "--latents", 2, "--moves", 0, "--quiet", *made)
+    assert found.status == 0, found
+    words = ("--model", model, "-n", 3, "--quiet", *used)
+    answer = ddim("sample", "--method", "calibrated", "--steps", 3, *words)
+    compared = ddim("compare", "--methods", "calibrated", "--steps", 3, *words, "--json")
+    notes = json.loads(compared.out)["notes"]
+    if said is None:
+        assert (answer.err, notes) == ("", [])
+    else:
+        assert answer.err.count("\n") == 1 and said in answer.err
+        assert len(notes) == 1 and said in notes[0]
 
 
 MINE = """

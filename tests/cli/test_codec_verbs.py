@@ -73,6 +73,28 @@ def test_implicit_reports_every_image_and_fails(encoded):
     if facts["unsolved"]:
         assert f"{len(facts['unsolved'])} of 5 images did not converge" in answer.err
     assert Latents.load("l.safetensors").unsolved == facts["unsolved"]
+    assert facts["caveat"] == Latents.load("l.safetensors").caveat
+
+
+def test_an_approximate_round_trip_says_so(encoded, ddim, tiny, noise_data):
+    """In every sentence and every document, and drawn images, which were not encoded, do not."""
+    said = "ddim is approximate: its images come back changed, in 4 steps"
+    words = ("--codec", "ddim", "--steps", 4, "--force")
+    assert said in encoded(*words).out
+    assert said in json.loads(encoded(*words, "--json").out)["caveat"]
+    common = ("--model", tiny, "--quiet", "--force")
+    latents = ("--latents", "l.safetensors")
+    real = ("--data", noise_data, "--steps", 4)
+    for verb, more in (("decode", latents), ("interpolate", latents), ("interpolate", real)):
+        assert said in ddim(verb, *common, *more).out, verb
+        assert said in json.loads(ddim(verb, *common, *more, "--json").out)["caveat"], verb
+    drawn = ddim("interpolate", *common, "--steps", 4)
+    assert drawn.status == 0 and "approximate" not in drawn.out
+    encoded("--force")
+    assert json.loads(ddim("decode", *common, *latents, "--json").out)["caveat"] is None
+    flags = ("--data", noise_data, "-n", 2, "--steps", 4, "--codecs", "ddim", "obelm")
+    shown = ddim("reconstruct", *common, *flags).out
+    assert shown.count("approximate") == 1
 
 
 def test_the_wrong_model_is_an_error(encoded, fails, conditional):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,13 @@ from ddim.model.condition import Condition
 from ddim.model.opening import load
 from ddim.noise.nodes import make_nodes
 
-FEATURES = "test_features_of_mine"
+FEATURES = "mine.py"
 
 
 @pytest.fixture
-def features(tmp_path, monkeypatch):
-    """A module with an extractor of one's own, in the current folder."""
-    (tmp_path / f"{FEATURES}.py").write_text(
+def features(tmp_path):
+    """A file with an extractor of one's own, in the current folder."""
+    (tmp_path / FEATURES).write_text(
         "import torch\n"
         "from ddim.evaluate.features.extractor import Extractor, Identity\n"
         "def blocks(images):\n"
@@ -43,8 +44,12 @@ def features(tmp_path, monkeypatch):
         "number = 3\n"
         "def nothing():\n"
         "    return 3\n"
+        "class Blocks(torch.nn.Module):\n"
+        "    def forward(self, images):\n"
+        "        return plain(images)\n"
+        "net = Blocks()\n"
+        "from math import sqrt\n"
     )
-    monkeypatch.delitem(__import__("sys").modules, FEATURES, raising=False)
     return f"{FEATURES}:mine"
 
 
@@ -139,6 +144,32 @@ def test_a_function_of_images_is_an_extractor(ddim, arguments):
     assert [row["plain-FD"] for row in second["rows"]] == [row["mine-FD"] for row in first["rows"]]
 
 
+def test_a_network_is_an_extractor(ddim, arguments):
+    net = (*arguments, "--features", f"{FEATURES}:net", "--steps", 2, "--seeds", 0)
+    document = json.loads(ddim(*net, "--output", "out", "--json").out)
+    assert document["distance"] == "net-FD"
+    # The file has changed, so that what is there was measured by something else.
+    with Path(FEATURES).open("a") as file:
+        file.write("blocks = lambda images: (images.flatten(1)[:, :4], None)\n")
+    answer = ddim(*net, "--output", "out")
+    assert answer.status == 2 and "weights" in answer.err, answer
+
+
+def test_no_plot_is_claimed_without_matplotlib(ddim, arguments, monkeypatch):
+    assert "with plots and pictures" in ddim(*arguments, "--output", "out").out
+    assert Path("out/quality.png").exists()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    answer = ddim(*arguments, "--output", "out", "--steps", 3)
+    assert answer.status == 0, answer
+    assert "There is no plot: plots need matplotlib" in answer.out
+    assert "everything, with pictures" in answer.out
+    # That of the earlier samplers would pass for one of all.
+    assert not Path("out/quality.png").exists()
+    for name in ("results.json", "report.html"):
+        assert "There is no plot" in Path("out", name).read_text(encoding="utf-8")
+    assert json.loads(Path("out/results.json").read_text())["plot"] is None
+
+
 def test_the_report_is_of_all_that_the_folder_holds(ddim, arguments):
     """Cells and seeds of several commands stand in one table."""
     one = ("--output", "out", "--json")
@@ -164,7 +195,7 @@ def test_beginning_anew_waits_until_nothing_can_fail(ddim, fails, arguments):
     for flags, match in (
         (["--model", "nosuch"], "nosuch"),
         (["--methods", "dimm"], "unknown method 'dimm'"),
-        (["--features", "nope:x"], "No module named"),
+        (["--features", "nope.py:x"], "nope.py cannot be read: No such file"),
         (["--data", "nowhere"], "nowhere"),
     ):
         fails(2, match, *given, *flags)
@@ -329,13 +360,15 @@ def test_an_interruption_before_the_first_cell_leaves_nothing_in_the_way(
         (["--methods", "ddmi"], "unknown method 'ddmi'"),
         (["--methods", "calibrated"], "has no calibration"),
         (["--nodes", "calibrated"], "calibrated nodes come with their method"),
-        (["--features", "nothing"], "--features is MODULE:NAME or a folder, not 'nothing'"),
-        (["--features", "no_such_module:x"], "no_such_module:x: No module named"),
+        (["--features", "nothing"], "--features is FILE.py:NAME or a folder, not 'nothing'"),
+        (["--features", "mine:plain"], "--features is FILE.py:NAME or a folder, not 'mine:plain'"),
+        (["--features", "no_such.py:x"], "no_such.py cannot be read: No such file"),
+        (["--features", f"{FEATURES}:plian"], "did you mean 'plain'"),
         (["--features", f"{FEATURES}:number"], "is no Extractor"),
         (["--features", f"{FEATURES}:nothing"], "is no Extractor"),
         (["--features", f"{FEATURES}:wide"], r"features \(N, D\) of N images, not \(2, 1, 8, 8\)"),
         (["--features", f"{FEATURES}:broken"], f"{FEATURES}:broken: ValueError: broken"),
-        (["--features", "math:sqrt"], "math:sqrt: ValueError"),
+        (["--features", f"{FEATURES}:sqrt"], f"{FEATURES}:sqrt: TypeError|ValueError"),
         (["--methods", "ddim:eta=half"], "eta .*half"),
         (["--methods", "restart:strength=0.5"], "'restart' has no option 'strength': it has low"),
         (["--inception", "x.pt"], "two kinds of features: give one"),

@@ -149,6 +149,7 @@ def test_plots_without_matplotlib(fails, ddim, tmp_path, monkeypatch):
     answer = ddim("inspect", "--T", 20, "--output", "x.png")
     assert answer.status == 2
     assert answer.err == "ddim inspect: plots need matplotlib: pip install 'ddim[plot]'\n"
+    assert answer.out == ""
     assert not list(tmp_path.iterdir())
 
 

@@ -54,6 +54,31 @@ def images():
     return torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+@pytest.mark.parametrize(
+    ("codec", "steps", "said"),
+    [
+        ("ddim", 3, "ddim is approximate: its images come back changed, in 3 steps more than"),
+        ("implicit", 50, None),
+        ("obelm", 3, None),
+        ("edict", 3, None),
+    ],
+)
+def test_latents_say_whether_their_images_come_back(images, codec, steps, said):
+    latents = encode(make_model(), images, codec=codec, steps=steps)
+    assert latents.unsolved == []
+    assert latents.caveat is None if said is None else said in latents.caveat
+
+
+def test_latents_say_how_many_images_do_not_come_back(images, tmp_path):
+    model = make_model()
+    latents = encode(model, images, codec="implicit", steps=10, iterations=1)
+    latents.save(tmp_path / "l.safetensors")
+    for one in (latents, Latents.load(tmp_path / "l.safetensors")):
+        assert "did not converge on 5 of 5 images" in one.caveat
+    drawn = dataclasses.replace(encode(model, images, codec="ddim", steps=3), calls=0)
+    assert drawn.caveat is None
+
+
 @pytest.mark.parametrize("codec", ["obelm", "edict", "bdia"])
 @pytest.mark.parametrize(("dtype", "worst"), [(torch.float32, 1e-3), (torch.float64, 1e-11)])
 def test_exact_codecs(images, codec, dtype, worst):

@@ -17,8 +17,9 @@ from ddim.model.condition import Condition
 from ddim.model.drawing import pick_batch_size
 from ddim.model.model import Model
 from ddim.noise.draws import Noise
+from ddim.samplers.sampler import Sampler
 
-__all__ = ["Teachers", "calibrate", "teach", "work_of"]
+__all__ = ["Teachers", "calibrate", "made_for", "teach", "work_of"]
 
 SEED = 2**62
 """Added to the seed: the latents must not be those of images that anyone measures."""
@@ -49,11 +50,11 @@ def calibrate(
     watch: Watch | None = None,
     progress: bool = False,
 ) -> Calibration:
-    """Find nodes, a method and weights that make the most of a few network calls.
+    """Find nodes, a method and weights that follow a network's own solution in a few calls.
 
-    They are those whose images, from the same noise, are nearest to the ones that a fine solver
-    makes of the same network. What is found is good for these weights alone:
-    ``ddim.sample(model, method=found.sampler)``.
+    They are best by one measure: the RMS to the images that a fine solver makes of the same network
+    and the same noise. Nearness to data is another; measure it by ``ddim evaluate``. What is found
+    is good for these weights alone: ``ddim.sample(model, method=found.sampler)``.
 
     Args:
         model: the model.
@@ -117,11 +118,11 @@ def teach(
     Args:
         model: the model.
         calls: the most that will be calibrated for.
-        latents: as for :func:`calibrate`, and so the rest.
-        seed: likewise.
-        condition: likewise.
-        batch_size: likewise.
-        watch: likewise.
+        latents: to fit to; 4 times as many are followed.
+        seed: of the latents.
+        condition: what the images are of, a row for each of 4 · ``latents``.
+        batch_size: images in one network call.
+        watch: told of the work as it is done.
 
     Raises:
         InputError: fewer than one latent, or a condition that does not fit.
@@ -170,6 +171,34 @@ def work_of(
     counts = (latents, latents, 2 * latents)
     search = sum(most_work(c, counts, batch_size, weights=weights, moves=moves) for c in calls)
     return 4 * latents * _teacher_steps(model, max(calls)) + search
+
+
+def made_for(model: Model, sampler: Sampler, condition: Condition) -> str | None:
+    """In what way a calibrated sampler is used otherwise than it was made for, as a sentence.
+
+    Args:
+        model: whose calibration the sampler is of.
+        sampler: any; None is returned for one that no calibration brings.
+        condition: what will be drawn.
+    """
+    if not sampler.brings_nodes:
+        return None
+    entry = model.calibrated().entries[str(sampler.steps)]
+
+    def clips(clip: bool | None) -> bool:
+        return model.clipping.kind != "none" if clip is None else clip
+
+    was = {"guidance": entry.get("guidance", 1), "clipping": clips(entry.get("clip"))}
+    now = {"guidance": condition.guidance, "clipping": clips(condition.clip)}
+    other = [name for name in was if was[name] != now[name]]
+    if not other:
+        return None
+    before, after = (", ".join(f"{k} {_said(values[k])}" for k in other) for values in (was, now))
+    return f"what is calibrated for {sampler.steps} steps was made for {before}, not {after}"
+
+
+def _said(value: float | bool) -> str:
+    return ("off", "on")[value] if isinstance(value, bool) else f"{value:g}"
 
 
 def _teacher_steps(model: Model, calls: int) -> int:

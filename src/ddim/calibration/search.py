@@ -1,15 +1,16 @@
-"""The best few steps for one network: nodes, method and weights that follow its own solution.
+"""The few steps that follow one network's own solution best: nodes, method and weights.
 
-Which nodes are best depends on what the network has learnt, not on the schedule alone. A fine
+Which nodes those are depends on what the network has learnt, not on the schedule alone. A fine
 solver's images, from the same noise, are the measure: the distance to them is the solver's error
-and nothing else. Every figure that is reported is of latents that no choice has seen.
+and nothing else. It is not the distance to data: where the network's own solution is off, another
+sampler may draw better images. Every figure that is reported is of latents that no choice has seen.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ddim.base.errors import InputError
 from ddim.calibration.trajectory import Trajectory, fit_weights, shortest_path
-from ddim.noise.nodes import Nodes, log_snr, quadratic, spread, uniform
+from ddim.noise.nodes import Nodes, quadratic, spread
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.sampler import Sampler
 from ddim.samplers.tableau import Tableau
@@ -41,6 +42,19 @@ METHODS = (
 )
 """One network call a step each, so that the number of steps is the number of calls."""
 
+PLAIN = (
+    "ddim",
+    "ddim:nodes=quadratic",
+    "ddim:nodes=log-snr",
+    "gradient-estimation",
+    "gradient-estimation:nodes=quadratic",
+    "unipc:order=3",
+    "unipc:order=3:nodes=quadratic",
+    "plms",
+    "plms:nodes=quadratic",
+)
+"""What a calibrated sampler is reported beside: DDIM, and the best that need no calibration."""
+
 MOVES = 100
 QUICK = 8
 BEST = 4
@@ -51,11 +65,12 @@ class Calibration:
     """What was found for one number of calls.
 
     Attributes:
-        sampler: the best one, on nodes of its own: what :func:`ddim.sample` takes.
-        errors: by sampler's name, the RMS to the teacher's images on [-1, 1], the median and the
-            mean over latents that took part in no choice: DDIM on ``uniform``, ``quadratic`` and
-            ``log-snr`` nodes and on those of ``dynamic programming``; the stages on the way,
-            ``searched``, ``moved``, ``weighted``; and ``calibrated``, the one that was chosen.
+        sampler: the one nearest to the teacher, on nodes of its own: what :func:`ddim.sample`
+            takes.
+        errors: by sampler, the RMS to the teacher's images on [-1, 1], the median and the mean over
+            latents that took part in no choice: the samplers of :data:`PLAIN`, as they are spelled;
+            DDIM on the nodes of ``dynamic programming``; the stages on the way, ``searched``,
+            ``moved``, ``weighted``; and ``calibrated``, the one that was chosen.
         path: nodes by dynamic programming, for comparison.
         moments: Γ at the teacher's nodes but the last, for :func:`optimal variances
             <ddim.samplers.methods.analytic.optimal_variance>`.
@@ -161,8 +176,7 @@ def search_sampler(
 
     chosen = min(stages.values(), key=lambda sampler: _score(errors(sampler, choose)))
     path = shortest_path(fit, calls)
-    families = {"uniform": uniform, "quadratic": quadratic, "log-snr": log_snr}
-    named = {name: Sampler(nodes=make(schedule, calls)) for name, make in families.items()}
+    named = {text: Sampler.parse(text, calls) for text in _reached(PLAIN, calls)}
     named |= {"dynamic programming": Sampler(nodes=path), **stages}
     measured = {name: errors(sampler, report) for name, sampler in named.items()}
     found = {name: (float(np.median(e)), float(e.mean())) for name, e in measured.items()}
@@ -199,9 +213,10 @@ def most_work(
     grids = starts * (len(POWERS) + 2 * len(RHO_POWERS))
     quick = min(fit, -(-QUICK // batch_size) * batch_size)
     stages = 3 if weights else 2
+    measured = len(PLAIN) + 1 + stages
     first = quick * (grids + BEST * len(METHODS)) + fit * 2 * BEST
     fitted = fit * (2 + BEST) if weights else 0
-    return calls * (first + fitted + fit * moves + choose * stages + report * (4 + stages))
+    return calls * (first + fitted + fit * moves + choose * stages + report * measured)
 
 
 def _score(errors: NDArray[np.float64]) -> float:
@@ -209,12 +224,15 @@ def _score(errors: NDArray[np.float64]) -> float:
     return float(np.exp(np.log(np.maximum(errors, 1e-12)).mean()))
 
 
-def _methods(calls: int) -> list[str]:
-    """Those that are tried, of orders that so few calls reach."""
-    found = [Sampler.parse(text) for text in METHODS]
-    orders = [min(order, calls) if (order := s.options.get("order")) else None for s in found]  # pyright: ignore[reportArgumentType]
-    kept = [s if o is None else s.replace(order=o) for s, o in zip(found, orders, strict=True)]
-    return list(dict.fromkeys(map(str, kept)))
+def _reached(texts: Sequence[str], calls: int) -> list[str]:
+    """Samplers, of orders that so few calls reach."""
+    found: list[str] = []
+    for text in texts:
+        sampler = Sampler.parse(text)
+        order = sampler.options.get("order")
+        high = isinstance(order, int) and order > calls
+        found.append(str(sampler.replace(order=calls)) if high else text)
+    return list(dict.fromkeys(found))
 
 
 class _Search:
@@ -257,7 +275,7 @@ class _Search:
         tried = [
             Sampler.parse(text, nodes=nodes)
             for nodes in self.promising
-            for text in _methods(self.calls)
+            for text in _reached(METHODS, self.calls)
         ]
         best = sorted(tried, key=lambda s: self.score(s, "methods", QUICK))[: 2 * BEST]
         return min(best, key=lambda s: self.score(s, "methods"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.base.files import read_json, write_json
+from ddim.base.records import in_file, record
 from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Schedule
 from ddim.samplers.sampler import Sampler
 
-__all__ = ["CALIBRATED", "CalibrationFile", "read_calibration", "write_calibration"]
+__all__ = [
+    "CALIBRATED",
+    "CalibrationFile",
+    "find_calibration",
+    "is_shipped",
+    "read_calibration",
+    "user_file",
+    "write_calibration",
+]
 
 CALIBRATED = "calibrated.json"
 FORMAT = "ddim calibration 1"
@@ -75,6 +85,87 @@ class CalibrationFile:
             [lam[k] for k in nodes[:-1]], lam[list(known)][order], np.array(values)[order]
         )
 
+    def over(self, other: CalibrationFile) -> CalibrationFile:
+        """This one, with what it does not have from another of the same model."""
+        most = max(self, other, key=lambda one: one.latents)
+        return dataclasses.replace(
+            self,
+            samplers={**other.samplers, **self.samplers},
+            entries={**other.entries, **self.entries},
+            moments=most.moments,
+            latents=most.latents,
+        )
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a file is in the package, where nobody's own files are written."""
+    return Path(path).resolve().is_relative_to(Path(__file__).resolve().parents[1])
+
+
+def user_file(identity: str) -> Path:
+    """Where the user's own calibration of a shipped model is: in the cache, by its identity."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("ddim", appauthor=False) / "calibrated" / f"{identity[:16]}.json"
+
+
+def find_calibration(path: Path | None, identity: str) -> CalibrationFile | None:
+    """What is known of a model, if anything is; of a shipped one what the user found goes before.
+
+    Args:
+        path: the file beside the model, whether it is there or not.
+        identity: of the model.
+
+    Raises:
+        InputError: a file of other weights, another schedule or target, or a damaged one.
+    """
+    if path is None:
+        return None
+    paths = [user_file(identity), path] if is_shipped(path) else [path]
+    found = [read_calibration(file) for file in paths if file.exists()]
+    for one in found:
+        if one.identity != identity:
+            raise InputError(
+                f"{one.path} is stale, of other weights, another schedule or another target: "
+                "calibrate again"
+            )
+    return functools.reduce(CalibrationFile.over, found) if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A sampler, and what it was made for, without the figures."""
+
+    method: str
+    nodes: tuple[int, ...]
+    options: dict[str, Any]
+    guidance: float = 1.0
+    clip: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Moments:
+    nodes: tuple[int, ...]
+    gamma: tuple[float, ...]
+    latents: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """The file."""
+
+    format: str
+    identity: str
+    calls: dict[str, dict[str, Any]]
+    moments: _Moments
+
+
+def _options(found: _Found) -> dict[str, Any]:
+    """A method's options; ``steps`` and ``nodes`` are none."""
+    for key in found.options.keys() & {"method", "steps", "nodes"}:
+        raise InputError(f"options has {key}, which is no option")
+    return found.options
+
 
 def read_calibration(path: Path) -> CalibrationFile:
     """Read the file.
@@ -83,30 +174,23 @@ def read_calibration(path: Path) -> CalibrationFile:
         InputError: no such file, or not one of a calibration.
     """
     values = read_json(path)
-    try:
-        if values["format"] != FORMAT:
-            raise KeyError("format")
-        samplers = {
-            int(calls): Sampler(e["method"], nodes=tuple(e["nodes"]), **e["options"])
-            for calls, e in values["calls"].items()
-        }
-        known = values["moments"]
-        moments = tuple(map(int, known["nodes"])), tuple(map(float, known["gamma"]))
-        if len(moments[0]) != len(moments[1]):
-            raise ValueError("as many moments as nodes")
-        for calls, sampler in samplers.items():
-            if sampler.steps != calls:
-                raise ValueError(f"{calls} calls")
-        return CalibrationFile(
-            path,
-            str(values["identity"]),
-            samplers,
-            values["calls"],
-            moments,
-            int(known["latents"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not a calibration: {error} is wrong or missing") from None
+    if values.get("format") != FORMAT:
+        raise InputError(f"{path} is not a calibration: format is {quoted(values.get('format'))}")
+    with in_file(f"{path} is not a calibration"):
+        kept = record(_Kept, values)
+        nodes, gamma = kept.moments.nodes, kept.moments.gamma
+        if len(nodes) != len(gamma) or min(nodes, default=0) < 0:
+            raise InputError("moments are as many nodes from 0 and values of gamma")
+        samplers = {}
+        for calls, facts in kept.calls.items():
+            parts = [field.name for field in dataclasses.fields(_Found)]
+            found = record(_Found, {key: facts[key] for key in parts if key in facts})
+            sampler = Sampler(found.method, nodes=found.nodes, **_options(found))
+            if str(sampler.steps) != calls:
+                raise InputError(f"calls.{calls} has {sampler.steps} steps")
+            samplers[int(calls)] = sampler
+    moments = nodes, tuple(map(float, gamma))
+    return CalibrationFile(path, kept.identity, samplers, kept.calls, moments, kept.moments.latents)
 
 
 def write_calibration(

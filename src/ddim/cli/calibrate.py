@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ddim.base.errors import InputError
-from ddim.base.files import check_writable
+from ddim.base.files import check_writable, locked
 from ddim.base.progress import meter
 from ddim.cli.groups import (
     ConditionOptions,
@@ -31,12 +31,13 @@ __all__ = ["CalibrateOptions", "main"]
 
 @dataclasses.dataclass(frozen=True)
 class CalibrateOptions:
-    """Find the nodes, the method and the weights that make the most of a few network calls.
+    """Find the nodes, the method and the weights that follow a network best in a few calls.
 
-    They are those whose images, from the same noise, are nearest to the ones that a fine solver
-    makes of the same network. What is found is written beside the model (calibrated.json), is good
-    for these weights alone, and is used by --method calibrated --steps N. The errors printed are of
-    latents that no choice has seen.
+    Best by one measure: how near their images are (RMS) to those that a fine solver makes of the
+    same network and the same noise. Nearness to data is another: `ddim evaluate` measures it. What
+    is found is written beside the model (calibrated.json), for a shipped model into the user's
+    cache; it is good for these weights alone, and is used by --method calibrated --steps N. The
+    errors printed, with those of plain samplers, are of latents that no choice has seen.
     """
 
     EXAMPLES: ClassVar = (
@@ -56,7 +57,9 @@ class CalibrateOptions:
     """Seed of the latents and of the moves."""
     model: ModelArgument = dataclasses.field(default_factory=ModelArgument)
     condition: ConditionOptions = ConditionOptions()
-    output: Annotated[str | None, unset("calibrated.json beside the model", "FILE")] = None
+    output: Annotated[
+        str | None, unset("calibrated.json beside the model, or the user's cache", "FILE")
+    ] = None
     """The file to write."""
     force: ForceOptions = ForceOptions()
     run: RunOptions = RunOptions()
@@ -86,7 +89,7 @@ class CalibrateOptions:
         for calls in self.calls:
             if not 2 <= calls <= T:
                 raise InputError(f"--calls are from 2 to T = {T}, not {calls}")
-        path = model.calibration if self.output is None else Path(self.output)
+        path = self._kept(model) if self.output is None else Path(self.output)
         if path is None:
             raise InputError(f"{model.name} has no place to keep a calibration: give --output FILE")
         check_writable(path)
@@ -100,6 +103,20 @@ class CalibrateOptions:
                 )
         return path
 
+    def _kept(self, model: Model) -> Path | None:
+        """Where a model's calibration is looked for first: never in the package."""
+        from ddim.checkpoints.calibration import is_shipped, user_file
+
+        path = model.calibration
+        if path is None or not is_shipped(path):
+            return path
+        path = user_file(model.identity)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path.parent} cannot be made: {error.strerror}") from None
+        return path
+
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; see :class:`CalibrateOptions`."""
@@ -109,7 +126,8 @@ def main(argv: Sequence[str]) -> int:
     path = options.place(model)
     condition = options.condition.condition().check(model, 4 * options.latents, every_class=True)
     start = time.perf_counter()
-    found, work = _calibrate(model, condition, options, path)
+    with locked(path):
+        found, work = _calibrate(model, condition, options, path)
     seconds = time.perf_counter() - start
     if options.run.json:
         document = {calls: _json(one) for calls, one in found.items()}
@@ -121,15 +139,13 @@ def main(argv: Sequence[str]) -> int:
         print(table(_rows(one)))
         print()
     steps = len(next(iter(found.values())).teacher) - 1
-    use = (
-        "--method calibrated"
-        if path == model.calibration
-        else f"ddim.Model(…, calibration=Path({str(path)!r}))"
-    )
+    own = options.output is None
+    use = "--method calibrated" if own else f"ddim.Model(…, calibration=Path({str(path)!r}))"
     print(
         f"{path}: RMS to the images of a solver with {steps} steps, on {2 * options.latents} "
-        f"latents that no choice has seen; {work:,} network calls, {seconds:.0f} s. Use it with "
-        f"{use}."
+        f"latents that no choice has seen; {work:,} network calls, {seconds:.0f} s. It says how "
+        f"well a sampler follows this network, not how near to data it is: see ddim evaluate. Use "
+        f"it with {use}."
     )
     return 0
 
@@ -193,14 +209,14 @@ def _write(
 
 
 def _rows(calibration: Calibration) -> list[dict[str, object]]:
-    plain = ("uniform", "quadratic", "log-snr", "dynamic programming")
-    base = calibration.errors["uniform"][0]
+    base = calibration.errors["ddim"][0]
     return [
         {
-            "sampler": f"ddim, {name}" if name in plain else name,
+            "sampler": "ddim, dynamic programming" if name == "dynamic programming" else name,
             "median RMS": round(median, 4),
-            "mean RMS": round(mean, 4),
-            "of uniform": round(median / base, 3),
+            # The few images that end as something else decide the mean: it has one digit.
+            "mean RMS": float(f"{mean:.1g}"),
+            "of ddim": round(median / base, 3),
         }
         for name, (median, mean) in calibration.errors.items()
     ]

@@ -79,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
     samplers = options.sweep.samplers(model)
     condition = options.condition.condition().check(model, options.n, every_class=True)
 
+    from ddim.calibration.calibration import made_for
     from ddim.evaluate.sweep.plan import left_out
     from ddim.model.drawing import pick_batch_size
 
@@ -89,6 +90,7 @@ def main(argv: Sequence[str]) -> int:
     record(output, "compare", replaced(options, batch_size=size), model=model.name)
     counts = numbers(options.sweep.steps, int, "--steps")
     notes = left_out(samplers, options.sweep.methods, counts)
+    notes += filter(None, (made_for(model, sampler, condition) for sampler in samplers))
     if options.run.json:
         facts = {"output": str(output), "model": model.name, "batch_size": size}
         facts["reference"] = None if judge is None else str(judge)

@@ -12,7 +12,7 @@ import tyro
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
-from ddim.cli.files import write_images
+from ddim.cli.files import clear_images, write_images
 from ddim.cli.groups import NamedModelOptions, OutputOptions, RunOptions, unset
 from ddim.cli.options import parse, replaced
 from ddim.cli.report import print_json, record
@@ -69,6 +69,8 @@ class DecodeOptions:
             raise InputError(f"--output is a .png or .npz file, or a folder, not {output.name}")
         if self.columns is not None and self.columns < 1:
             raise InputError(f"--columns must be at least 1, not {self.columns}")
+        if self.columns is not None and output.suffix.lower() != ".png":
+            raise InputError(f"--columns is for a grid (.png), not {output.name}")
         refuse_existing(output, force=self.output.force)
         return output
 
@@ -97,9 +99,12 @@ def main(argv: Sequence[str]) -> int:
     seconds = time.perf_counter() - start
     labels = condition.rows(len(latents)).labels
     pixels = to_pixels(images)
-    write_images(output, pixels, options.columns, None if labels is None else list(labels))
     resolved = replaced(options, batch_size=options.run.batch_size or latents.batch_size)
+    if not output.suffix:
+        output.mkdir(parents=True, exist_ok=True)
+        clear_images(output)
     record(output, "decode", resolved, model=model.name)
+    write_images(output, pixels, options.columns, None if labels is None else list(labels))
     _tell(options, latents, seconds)
     return 0
 
@@ -115,9 +120,10 @@ def _tell(options: DecodeOptions, latents: Latents, seconds: float) -> None:
                 "steps": steps,
                 "seconds": round(seconds, 3),
                 "unsolved": unsolved,
+                "caveat": latents.caveat,
             }
         )
         return
     print(f"{output}: {len(latents)} images by {latents.codec} in {steps} steps, {seconds:.1f} s")
-    if unsolved:
-        print(f"the encoding did not converge on {len(unsolved)} of them")
+    if latents.caveat is not None:
+        print(latents.caveat)

@@ -76,14 +76,15 @@ class DemoOptions:
         Raises:
             InputError: as :class:`ddim.Sampler`, or a stale calibration.
         """
+        from ddim.checkpoints.calibration import find_calibration
         from ddim.samplers.sampler import Sampler
 
         if self.ddpm:
             yield Sampler("ddpm", model.schedule.T)
         for steps in self.steps:
             yield Sampler("ddim", steps)
-        there = model.calibration is not None and model.calibration.exists()
-        if there and CALIBRATED in model.calibrated().samplers:
+        known = find_calibration(model.calibration, model.identity)
+        if known is not None and CALIBRATED in known.samplers:
             yield Sampler("calibrated", CALIBRATED)
 
 

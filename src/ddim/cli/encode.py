@@ -135,6 +135,7 @@ def _tell(options: EncodeOptions, latents: Latents, seconds: float) -> None:
         "seconds": round(seconds, 3),
         "dtype": options.model.dtype,
         "batch_size": latents.batch_size,
+        "caveat": latents.caveat,
     }
     if latents.codec == "edict":
         facts["amplification"] = amplification(0.93, steps)
@@ -149,6 +150,8 @@ def _tell(options: EncodeOptions, latents: Latents, seconds: float) -> None:
         )
         if "amplification" in facts:
             print(f"EDICT's mixing alone amplifies rounding {facts['amplification']:.0e} times")
+        if latents.residual is None and latents.caveat is not None:
+            print(latents.caveat)
         if latents.residual is not None:
             _print_residuals(latents.residual.tolist(), unsolved)
     if unsolved:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ddim.base.checksum import digest
+from ddim.base.code import is_named, load_named
 from ddim.base.errors import InputError, quoted
 from ddim.base.files import refuse_existing
 from ddim.base.progress import meter
@@ -44,7 +44,7 @@ class FeatureOptions:
 
     inception: Annotated[str | None, unset("none", "FILE")] = None
     """The published inception-2015-12-05.pt: measure the FID."""
-    features: Annotated[str | None, unset("the shipped classifier", "MODULE:NAME|FOLDER")] = None
+    features: Annotated[str | None, unset("the shipped classifier", "FILE.py:NAME|FOLDER")] = None
     """Your own features: a function of images (N, C, H, W) in [-1, 1] that returns (N, D), an
     Extractor, or a function that makes one; or the folder of a classifier that
     scripts/train_classifier.py trained."""
@@ -56,8 +56,9 @@ class EvaluateOptions:
 
     Every combination of --methods, --steps, --nodes and --eta (DDIM's) is measured on -n images for
     every one of --seeds. --output is a folder: report.html opens offline; results.md, .csv and
-    .json have the numbers, quality.png the plot. The same command resumes a sweep that was
-    interrupted, and others add samplers to it. Lists are written 5,10,20 or 5 10 20.
+    .json have the numbers, and, where matplotlib is installed, quality.png the plot. The same
+    command resumes a sweep that was interrupted, and others add samplers to it. Lists are written
+    5,10,20 or 5 10 20.
     """
 
     EXAMPLES: ClassVar = (
@@ -107,7 +108,7 @@ class EvaluateOptions:
             raise InputError("--inception and --features are two kinds of features: give one")
         output = Path(self.output.output)
         # Real images are measured first: what an interruption left of them is used again.
-        begun = [path for path in output.glob("*") if path.suffix != ".safetensors"]
+        begun = [p for p in output.glob("[!.]*") if p.suffix != ".safetensors"]
         if begun and not (output / "sweep.json").exists():
             refuse_existing(output, force=self.output.force)
         return output
@@ -142,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
     if options.run.json:
         print_json(document)
     else:
-        _tell(output, sweep, facts, document["notes"])
+        _tell(output, sweep, facts, document["notes"], document["plot"] is not None)
     return 0
 
 
@@ -150,9 +151,11 @@ def _prepared(
     options: EvaluateOptions, output: Path, model: Model
 ) -> tuple[Sweep, BitsPerDimension | None, list[str]]:
     """What is to be measured, and notes on it; nothing of a sweep is written yet."""
+    from ddim.calibration.calibration import made_for
     from ddim.evaluate.likelihood.bits import BitsPerDimension
     from ddim.evaluate.sweep.plan import left_out
     from ddim.evaluate.sweep.sweep import Sweep
+    from ddim.model.condition import Condition
     from ddim.model.drawing import pick_batch_size
 
     size, force = pick_batch_size(model, options.run.batch_size), options.output.force
@@ -168,6 +171,7 @@ def _prepared(
     reference, floor, notes = measured
     counts = numbers(options.sweep.steps, int, "--steps")
     notes += left_out(samplers, options.sweep.methods, counts)
+    notes += filter(None, (made_for(model, sampler, Condition()) for sampler in samplers))
     sweep = Sweep(
         model,
         samplers,
@@ -185,32 +189,14 @@ def _prepared(
 
 
 def _extractor(features: FeatureOptions, model: Model) -> Extractor:
-    from ddim.evaluate.features.extractor import Extractor, inception_extractor, lenet_extractor
+    from ddim.evaluate.features.extractor import inception_extractor, lenet_extractor
 
     if features.inception:
         return inception_extractor(features.inception, model.device)
     if features.features and Path(features.features).is_dir():
         return lenet_extractor(model.device, features.features)
     if features.features:
-        module, colon, name = features.features.partition(":")
-        if not colon:
-            raise InputError(
-                f"--features is MODULE:NAME or a folder, not {quoted(features.features)}"
-            )
-        sys.path.insert(0, str(Path.cwd()))
-        try:
-            found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise InputError(f"--features {features.features}: {error}") from None
-        finally:
-            sys.path.pop(0)
-        if callable(found) and not isinstance(found, Extractor):
-            found = _called(found, features.features, model)
-        if not isinstance(found, Extractor):
-            raise InputError(
-                f"--features {features.features} is no Extractor (ddim.evaluate.features.extractor)"
-            )
-        return found
+        return _own_extractor(features.features, model)
     if model.shape != (1, 28, 28):
         raise InputError(
             f"{model.name} has images of shape {model.shape}, which the shipped classifier "
@@ -219,7 +205,24 @@ def _extractor(features: FeatureOptions, model: Model) -> Extractor:
     return lenet_extractor(model.device)
 
 
-def _called(function: Any, name: str, model: Model) -> object:
+def _own_extractor(source: str, model: Model) -> Extractor:
+    """What the user's file has under a name."""
+    from ddim.evaluate.features.extractor import Extractor
+
+    if not is_named(source):
+        raise InputError(f"--features is FILE.py:NAME or a folder, not {quoted(source)}")
+    found, checksum = load_named(source)
+    if callable(found) and not isinstance(found, Extractor):
+        found = _called(found, source, checksum, model)
+    if not isinstance(found, Extractor):
+        raise InputError(
+            f"--features {source} is no Extractor (ddim.evaluate.features.extractor), and no "
+            "function of images"
+        )
+    return found
+
+
+def _called(function: Any, source: str, checksum: str, model: Model) -> object:
     """What a function without parameters returns; or an extractor made of a function of images."""
     import torch
 
@@ -232,14 +235,23 @@ def _called(function: Any, name: str, model: Model) -> object:
             return function()
         trial = function(torch.zeros(2, *model.shape, device=model.device))
     except Exception as error:
-        raise InputError(f"--features {name}: {type(error).__name__}: {error}") from error
+        raise InputError(f"--features {source}: {type(error).__name__}: {error}") from error
     if not isinstance(trial, torch.Tensor) or trial.ndim != 2 or len(trial) != 2:
         shape = tuple(trial.shape) if isinstance(trial, torch.Tensor) else type(trial).__name__
-        raise InputError(f"--features {name} must return features (N, D) of N images, not {shape}")
+        raise InputError(
+            f"--features {source} must return features (N, D) of N images, not {shape}"
+        )
     # The file that it is in stands for what it does, as the weights do for a network's.
-    source = inspect.getsourcefile(inspect.unwrap(function))
-    sha256 = digest(Path(source)) if source is not None else ""
-    identity = Identity(function.__name__, "images in [-1, 1]", trial.shape[1], sha256=sha256)
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:  # an object, or a function in C
+        file = None
+    identity = Identity(
+        getattr(function, "__name__", source.rpartition(":")[2]),
+        "images in [-1, 1]",
+        trial.shape[1],
+        sha256=checksum if file is None else digest(Path(file)),
+    )
     return Extractor(identity, lambda images: (function(images), None))
 
 
@@ -297,7 +309,9 @@ def _ahead(sweep: Sweep, density: BitsPerDimension | None) -> str:
     return f"{count}: {calls:,} network calls{flops}; about {hours:.2g} hours here"
 
 
-def _tell(output: Path, sweep: Sweep, facts: dict[str, object], notes: Sequence[str]) -> None:
+def _tell(
+    output: Path, sweep: Sweep, facts: dict[str, object], notes: Sequence[str], plotted: bool
+) -> None:
     from ddim.evaluate.sweep import report
 
     results = sweep.results()
@@ -309,4 +323,5 @@ def _tell(output: Path, sweep: Sweep, facts: dict[str, object], notes: Sequence[
         print(f"\n{BITS}: {facts[BITS]}")
     for note in notes:
         print(f"\n{note}")
-    print(f"\n{output / 'report.html'}: everything, with plots and pictures")
+    plots = "plots and " if plotted else ""
+    print(f"\n{output / 'report.html'}: everything, with {plots}pictures")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing, write_bytes
+from ddim.cli.files import make_figure
 from ddim.cli.groups import ForceOptions, SamplerOptions, Switch, unset
 from ddim.cli.options import flat, parse
 from ddim.cli.report import print_json, record, table
@@ -130,10 +131,10 @@ def main(argv: Sequence[str]) -> int:
     options.check()
     sampler = options.sampler.sampler()
     schedule, nodes, tableau = _resolved(options.source(), sampler)
-    _tell(options, schedule, nodes, tableau)
     if options.output is not None:
         write_bytes(Path(options.output), _plot(schedule, nodes))
         record(Path(options.output), "inspect", options)
+    _tell(options, schedule, nodes, tableau)
     return 0
 
 
@@ -196,12 +197,7 @@ def _tableau(tableau: Tableau) -> dict[str, object]:
 def _plot(schedule: Schedule, nodes: Nodes) -> bytes:
     import io
 
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("plots need matplotlib: pip install 'ddim[plot]'") from None
-
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = make_figure(10, 3.6)
     left, right = figure.subplots(1, 2)
     k = range(schedule.T + 1)
     left.plot(k, schedule.alpha, label="α (signal)", color="tab:blue")

@@ -145,10 +145,9 @@ def main(argv: Sequence[str]) -> int:
     seconds = time.perf_counter() - start
     resolved = replaced(options, batch_size=options.run.batch_size or latents.batch_size)
     record(output, "interpolate", resolved, model=model.name)
-    failed = set(latents.unsolved)
-    unsolved = [i for i, at in zip(options.between, corners, strict=True) if at in failed]
-    _tell(options, between, unsolved, seconds)
-    return 1 if unsolved else 0
+    ends = latents[corners]
+    _tell(options, between, ends, seconds)
+    return 1 if ends.unsolved else 0
 
 
 def _read(options: InterpolateOptions, path: str) -> tuple[Model, Latents]:
@@ -226,10 +225,9 @@ def _write(output: Path, pixels: Tensor, frames: int) -> None:
         images.save_animation(output, _there_and_back(pixels, frames))
 
 
-def _tell(
-    options: InterpolateOptions, between: Latents, unsolved: Sequence[int], seconds: float
-) -> None:
+def _tell(options: InterpolateOptions, between: Latents, ends: Latents, seconds: float) -> None:
     output, steps = options.output.output, len(between.nodes) - 1
+    unsolved = [options.between[i] for i in ends.unsolved]
     if options.run.json:
         print_json(
             {
@@ -238,7 +236,8 @@ def _tell(
                 "codec": between.codec,
                 "steps": steps,
                 "seconds": round(seconds, 3),
-                "unsolved": list(unsolved),
+                "unsolved": unsolved,
+                "caveat": ends.caveat,
             }
         )
     else:
@@ -246,6 +245,8 @@ def _tell(
             f"{output}: {len(between)} images between {', '.join(map(str, options.between))} by "
             f"{between.codec} in {steps} steps, {seconds:.1f} s"
         )
+        if ends.caveat is not None and not unsolved:
+            print(ends.caveat)
     if unsolved:
         print(
             f"ddim interpolate: the encoding did not converge on {len(unsolved)} of the images "

@@ -60,8 +60,9 @@ class ReconstructOptions:
     images in [0, 1], as in Table 2 of the paper; root mean square and largest error of images
     in [-1, 1]; for implicit the share of images that converged, and the error of those. The
     predicted x0 is not clipped, since clipping cannot be undone. The folder --output holds the
-    table (errors.md, errors.json), a plot (errors.png) and a picture of originals, latents and
-    reconstructions (images.png). If implicit did not converge on all, the exit status is 1.
+    table (errors.md, errors.json), a picture of originals, latents and reconstructions
+    (images.png) and, where matplotlib is installed, a plot (errors.png). If implicit did not
+    converge on all, the exit status is 1.
     """
 
     EXAMPLES: ClassVar = (
@@ -168,6 +169,7 @@ def _write(output: Path, rows: list[dict[str, Any]]) -> None:
     try:
         save_figure(output / "errors.png", _plot(rows))
     except InputError as error:  # no matplotlib
+        (output / "errors.png").unlink(missing_ok=True)  # it would be of other rows
         print(f"ddim reconstruct: no errors.png: {error}", file=sys.stderr)
 
 
@@ -275,6 +277,7 @@ def _measure(
         "rms": error.square().mean().sqrt().item(),
         "max": error.abs().max().item(),
         "unsolved": unsolved,
+        "caveat": latents.caveat,
         "images": len(images),
         "seconds": round(time.perf_counter() - start, 1),
     }
@@ -292,7 +295,7 @@ def _measure(
 
 def _line(row: Mapping[str, Any]) -> dict[str, object]:
     """A line of the table."""
-    note = ""
+    note = "approximate" if row.get("caveat") and "converged" not in row else ""
     if "converged" in row:
         note = f"{row['converged']:.1%} converged"
         if row["converged_max"] is not None:

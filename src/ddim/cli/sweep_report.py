@@ -17,6 +17,7 @@ from ddim.cli.options import flat
 from ddim.cli.report import SILENT
 
 if TYPE_CHECKING:
+    from ddim.evaluate.sweep.result import Result
     from ddim.evaluate.sweep.sweep import Sweep
 
 __all__ = ["BITS", "sweep_facts", "write_sweep"]
@@ -79,14 +80,17 @@ def write_sweep(
     bits: dict[str, dict[str, float]] | None,
 ) -> dict[str, Any]:
     """Write the tables, the plot and the page of what is measured; returns the JSON."""
-    import numpy as np
-
     from ddim.evaluate.sweep import report
 
     results = sweep.results()
     if not results:
-        return {"facts": facts, "bits": bits, "rows": [], "notes": list(notes)}
+        return {"facts": facts, "bits": bits, "rows": [], "notes": list(notes), "plot": None}
     every = [*notes, *_gathered(note for r in results for note in r.summary.notes)]
+    try:
+        plotted = _plot(results)
+    except InputError as error:  # no matplotlib
+        plotted = None
+        every.append(f"There is no plot: {error}.")
     floor = results[0].summary.floor
     document = {
         "facts": facts,
@@ -98,6 +102,7 @@ def write_sweep(
             for row, result in zip(report.rows(results), results, strict=True)
         ],
         "notes": every,
+        "plot": None if plotted is None else "quality.png",
     }
     write_json(output / "results.json", json.loads(json.dumps(document)))
     write_bytes(output / "results.csv", report.csv_text(results).encode())
@@ -106,19 +111,29 @@ def write_sweep(
     if bits is not None:
         text += f"\n{BITS}: {facts[BITS]}\n"
     write_bytes(output / "results.md", text.encode())
-    plotted = None
-    try:
-        figure = make_figure(11, 5)
-    except InputError as error:
-        every.append(f"There is no plot: {error}.")
+    picture = output / "quality.png"
+    if plotted is None:
+        picture.unlink(missing_ok=True)  # it would be of other samplers than the tables
     else:
-        buffer = io.BytesIO()
-        # The ticks of a logarithmic axis around a single point divide by its length, 0.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            report.plot(figure, results)
-            figure.savefig(buffer, format="png", dpi=110)
-        plotted = buffer.getvalue()
-        write_bytes(output / "quality.png", plotted)
+        write_bytes(picture, plotted)
     page = report.html_report(f"Samplers of {sweep.model.name}", facts, results, plotted, every)
     write_bytes(output / "report.html", page.encode())
     return document
+
+
+def _plot(results: Sequence[Result]) -> bytes:
+    """Quality against cost, as a PNG.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    import numpy as np
+
+    from ddim.evaluate.sweep import report
+
+    figure, buffer = make_figure(11, 5), io.BytesIO()
+    # The ticks of a logarithmic axis around a single point divide by its length, 0.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        report.plot(figure, results)
+        figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

@@ -92,6 +92,24 @@ class Latents:
             return []
         return [i for i, r in enumerate(self.residual.tolist()) if not r <= self.tolerance]
 
+    @property
+    def caveat(self) -> str | None:
+        """Why decoding does not give the images back, in a sentence; None where it does.
+
+        Latents that were drawn, and not encoded, are of no image.
+        """
+        if self.codec == "ddim" and self.calls:
+            return (
+                "the codec ddim is approximate: its images come back changed, in "
+                f"{len(self.nodes) - 1} steps more than in many"
+            )
+        if self.unsolved:
+            return (
+                f"the encoding did not converge on {len(self.unsolved)} of {len(self)} images, "
+                "which come back changed"
+            )
+        return None
+
     def check(self, model: Model) -> None:
         """Refuse a model that these latents are not of.
 

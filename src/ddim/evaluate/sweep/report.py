@@ -98,6 +98,8 @@ def shown(row: Mapping[str, object]) -> dict[str, str]:
         sd = row.get(f"{key} sd")
         spread = isinstance(value, float) and Spread(value, sd if isinstance(sd, float) else None)
         texts[key] = str(spread or value)
+        if key == "teacher RMS" and value != "":
+            texts[key] = f"{value:.1g}"  # the few images that end as something else decide it
     return texts
 
 
