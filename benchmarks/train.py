@@ -35,8 +35,9 @@ from torch import Tensor, nn
 
 from ddim.nets.unet import UNet, UNetConfig, count_flops
 from ddim.noise.schedule import Schedule
+from ddim.train.batches import TensorData
 from ddim.train.config import PRESETS, TrainConfig
-from ddim.train.loop import TensorData, TrainState, fit
+from ddim.train.loop import TrainState, fit
 from ddim.train.run import unet_config
 
 IMAGES = 2048

@@ -42,8 +42,8 @@ from ddim.samplers.sampler import Sampler as Sampler
 from ddim.samplers.sampler import make_tableau as make_tableau
 from ddim.samplers.tableau import Row as Row
 from ddim.samplers.tableau import Tableau as Tableau
+from ddim.train.batches import TensorData as TensorData
 from ddim.train.config import TrainConfig as TrainConfig
-from ddim.train.loop import TensorData as TensorData
 from ddim.train.loop import TrainState as TrainState
 from ddim.train.loop import fit as fit
 

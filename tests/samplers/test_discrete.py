@@ -20,8 +20,9 @@ from ddim.samplers.discrete import (
     posterior,
     sample_discrete,
 )
+from ddim.train.batches import TensorData
 from ddim.train.config import TrainConfig
-from ddim.train.loop import TensorData, TrainState, fit
+from ddim.train.loop import TrainState, fit
 from ddim.train.loss import diffusion_loss, loss_weights
 
 T = 20

@@ -2,23 +2,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddim.base.errors import RunError
 from ddim.checkpoints.training import read_training
 from ddim.nets.unet import UNet
 from ddim.noise.schedule import Schedule
+from ddim.train.batches import TensorData
 from ddim.train.checkpoint import load_checkpoint, save_checkpoint, saved_config
-from ddim.train.config import PRESETS, TrainConfig
-from ddim.train.loop import TensorData, TrainState, ema_decay, fit, learning_rate, order
+from ddim.train.config import TrainConfig
+from ddim.train.loop import Network, TrainState, ema_decay, fit, learning_rate
 from ddim.train.run import unet_config
 
 CONFIG = TrainConfig(
@@ -28,7 +29,6 @@ CONFIG = TrainConfig(
     head_dim=8,
     dropout=0.2,
     classes=True,
-    label_dropout=0.3,
     flip=True,
     T=20,
     beta_end=0.3,
@@ -65,32 +65,7 @@ def bits(state: TrainState) -> dict[str, bytes]:
     return out
 
 
-# -- the order of the data ------------------------------------------------------------------------
-
-
-@given(st.integers(1, 40), st.integers(0, 5), st.integers(0, 2**40))
-def test_every_epoch_shows_every_image_once(length, epoch, seed):
-    indices = order(seed, length, epoch * length, length)
-    assert sorted(indices.tolist()) == list(range(length))
-
-
-@given(
-    st.integers(1, 30), st.integers(0, 100), st.lists(st.integers(1, 40), min_size=1, max_size=6)
-)
-def test_batches_are_cut_from_one_stream(length, start, sizes):
-    """However it is cut, across epochs too; so nothing is left out and nothing comes twice."""
-    whole = order(7, length, start, sum(sizes))
-    parts, at = [], start
-    for size in sizes:
-        parts.append(order(7, length, at, size))
-        at += size
-    assert torch.equal(torch.cat(parts), whole)
-
-
-def test_epochs_and_seeds_differ():
-    epochs = [order(0, 50, 50 * epoch, 50).tolist() for epoch in range(4)]
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert order(1, 50, 0, 50).tolist() != epochs[0]
+# -- what the network is shown ---------------------------------------------------------------------
 
 
 class Camera(nn.Module):
@@ -106,11 +81,14 @@ class Camera(nn.Module):
         return x * self.weight
 
 
-def photographed(config: TrainConfig, images: TensorData, steps: int, null: int = 0):
-    config = dataclasses.replace(config, images=steps * config.batch_size)
+def photographed(config: TrainConfig, images: TensorData, steps: int):
+    config = dataclasses.replace(
+        config, images=steps * config.batch_size, T=1, beta_start=1e-12, beta_end=1e-12
+    )
     state = TrainState.start(Camera(), config)
     camera = state.net
-    for _ in fit(state, images, Schedule.from_betas([1e-12]), config, null):
+    null = 99 if config.classes else None
+    for _ in fit(state, images, Schedule.from_spec(config.schedule_spec()), config, null):
         pass
     return camera.shots
 
@@ -145,14 +123,14 @@ def test_labels_go_with_their_images_and_some_are_dropped():
     images = data(9)
     config = dataclasses.replace(CONFIG, flip=False, label_dropout=0.3)
     dropped = total = 0
-    for x, _, (labels,) in photographed(config, images, 60, null=99):
+    for x, _, (labels,) in photographed(config, images, 60):
         for image, label in zip(x, labels.tolist(), strict=True):
             which = int((images.images - image).abs().flatten(1).amax(1).argmin())
             assert label in (which % CLASSES, 99)
             dropped += label == 99
             total += 1
     assert dropped / total == pytest.approx(0.3, abs=0.1)
-    unconditional = dataclasses.replace(config, classes=False)
+    unconditional = dataclasses.replace(config, classes=False, label_dropout=0.1)
     assert all(labels == () for _, _, labels in photographed(unconditional, images, 2))
 
 
@@ -386,44 +364,7 @@ def test_the_averages_decay_rises_to_its_limit():
     assert ema_decay(0.0, 500) == 0.0
 
 
-# -- configurations and checkpoints ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_round_trip(name):
-    config = TrainConfig.preset(name)
-    assert TrainConfig.from_json(config.to_json()) == config
-    assert Schedule.from_spec(config.schedule_spec()).T == config.T
-
-
-def test_presets_mirror_only_what_looks_the_same_in_a_mirror():
-    """Digits do not, and the shoes of Fashion-MNIST all point to the left."""
-    assert {name for name, config in PRESETS.items() if config.flip} == {"cifar10", "celeba"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"T": 0}, "T must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"seed": -1}, "seed must not be negative"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
-        ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
-        ({"lr": 0.0}, "lr must be positive"),
-        ({"channels": []}, "at least one resolution"),
-        ({"beta_start": 0.3, "beta_end": 0.1}, "β must rise"),
-        ({"learning_rate": 1.0}, "unknown key 'learning_rate'"),
-        ({"batchsize": 1}, "did you mean 'batch_size'"),
-    ],
-)
-def test_configuration_refusals(changes, message, refuses):
-    with refuses(message):
-        TrainConfig.from_json(changes)
-
-
-def test_preset_refusal(refuses):
-    with refuses("unknown preset 'mnits': did you mean 'mnist'"):
-        TrainConfig.preset("mnits")
+# -- checkpoints ------------------------------------------------------------------------------
 
 
 def test_what_is_not_a_checkpoint_is_refused(tmp_path, refuses):
@@ -477,13 +418,204 @@ def test_a_killed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     save_checkpoint(path, fresh(), CONFIG, {})
     content = path.read_bytes()
 
-    def killed(where, data):
-        with where.open("wb") as file:
-            file.write(data[: len(data) // 2])
+    def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_bytes", killed)
+    monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(path, fresh(seed=1), CONFIG, {})
     assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
+
+
+# -- networks of anybody's ------------------------------------------------------------------------
+
+PLAIN = dataclasses.replace(CONFIG, classes=False, dropout=0.0, flip=False)
+
+
+class Layer(nn.Module):
+    """One layer over pixels, and what becomes of its output."""
+
+    def __init__(self, pack: Callable[[Tensor], object] = lambda output: output) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.pack = nn.Conv2d(1, 1, 1), pack
+
+    def forward(self, x: Tensor, t: Tensor) -> object:
+        return self.pack(self.layer(x))
+
+
+def losses(net: nn.Module, config: TrainConfig = PLAIN, images: TensorData | None = None):
+    state = TrainState.start(net, config)
+    steps = fit(state, data() if images is None else images, SCHEDULE, config)
+    return [step.loss for step in steps]
+
+
+def test_answers_that_are_packed_train_like_those_that_are_not():
+    packed = (lambda y: (y, y + 1), lambda y: [y], lambda y: SimpleNamespace(sample=y))
+    assert len(losses(Layer())) == 6
+    for pack in packed:
+        assert losses(Layer(pack)) == losses(Layer())
+
+
+def test_a_network_that_changes_what_it_is_given_changes_a_copy():
+    class Careless(Layer):
+        def forward(self, x: Tensor, t: Tensor) -> object:
+            x.mul_(2).sub_(x)  # 0
+            return super().forward(x, t)
+
+    shown: list[Tensor] = []
+
+    def loss(network: Network, x0: Tensor, k: Tensor, noise: Tensor, schedule: Schedule) -> Tensor:
+        x = x0 + noise
+        before = x.clone()
+        output = network(x, k - 1)
+        shown.append(x - before)
+        return (output - x).square().flatten(1).mean(1)
+
+    state = TrainState.start(Careless(), PLAIN)
+    assert len([*fit(state, data(), SCHEDULE, PLAIN, loss=loss)]) == 6
+    assert not any(bool(difference.any()) for difference in shown)
+
+
+@pytest.mark.parametrize(
+    ("pack", "match"),
+    [
+        (lambda y: {"image": y}, "returned a dict, not a tensor"),
+        (lambda y: None, "returned a NoneType, not a tensor"),
+        (lambda y: y[:, :, :4], r"returned \(4, 1, 4, 8\) for \(4, 1, 8, 8\)"),
+        (lambda y: torch.cat([y, y], 1), r"returned \(4, 2, 8, 8\) for"),
+        (lambda y: y.detach(), "does not depend on what is trained"),
+    ],
+)
+def test_answers_that_cannot_be_trained(pack, match, refuses):
+    net = Layer(pack)
+    before = net.layer.weight.detach().clone()
+    with refuses(match):
+        losses(net)
+    assert torch.equal(net.layer.weight, before)
+
+
+def test_networks_that_fail_on_what_they_are_given(refuses):
+    class OfFloats(Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.time = nn.Linear(1, 1)
+
+        def forward(self, x: Tensor, t: Tensor) -> object:
+            return self.layer(x) + self.time(t[:, None])[:, :, None, None]
+
+    with refuses(
+        r"fails on a state of \(4, 1, 8, 8\) and torch.float32, with times of torch.int64"
+    ):
+        losses(OfFloats())
+    with refuses(r"fails on a state of \(4, 1, 8, 8\)"):
+        losses(nn.Linear(8, 8))  # takes no times
+    few = fresh(dataclasses.replace(CONFIG, label_dropout=0.0))
+    labels = TensorData(data().images, torch.full((10,), 17))
+    with refuses("and labels 17..17"):
+        next(fit(few, labels, SCHEDULE, dataclasses.replace(CONFIG, label_dropout=0.0)))
+
+
+def test_networks_in_which_there_is_nothing_to_train(refuses):
+    frozen = Layer().requires_grad_(False)
+    for net in (nn.Identity(), nn.Flatten(), frozen):
+        with refuses("there is nothing to train: the network has no parameter"):
+            TrainState.start(net, PLAIN)
+    with refuses("what is trained is a torch.nn.Module, not a function"):
+        TrainState.start(lambda x, t: x, PLAIN)  # pyright: ignore[reportArgumentType]
+    state = TrainState.start(Layer(), PLAIN)
+    state.net.requires_grad_(False)
+    with refuses("there is nothing to train"):
+        next(fit(state, data(), SCHEDULE, PLAIN))
+
+
+def test_a_part_of_a_network_may_be_frozen():
+    net = Layer()
+    net.layer.bias.requires_grad_(False)
+    bias, weight = net.layer.bias.clone(), net.layer.weight.detach().clone()
+    assert len(losses(net)) == 6
+    assert torch.equal(net.layer.bias, bias)
+    assert not torch.equal(net.layer.weight, weight)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_the_state_has_the_precision_of_the_weights(kind):
+    """Whatever the data have: a network of float64 and data of float32, and the other way round."""
+    for images in (data().images, data().images.double()):
+        assert all(map(math.isfinite, losses(Layer().to(kind), images=TensorData(images))))
+    assert losses(Layer(), images=TensorData(data().images.double())) == pytest.approx(
+        losses(Layer()), rel=1e-5
+    )
+
+
+def test_trap_a_network_that_is_drawn_from_between_steps_goes_on_with_dropout():
+    """To draw samples it is put into evaluation mode, in which dropout is off."""
+    undisturbed = [s.loss for s in fit(fresh(), data(), SCHEDULE, CONFIG, CLASSES)]
+    state, found = fresh(), []
+    for step in fit(state, data(), SCHEDULE, CONFIG, CLASSES):
+        found.append(step.loss)
+        state.net.eval()
+    assert found == undisturbed
+
+
+# -- what contradicts itself ----------------------------------------------------------------------
+
+
+def test_pixels_are_not_images(refuses):
+    pixels = torch.randint(0, 256, (9, 1, 8, 8), dtype=torch.uint8)
+    with refuses("images must be floating-point numbers in .*, not torch.uint8"):
+        losses(Layer(), images=TensorData(pixels))
+    with refuses(r"images are given as ddim.TensorData\(images\)"):
+        losses(Layer(), images=data().images)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_data_that_are_not_finite_are_named(value, refuses):
+    images = data().images.clone()
+    images[6, 0, 3, 3] = value
+    state = TrainState.start(Layer(), PLAIN)
+    with refuses("image 6 of the data has values not finite"):
+        for _ in fit(state, TensorData(images), SCHEDULE, PLAIN):
+            pass
+    assert bool(state.net.layer.weight.isfinite().all())
+
+
+def test_weights_that_are_not_finite_are_not_the_learning_rates_fault():
+    net = Layer()
+    with torch.no_grad():
+        net.layer.weight.fill_(math.nan)
+    with pytest.raises(RunError, match="not finite at step 1, before anything was learned"):
+        losses(net)
+
+
+@pytest.mark.parametrize(
+    ("changes", "schedule", "match"),
+    [
+        ({"T": 21}, None, "the configuration has T = 21 and the schedule 20"),
+        ({}, Schedule.linear(19, beta_end=0.3), "has T = 20 and the schedule 19"),
+        ({}, Schedule.cosine(20), "has beta_end = 0.3, and the schedule is another"),
+        ({"schedule": "cosine", "beta_end": 0.02}, None, "has schedule = cosine, and"),
+        (
+            {"zero_snr": True, "target": "v"},
+            None,
+            "has beta_end = 0.3, zero_snr = True, and the schedule is another",
+        ),
+        ({"beta_end": 0.02}, Schedule.flow(20), "α = 0 at node 20 of 20"),
+        ({"beta_end": 0.02}, Schedule.from_betas([0.1] * 19 + [1.0]), "α = 0 at node 20"),
+    ],
+)
+def test_a_configuration_of_another_schedule(changes, schedule, match, refuses):
+    config = dataclasses.replace(PLAIN, **changes)
+    net = Camera()
+    with refuses(match):
+        next(fit(TrainState.start(net, config), data(), schedule or SCHEDULE, config))
+    assert not net.shots
+
+
+def test_a_configuration_that_says_nothing_of_the_schedule_takes_any():
+    config = dataclasses.replace(PLAIN, beta_end=0.02)
+    for schedule in (Schedule.cosine(20), Schedule.from_betas([0.2] * 20)):
+        assert len([*fit(TrainState.start(Layer(), config), data(), schedule, config)]) == 6
+    config = dataclasses.replace(config, target="x0")
+    assert len([*fit(TrainState.start(Layer(), config), data(), Schedule.flow(20), config)]) == 6

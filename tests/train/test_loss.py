@@ -102,6 +102,26 @@ def test_weights_are_finite_at_zero_terminal_snr(target, weighting):
     assert (weights >= 0).all()
 
 
+@pytest.mark.parametrize("schedule", [ZERO_SNR, Schedule.flow(100)], ids=["vp", "flow"])
+@pytest.mark.parametrize("target", [Target.X0, Target.V, Target.FLOW])
+def test_trap_min_snr_trains_the_node_that_sampling_starts_from(target, schedule):
+    """min(SNR, γ) is 0 there; nodes with signal keep their weight."""
+    weights = loss_weights(schedule, target, "min-snr")
+    assert weights[-1] == 1
+    assert (weights[1:] > 0).all()
+    snr = schedule.snr[1:-1]
+    alpha, sigma = schedule.alpha[1:-1], schedule.sigma[1:-1]
+    p, q = target.coefficients(alpha, sigma)
+    expected = np.minimum(snr, 5) * (sigma / (alpha * q - sigma * p)) ** 2
+    np.testing.assert_allclose(weights[1:-1], expected, rtol=1e-12)
+
+
+def test_min_snr_is_never_nothing_in_the_precision_of_the_loss():
+    """α = 1e-30 is not 0, but its SNR is 0 in float32."""
+    schedule = Schedule.from_alpha_sigma([1, 0.5, 1e-30], [0, 0.75**0.5, 1])
+    assert loss_weights(schedule, Target.V, "min-snr")[-1] == 1
+
+
 def test_uniform_weights_are_ones_and_the_same_as_none():
     x0, noise, k = batch()
     weights = loss_weights(SCHEDULE, Target.V)
@@ -178,5 +198,7 @@ def test_refusals(refuses):
         diffusion_loss(lambda x, t: x, x0, k, noise[:, :1], SCHEDULE)
     with refuses(r"the network returned \(100, 1, 3\) for \(100, 2, 3\)"):
         diffusion_loss(lambda x, t: x[:, :1], x0, k, noise, SCHEDULE)
+    with refuses("images must be floating-point numbers in .*, not torch.uint8"):
+        diffusion_loss(lambda x, t: x, x0.to(torch.uint8), k, noise, SCHEDULE)
     with refuses("unknown target"):
         diffusion_loss(lambda x, t: x, x0, k, noise, SCHEDULE, "noise")

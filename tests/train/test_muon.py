@@ -116,3 +116,9 @@ def test_a_badly_scaled_problem():
             falling.step()
         losses[name] = loss.item()
     assert losses["muon"] < losses["adamw"] / 2
+
+
+def test_a_network_without_matrices_is_refused(refuses):
+    for net in (nn.Linear(8, 64), nn.Embedding(32, 32), nn.Linear(32, 32).requires_grad_(False)):
+        with refuses("muon is for weights of at least 16 x 16 .* use adamw"):
+            Muon(net, lr=1e-3)

@@ -6,13 +6,28 @@ The record is made of groups, by which ``ddim train --help`` is laid out.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ddim.base.errors import InputError, quoted, unknown
+import numpy as np
 
-__all__ = ["PRESETS", "Data", "Diffusion", "Network", "Optimisation", "Record", "TrainConfig"]
+from ddim.base.errors import InputError, quoted, unknown
+from ddim.base.records import check_fields, record
+from ddim.noise.schedule import Schedule
+
+__all__ = [
+    "PRESETS",
+    "Data",
+    "Diffusion",
+    "Network",
+    "Optimisation",
+    "Record",
+    "TrainConfig",
+    "check_signal",
+]
+
+_LONGEST = 1_000_000
+"""The most steps of a schedule, which is arrays of that many numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +40,10 @@ class Data:
     """Where named data sets lie or are downloaded to."""
     size: int | None = None
     """Images are resized and cropped to this (folders of images only)."""
+    image_channels: int | None = None
+    """Channels of images in a folder: 1 or 3; None for 1 where none has colours, else 3."""
+    skip_broken: bool = False
+    """Leave out image files that cannot be read, and say which: all are decoded first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +96,11 @@ class Diffusion:
     """Draw noise levels in mirrored pairs."""
     focus: tuple[int, ...] = ()
     """First and last node of a range that half of the noise levels are drawn from."""
+
+    @property
+    def has_beta(self) -> bool:
+        """Whether the first and last β are what the schedule is made of."""
+        return self.schedule in ("linear", "scaled-linear")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +163,19 @@ class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
 
     def __post_init__(self) -> None:
         for name in ("channels", "attention", "focus"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        self._check()
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        check_fields(self)
+        self._check_numbers()
+        self._check_use()
+        check_signal(Schedule.from_spec(self.schedule_spec()), self.target)
 
-    def _check(self) -> None:
+    def _check_numbers(self) -> None:
         for name in ("T", "images", "batch_size", "blocks", "groups", "save_every", "log_every"):
             if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("size", "head_dim", "threads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("warmup_images", "decay_images", "sample_every", "seed", "weight_decay"):
             if getattr(self, name) < 0:
@@ -152,28 +183,46 @@ class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
         for name in ("dropout", "label_dropout", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), not {getattr(self, name)}")
-        if not 0 < self.lr < float("inf"):
-            raise InputError(f"lr must be positive, not {self.lr}")
-        if not 0 < self.gamma < float("inf"):
-            raise InputError(f"gamma must be positive, not {self.gamma}")
-        if self.clip is not None and not self.clip > 0:
-            raise InputError(f"clip must be positive, or None, not {self.clip}")
+        for name in ("lr", "gamma", "clip"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                none = ", or None" if name == "clip" else ""
+                raise InputError(f"{name} must be positive{none}, not {getattr(self, name)}")
+        if self.seed >= 2**64:
+            raise InputError(f"seed must be from 0 to 2⁶⁴ - 1, not {self.seed}")
+        if self.T > _LONGEST:
+            raise InputError(f"T must be at most {_LONGEST:,}, not {self.T}")
         if not self.channels or min(self.channels) < 1:
-            raise InputError(f"channels must name at least one resolution: {self.channels}")
+            raise InputError(f"channels must name at least one resolution: {quoted(self.channels)}")
         if not 0 < self.beta_start <= self.beta_end <= 1:
             raise InputError(f"β must rise within (0, 1]: {self.beta_start} to {self.beta_end}")
-        if self.scaled and self.schedule != "linear":
-            raise InputError(f"scaled is for the linear schedule, not for {self.schedule}")
-        if self.zero_snr and self.target == "eps":
-            raise InputError(
-                "at zero terminal SNR ε says nothing about the image: give the target v or x0"
-            )
         if self.focus and not (
             len(self.focus) == 2 and 1 <= self.focus[0] <= self.focus[1] <= self.T
         ):
             raise InputError(
                 f"focus must be the first and last of nodes 1..{self.T}: {quoted(self.focus)}"
             )
+
+    def _check_use(self) -> None:
+        """Refuse what would have no effect beside the other options."""
+        beta = "linear and scaled-linear schedules"
+        for name, used, where in (
+            ("beta_start", self.has_beta, beta),
+            ("beta_end", self.has_beta, beta),
+            ("scaled", self.schedule == "linear", "the linear schedule"),
+            ("gamma", self.weighting == "min-snr", "the weighting min-snr"),
+            ("label_dropout", self.classes, "training with classes"),
+            ("focus", self.batch_size > 1, "batches of two or more, half of which it draws"),
+        ):
+            if not used and getattr(self, name) != _DEFAULTS[name]:
+                raise InputError(
+                    f"{name} is for {where}, and would have no effect here: leave it at "
+                    f"{_DEFAULTS[name]}"
+                )
+
+    def said_of_schedule(self) -> dict[str, Any]:
+        """What the configuration says of the schedule beside T: what is not left as it is."""
+        names = ("schedule", "beta_start", "beta_end", "scaled", "zero_snr")
+        return {n: getattr(self, n) for n in names if getattr(self, n) != _DEFAULTS[n]}
 
     @property
     def steps(self) -> int:
@@ -183,7 +232,7 @@ class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
     def schedule_spec(self) -> dict[str, Any]:
         """The schedule as :meth:`ddim.Schedule.from_spec` reads it."""
         spec: dict[str, Any] = {"kind": self.schedule, "T": self.T}
-        if self.schedule in ("linear", "scaled-linear"):
+        if self.has_beta:
             spec |= {"beta_start": self.beta_start, "beta_end": self.beta_end}
         if self.schedule == "linear":
             spec["scaled"] = self.scaled
@@ -199,15 +248,9 @@ class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
         """The inverse of :meth:`to_json`; fields that are absent keep their defaults.
 
         Raises:
-            InputError: an unknown field, with the nearest one offered.
+            InputError: an unknown field, with the nearest one offered, or a value that is none.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f": did you mean {near[0]!r}?" if near else ""
-                raise InputError(f"unknown key {quoted(key)} in the training configuration{hint}")
-        return cls(**values)
+        return record(cls, values)
 
     @classmethod
     def preset(cls, name: str) -> TrainConfig:
@@ -219,6 +262,26 @@ class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
         if name not in PRESETS:
             raise unknown("preset", name, PRESETS)
         return PRESETS[name]
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+
+
+def check_signal(schedule: Schedule, target: str) -> None:
+    """Refuse ε as the target where a node has no signal, whichever way the schedule came to that.
+
+    What is trained on is α·x0 + σ·ε in float32. Where α is 0 there, ε is the input, and the output
+    says nothing about the image.
+
+    Raises:
+        InputError: the first such node is named.
+    """
+    silent = np.flatnonzero(schedule.alpha.astype(np.float32) == 0)
+    if target == "eps" and len(silent):
+        raise InputError(
+            f"α = 0 at node {silent[0]} of {schedule.T} (zero SNR), where ε says nothing about the "
+            "image: give the target v or x0, or a schedule that keeps some signal"
+        )
 
 
 _MNIST = TrainConfig(

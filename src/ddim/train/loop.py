@@ -12,61 +12,26 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim.base.errors import InputError, RunError
+from ddim.base.errors import InputError, RunError, quoted
+from ddim.denoisers.network import tensor_of
 from ddim.denoisers.target import Target
 from ddim.noise.draws import derive
 from ddim.noise.schedule import Schedule
-from ddim.train.config import TrainConfig
-from ddim.train.loss import diffusion_loss, draw_nodes, loss_weights
+from ddim.train.batches import Batch, Stream, Trainable, check_labels, draw
+from ddim.train.config import TrainConfig, check_signal
+from ddim.train.loss import diffusion_loss, loss_weights
 from ddim.train.muon import Muon
 
-__all__ = ["TensorData", "TrainState", "TrainStep", "Trainable", "fit", "order"]
+__all__ = ["TrainState", "TrainStep", "fit"]
 
 Network = Callable[[Tensor, Tensor], Tensor]
 Loss = Callable[[Network, Tensor, Tensor, Tensor, Schedule], Tensor]
-
-
-class Trainable(Protocol):
-    """The images that training reads: as :class:`ddim.data.base.ImageData`, already in [-1, 1]."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Tensor) -> Tensor:
-        """Images at the indices, float32 in [-1, 1], shape (B, C, H, W)."""
-        ...
-
-    def labels(self, indices: Tensor) -> Tensor | None:
-        """Class indices, int64 of shape (B,), or None."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorData:
-    """Images that are already tensors.
-
-    Attributes:
-        images: float32 in [-1, 1], shape (N, C, H, W).
-        targets: class indices, int64 of shape (N,), or None.
-    """
-
-    images: Tensor
-    targets: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices: Tensor) -> Tensor:
-        """Images at the indices."""
-        return self.images[indices]
-
-    def labels(self, indices: Tensor) -> Tensor | None:
-        """Class indices at the indices, or None."""
-        return None if self.targets is None else self.targets[indices]
 
 
 @dataclasses.dataclass
@@ -80,14 +45,19 @@ class TrainState:
 
     @classmethod
     def start(cls, net: nn.Module, config: TrainConfig) -> TrainState:
-        """The state before the first step, for any network; it is trained in place."""
+        """The state before the first step, for any network; it is trained in place.
+
+        Raises:
+            InputError: there is nothing to train in it, or nothing that the optimizer is for.
+        """
+        device = _trained(net)[0].device
         average = copy.deepcopy(net).requires_grad_(False).eval()
         settings: dict[str, Any] = {
             "lr": config.lr,
             "betas": (0.9, 0.999),
             "eps": 1e-8,
             "weight_decay": config.weight_decay,
-            "fused": next(net.parameters()).device.type in ("cpu", "cuda"),
+            "fused": device.type in ("cpu", "cuda"),
         }
         if config.optimizer == "muon":
             return cls(net, average, Muon(net, **settings))
@@ -103,26 +73,6 @@ class TrainStep:
     loss: float
     grad_norm: float
     lr: float
-
-
-def order(seed: int, length: int, start: int, count: int) -> Tensor:
-    """Which images make up positions ``start .. start+count`` of an endless shuffled stream.
-
-    Every epoch is its own permutation of all images; batches run on across epochs, so that no
-    image is left out.
-
-    Returns:
-        int64 of shape (count,).
-    """
-    parts = []
-    while count > 0:
-        epoch, offset = divmod(start, length)
-        generator = torch.Generator().manual_seed(derive(seed, 0, epoch))
-        part = torch.randperm(length, generator=generator)[offset : offset + count]
-        parts.append(part)
-        start += len(part)
-        count -= len(part)
-    return torch.cat(parts)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -151,69 +101,72 @@ def fit(
     data: Trainable,
     schedule: Schedule,
     config: TrainConfig,
-    null_label: int = 0,
+    null_label: int | None = None,
     loss: Loss | None = None,
 ) -> Iterator[TrainStep]:
     """Train from ``state.step`` to ``config.steps``, yielding after each step.
 
     The caller decides what to log, when to save and when to stop; between two steps the state is
-    whole. ``state`` is changed in place.
+    whole. ``state`` is changed in place. Step n takes the images from n·batch_size on, so that a
+    state goes on with the batch size that it came with.
 
     Args:
         state: networks and optimizer, on the device to train on; ``net`` is called as
-            ``net(x, t)`` or, class-conditional, ``net(x, t, labels)``.
+            ``net(x, t)`` or, class-conditional, ``net(x, t, labels)``, with t = k - 1 and labels
+            int64. It is given a copy of the state; the first of a tuple and the ``.sample`` of an
+            object are taken for its answer.
         data: the images.
-        schedule: the noise schedule.
-        config: batch size, learning rate, target, seed and so on.
-        null_label: the label that stands for 'no class', where ``config.classes``.
+        schedule: the noise schedule, as long as ``config.T`` and, where the configuration says
+            more about it, that one.
+        config: batch size, learning rate, target, seed and so on. The optimizer and what it is
+            made with are those of ``state``; devices, threads, files and the network are not
+            looked at.
+        null_label: the label that stands for 'no class', where ``config.classes`` and labels are
+            dropped; none of the data's.
         loss: called as ``loss(network, x0, k, noise, schedule)`` with what
             :func:`~ddim.train.loss.diffusion_loss` takes; returns each image's loss, shape (B,).
             None for that loss itself, with the target and the weighting of ``config``, which no
             other loss looks at.
 
     Raises:
-        InputError: no images, or classes asked for and no labels.
+        InputError: data, labels, a schedule or a network that cannot be trained with as given.
         RunError: the loss is no longer finite.
     """
-    if len(data) == 0:
-        raise InputError("there are no images to train on")
+    _check(data, schedule, config)
+    check_labels(data, config, null_label)
     if loss is None:
+        check_signal(schedule, config.target)
         target = Target.named(config.target)
         weights = loss_weights(schedule, target, config.weighting, config.gamma)
         loss = functools.partial(diffusion_loss, target=target, weights=weights)
-    device = next(state.net.parameters()).device
-    parameters = [p for p in state.net.parameters() if p.requires_grad]
+    parameters = _trained(state.net)
+    device = parameters[0].device
     pairs = zip(state.ema.state_dict().values(), state.net.state_dict().values(), strict=True)
     # A weight that has several names is averaged once.
     averaged = list({average.data_ptr(): (average, new) for average, new in pairs}.values())
-    state.net.train()
-    stream = _Stream(config.seed, len(data))
+    stream = Stream(config.seed, len(data))
 
     while state.step < config.steps:
+        if not state.net.training:  # at first, and where the caller has drawn from it
+            state.net.train()
         n = state.step
         indices = stream.take(n * config.batch_size, config.batch_size)
-        batch = _draw(data, indices, n, schedule, config, null_label, device)
+        batch = draw(data, indices, n, schedule, config, null_label, device)
         lr = learning_rate(config, n)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-
-        def network(x: Tensor, t: Tensor, labels: tuple[Tensor, ...] = batch.labels) -> Tensor:
-            with torch.autocast(
-                device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"
-            ):
-                return state.net(x, t, *labels)
-
+        network = functools.partial(_ask, state.net, batch.labels, config.precision)
         # The network's own randomness, such as dropout, comes from torch's global generators.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(derive(config.seed, 2, n))
             mean = loss(network, batch.images, batch.k, batch.noise, schedule).mean()
+            if not mean.requires_grad:
+                raise InputError("the network's output does not depend on what is trained of it")
             mean.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
         value = mean.item()
         if not (math.isfinite(value) and math.isfinite(norm.item())):
-            raise RunError(
-                f"the loss is no longer finite at step {n + 1}: try a lower lr or a longer warm-up"
-            )
+            raise _not_finite(batch, indices, n)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         _average(averaged, ema_decay(config.ema, n))
@@ -221,62 +174,76 @@ def fit(
         yield TrainStep(n + 1, value, norm.item(), lr)
 
 
-class _Stream:
-    """:func:`order` with the current epoch kept."""
-
-    def __init__(self, seed: int, length: int) -> None:
-        self.seed, self.length = seed, length
-        self.epoch, self.shuffled = -1, torch.empty(0, dtype=torch.long)
-
-    def take(self, start: int, count: int) -> Tensor:
-        epoch, offset = divmod(start, self.length)
-        if offset + count > self.length:
-            return order(self.seed, self.length, start, count)
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.shuffled = order(self.seed, self.length, epoch * self.length, self.length)
-        return self.shuffled[offset : offset + count]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-    images: Tensor
-    k: Tensor
-    noise: Tensor
-    labels: tuple[Tensor, ...]
+def _check(data: Trainable, schedule: Schedule, config: TrainConfig) -> None:
+    """Refuse data that is none, and a schedule that is not the configuration's."""
+    if isinstance(data, Tensor | np.ndarray):
+        raise InputError("images are given as ddim.TensorData(images), with their labels if any")
+    if len(data) == 0:
+        raise InputError("there are no images to train on")
+    if schedule.T != config.T:
+        raise InputError(
+            f"the configuration has T = {config.T} and the schedule {schedule.T}: give both one T"
+        )
+    said, own = config.said_of_schedule(), Schedule.from_spec(config.schedule_spec())
+    levels = np.stack([own.alpha, own.sigma]), np.stack([schedule.alpha, schedule.sigma])
+    if said and not np.allclose(*levels, rtol=1e-6, atol=0):
+        values = ", ".join(f"{name} = {value}" for name, value in said.items())
+        raise InputError(
+            f"the configuration has {values}, and the schedule is another: make it by "
+            "Schedule.from_spec(config.schedule_spec()), or leave these at their defaults"
+        )
 
 
-def _draw(
-    data: Trainable,
-    indices: Tensor,
-    n: int,
-    schedule: Schedule,
-    config: TrainConfig,
-    null_label: int,
-    device: torch.device,
-) -> _Batch:
-    """Everything random about step n, but for the network's own dropout."""
-    # What is small is drawn on the CPU, the noise where it is used.
-    generator = torch.Generator().manual_seed(derive(config.seed, 1, n))
-    images = data.batch(indices)
-    k = draw_nodes(
-        len(images), schedule.T, generator, antithetic=config.antithetic, focus=config.focus
+def _trained(net: nn.Module) -> list[nn.Parameter]:
+    """The parameters that gradients are asked for.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not isinstance(net, nn.Module):
+        raise InputError(f"what is trained is a torch.nn.Module, not a {type(net).__name__}")
+    found = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    if not found:
+        raise InputError("there is nothing to train: the network has no parameter with a gradient")
+    return found
+
+
+def _ask(
+    net: nn.Module, labels: tuple[Tensor, ...], precision: str, x: Tensor, t: Tensor
+) -> Tensor:
+    """What a network of anybody's says to a state, which it may change: it is given a copy."""
+    if x.is_floating_point():
+        dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), x.dtype)
+        x = x.to(dtype)
+    half = torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    try:
+        with half:
+            output = net(x.clone(), t, *labels)
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, IndexError) as error:
+        also = f" and labels {int(labels[0].min())}..{int(labels[0].max())}" if labels else ""
+        raise InputError(
+            f"the network fails on a state of {tuple(x.shape)} and {x.dtype}, with times of "
+            f"{t.dtype}{also}: {quoted(str(error))}"
+        ) from error
+    return tensor_of(output)
+
+
+def _not_finite(batch: Batch, indices: Tensor, n: int) -> InputError | RunError:
+    """Why the loss of step n (from 0) is no number: the data, the network, or the learning."""
+    if batch.images.is_floating_point():
+        bad = ~batch.images.flatten(1).isfinite().all(1).cpu()
+        if bool(bad.any()):
+            return InputError(f"image {int(indices[bad][0])} of the data has values not finite")
+    if n == 0:
+        return RunError(
+            "the loss is not finite at step 1, before anything was learned: the network's weights "
+            "or what it makes of them are not"
+        )
+    return RunError(
+        f"the loss is no longer finite at step {n + 1}: try a lower lr or a longer warm-up"
     )
-    if config.flip:
-        mirrored = torch.rand(len(images), generator=generator) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-    labels: tuple[Tensor, ...] = ()
-    if config.classes:
-        given = data.labels(indices)
-        if given is None:
-            raise InputError("training with classes needs data with labels")
-        dropped = torch.rand(len(images), generator=generator) < config.label_dropout
-        labels = (torch.where(dropped, null_label, given).to(device),)
-    if device.type != "cpu":
-        generator = torch.Generator(device).manual_seed(derive(config.seed, 1, n))
-    images = images.to(device, non_blocking=True)
-    noise = torch.randn(images.shape, generator=generator, device=device)
-    return _Batch(images, k.to(device), noise, labels)
 
 
 @torch.no_grad()

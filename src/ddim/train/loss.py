@@ -25,7 +25,8 @@ def loss_weights(
     ``uniform`` weighs the error of the target itself, Ho et al.'s simple loss for ε. ``min-snr``
     weighs the error of x0 by min(SNR, γ), whatever the target (Hang et al. 2023, section 3.4,
     https://arxiv.org/abs/2303.09556): min(SNR, γ)/SNR for ε, min(SNR, γ) for x0,
-    min(SNR, γ)/(SNR + 1) for v.
+    min(SNR, γ)/(SNR + 1) for v. Where no signal is left that is 0, and the node that sampling
+    starts from would never be trained: its weight is 1, as by ``uniform``.
 
     Returns:
         float64 of shape (T+1,); entry 0, where nothing is trained, is 0.
@@ -51,7 +52,8 @@ def loss_weights(
         np.broadcast_to(np.asarray(c, float), snr.shape) for c in target.coefficients(alpha, sigma)
     )
     # At fixed x: output error = (αq - σp)/(-σ) · x0 error.
-    weights[1:] = np.minimum(snr, gamma) * (sigma / (alpha * q - sigma * p)) ** 2
+    found = np.minimum(snr, gamma) * (sigma / (alpha * q - sigma * p)) ** 2
+    weights[1:] = np.where(found.astype(np.float32) == 0, 1.0, found)  # the loss is in float32
     return weights
 
 
@@ -112,7 +114,15 @@ def diffusion_loss(
 
     Returns:
         The loss of each image, shape (N,), float32 at least.
+
+    Raises:
+        InputError: images of whole numbers, or shapes that do not fit together.
     """
+    if not x0.is_floating_point():
+        raise InputError(
+            f"images must be floating-point numbers in [-1, 1], not {x0.dtype}: pixels are "
+            "pixels/127.5 - 1"
+        )
     if x0.shape != noise.shape or k.shape != x0.shape[:1]:
         raise InputError(
             f"images {tuple(x0.shape)}, noise {tuple(noise.shape)} and nodes {tuple(k.shape)} "

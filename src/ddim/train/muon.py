@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddim.base.errors import InputError
+
 __all__ = ["Muon", "orthogonalised"]
 
 NARROWEST = 16
@@ -55,10 +57,18 @@ class Muon(torch.optim.AdamW):
         net: the network.
         lr: learning rate of both.
         settings: AdamW's others; ``weight_decay`` is Muon's too.
+
+    Raises:
+        InputError: a network without such weights, for which it would be AdamW by another name.
     """
 
     def __init__(self, net: nn.Module, lr: float, **settings: Any) -> None:
-        matrices = {id(p) for p in _matrices(net)}
+        matrices = {id(p) for p in _matrices(net) if p.requires_grad}
+        if not matrices:
+            raise InputError(
+                f"muon is for weights of at least {NARROWEST} x {NARROWEST} in linear and "
+                "convolutional layers, of which this network trains none: use adamw"
+            )
         parameters = list(net.parameters())
         groups = [
             {"params": [p for p in parameters if (id(p) in matrices) == kind], "matrices": kind}

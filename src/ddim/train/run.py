@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import shutil
-import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddim.base.device import pick_device, set_threads
 from ddim.base.errors import InputError, RunError
-from ddim.base.files import locked, read_json, write_bytes
-from ddim.checkpoints.diffusers import FACTS
+from ddim.base.files import locked
+from ddim.base.records import checked, in_file
 from ddim.checkpoints.record import Facts
 from ddim.checkpoints.training import read_training
 from ddim.data import pixels as images
@@ -29,17 +26,16 @@ from ddim.model.model import Model
 from ddim.model.opening import load
 from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
-from ddim.train.checkpoint import load_checkpoint, save_checkpoint, saved_config
+from ddim.train.checkpoint import check_resumed, load_checkpoint, save_checkpoint, saved_config
 from ddim.train.config import TrainConfig
 from ddim.train.loop import TrainState, TrainStep, fit
+from ddim.train.metrics import METRICS, TENSORBOARD, Metrics
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-__all__ = ["CHECKPOINT", "Run", "unet_config"]
+__all__ = ["CHECKPOINT", "RECORD", "Run", "unet_config"]
 
 CHECKPOINT = "checkpoint.safetensors"
-METRICS = "metrics.jsonl"
+RECORD = "run.toml"
+"""The command's options, which it writes as soon as there is a run."""
 
 
 class _Scaled:
@@ -67,7 +63,8 @@ def unet_config(
     The label after the last class stands for 'none'.
 
     Raises:
-        InputError: images that are not square or cannot be halved often enough.
+        InputError: images that are not square or cannot be halved often enough, or attention at a
+            resolution that there is none of.
     """
     channels, height, width = shape
     factor = 2 ** (len(config.channels) - 1)
@@ -76,7 +73,13 @@ def unet_config(
             f"images of {height}×{width} cannot pass through {len(config.channels)} resolutions: "
             f"they must be square and divisible by {factor}"
         )
-    attends = [height // 2**i in config.attention for i in range(len(config.channels))]
+    sizes = [height // 2**i for i in range(len(config.channels))]
+    if not set(config.attention) <= set(sizes):
+        raise InputError(
+            f"attention is at one of the resolutions {', '.join(map(str, sizes))}, not at "
+            f"{', '.join(map(str, config.attention))}"
+        )
+    attends = [size in config.attention for size in sizes]
     down = tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends)
     up = tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends))
     try:
@@ -111,11 +114,12 @@ class Run:
     Args:
         config: the run.
         output: its folder; made if need be.
-        resume: go on from the folder's checkpoint, if it has one.
+        resume: go on from the folder's checkpoint; a run without one, since it was killed before
+            the first, begins again.
 
     Raises:
-        InputError: bad data, a network that does not fit it, a checkpoint of another run, a folder
-            that another run is writing.
+        InputError: bad data, a network that does not fit it, a checkpoint that is damaged or of
+            another run, a folder that another run is writing.
     """
 
     def __init__(self, config: TrainConfig, output: Path, *, resume: bool = False) -> None:
@@ -124,46 +128,57 @@ class Run:
         set_threads(config.threads)
         self.device = pick_device(config.device)
         root = Path(config.data_root) if config.data_root else None
-        self.data = load_data(config.data, size=config.size, root=root)
+        self.data = load_data(
+            config.data,
+            size=config.size,
+            channels=config.image_channels,
+            root=root,
+            skip_broken=config.skip_broken,
+        )
         if config.classes and self.data.classes is None:
             raise InputError(f"{config.data} has no labels, which a class-conditional model needs")
         self.schedule = Schedule.from_spec(config.schedule_spec())
         classes = self.data.classes if config.classes else None
         self.unet = unet_config(config, self.data.shape, classes)
-        self.null_label = classes or 0
+        # Without dropped labels the network never sees the label that stands for none.
+        self.null_label = classes if config.label_dropout else None
         self.origin: dict[str, str] | None = None
         checkpoint = self.output / CHECKPOINT
-        resumed = resume and checkpoint.exists()
+        self._resumed = resumed = resume and checkpoint.exists()
         self.state = self._fresh_state(None if resumed else config.init)
-        self._interval = [0.0, 0.0]
-        self.loss = float("nan")
-        self._saved: TrainConfig | None = None
-        board = _board_class() if config.tensorboard else None
+        self.metrics = Metrics(self.output, config)
         # A new run can be refused for one reason only from here on: that its folder is locked.
-        self.output.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(locked(self.output))
+            stack.enter_context(locked(self.output, folder=True))
             if resumed:
                 self._load(checkpoint)
             else:
-                checkpoint.unlink(missing_ok=True)
-                for name in ("samples", "tensorboard"):
-                    shutil.rmtree(self.output / name, ignore_errors=True)
-            self._truncate_metrics()
+                self._clear()
+            self.metrics.begin(self.state.step)
             self._lock = stack.pop_all()
-        seen = self.state.step * config.batch_size
-        self._board = board and board(str(self.output / "tensorboard"), purge_step=seen + 1)
+
+    def _clear(self) -> None:
+        """Remove an older run, its checkpoint last: until then it can be resumed."""
+        for name in ("model", "samples", TENSORBOARD):
+            shutil.rmtree(self.output / name, ignore_errors=True)
+        for name in (METRICS, RECORD, CHECKPOINT):
+            (self.output / name).unlink(missing_ok=True)
 
     def _load(self, checkpoint: Path) -> None:
         """Take the state of a checkpoint, if it is one of this run."""
         saved = read_training(checkpoint)
-        before, now = saved.facts["data"]["sha256"], self.data.checksums
-        if sorted(before.values()) != sorted(now.values()):
+        check_resumed(saved_config(saved), self.config)
+        with in_file(f"{checkpoint}: its header is damaged"):
+            data = checked("data", saved.facts.get("data"), Mapping[str, Any])
+            before = checked("sha256", data.get("sha256"), Mapping[str, str])
+            self.origin = checked("init", saved.facts.get("init"), Mapping[str, str] | None)
+            interval = checked("interval", saved.facts.get("interval"), list[float])
+            if len(interval) != 2:
+                raise InputError(f"interval has {len(interval)} numbers")
+        if sorted(before.values()) != sorted(self.data.checksums.values()):
             raise InputError(f"{self.config.data} is not the data that the run was begun with")
         load_checkpoint(saved, self.state)
-        self._saved = saved_config(saved)
-        self.origin = saved.facts.get("init")
-        self._interval = list(saved.facts["interval"])
+        self.metrics.interval = interval
 
     def _fresh_state(self, init: str | None) -> TrainState:
         with torch.random.fork_rng([]):
@@ -213,55 +228,39 @@ class Run:
             yield from self._steps()
 
     def _steps(self) -> Generator[TrainStep, None, None]:
-        config = self.config
-        data = _Scaled(self.data)
-        if self._saved is not None:
-            self._catch_up(self._saved)
+        config, metrics = self.config, self.metrics
+        if self._resumed:
+            with metrics.aside():
+                self._catch_up()
         saved = self.state.step
-        clock = time.perf_counter()
-        clock_step, aside = saved, 0.0
+        steps = fit(self.state, _Scaled(self.data), self.schedule, config, self.null_label)
         try:
-            for step in fit(self.state, data, self.schedule, config, self.null_label):
-                self._interval[0] += step.loss
-                self._interval[1] += 1
-                self.loss = step.loss if math.isnan(self.loss) else self.loss
-                self.loss += 0.02 * (step.loss - self.loss)  # for people: it jumps less
-                last = step.step == config.steps
-                if step.step % config.log_every == 0 or last:
-                    now = time.perf_counter()
-                    rate = (step.step - clock_step) * config.batch_size / (now - clock - aside)
-                    clock, clock_step, aside = now, step.step, 0.0
-                    self._log(step, rate)
-                begun = time.perf_counter()
-                if last or self._crosses(step.step, config.save_every):
-                    self.save()
-                    saved = step.step
-                if self._due(step.step):
-                    self._draw()
-                aside += time.perf_counter() - begun  # which is no training
+            for step in steps:
+                metrics.add(step)
+                with metrics.aside():
+                    if step.step == config.steps or self._crosses(step.step, config.save_every):
+                        self.save()
+                        saved = step.step
+                    if self._due(step.step):
+                        self._draw()
                 yield step
         except (KeyboardInterrupt, RunError):
             # In the middle of a step, perhaps, or diverged: only what was saved before is good.
             saved = self.state.step
             raise
         finally:
-            if self._board is not None:
-                self._board.flush()
+            metrics.flush()
             if self.state.step != saved:
                 self.save()
 
-    def _catch_up(self, saved: TrainConfig) -> None:
+    def _catch_up(self) -> None:
         """Write what a kill after the last checkpoint has kept from being written.
 
         That is the model folder and the grid of its step, and a configuration of this call that no
         checkpoint knows yet.
         """
-        step = self.state.step
-        facts = self.output / "model" / FACTS
-        seen = read_json(facts).get("images_seen") if facts.exists() else None
-        if saved != self.config or seen != step * self.config.batch_size:
-            self.save()
-        if self._due(step) and not self._grid(step).exists():
+        self.save()
+        if self._due(self.state.step) and not self._grid(self.state.step).exists():
             self._draw()
 
     def _due(self, step: int) -> bool:
@@ -287,7 +286,7 @@ class Run:
             "schedule": dict(self.schedule.spec),
             "target": self.config.target,
             "classes": self.data.classes if self.config.classes else None,
-            "interval": self._interval,
+            "interval": self.metrics.interval,
         }
         save_checkpoint(self.output / CHECKPOINT, self.state, self.config, facts)
         self.model().save(self.output / "model")
@@ -301,8 +300,7 @@ class Run:
             Target.named(self.config.target),
             self.data.shape,
             classes=classes,
-            # Without dropped labels the network has never seen the label that stands for none.
-            null_label=classes if self.config.label_dropout else None,
+            null_label=self.null_label,
             name=self.output.resolve().name,
             facts=Facts.of(self.facts),
         )
@@ -311,46 +309,4 @@ class Run:
         """A grid of samples by the averaged weights, always from the same latents."""
         drawn = sample(self.model(), 64, steps=min(50, self.schedule.T), clip=True)
         images.save_image(self._grid(self.state.step), drawn)
-        if self._board is not None:
-            seen = self.state.step * self.config.batch_size
-            self._board.add_image("samples", images.grid(drawn), seen)
-
-    def _log(self, step: TrainStep, rate: float) -> None:
-        line = {
-            "step": step.step,
-            "images": step.step * self.config.batch_size,
-            "loss": self._interval[0] / self._interval[1],
-            "grad_norm": step.grad_norm,
-            "lr": step.lr,
-            "images_per_s": round(rate, 1),
-        }
-        self._interval = [0.0, 0.0]
-        with (self.output / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if self._board is not None:
-            for name in ("loss", "grad_norm", "lr", "images_per_s"):
-                self._board.add_scalar(name, line[name], line["images"])
-
-    def _truncate_metrics(self) -> None:
-        """Drop the lines that a killed run wrote after its last checkpoint: they come again."""
-        path = self.output / METRICS
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                step = json.loads(line)["step"]
-            except (json.JSONDecodeError, KeyError):
-                break  # the line that the kill cut off
-            if step > self.state.step:
-                break
-            kept.append(line + "\n")
-        write_bytes(path, "".join(kept).encode())
-
-
-def _board_class() -> type[SummaryWriter]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard needs it: pip install 'ddim[tensorboard]'") from None
-    return SummaryWriter
+        self.metrics.picture(images.grid(drawn), self.state.step * self.config.batch_size)
