@@ -17,7 +17,7 @@ slow: .venv/test-installed
 	$(BIN)/pytest -n auto -m slow
 
 .venv/demo-installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e . -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[all]' -c constraints.txt
 	touch $@
 
 .venv/test-installed: pyproject.toml constraints.txt | $(BIN)/python

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddim.calibration.search import endpoint_errors, most_work, search_sampler
+from ddim.calibration.search import PLAIN, endpoint_errors, most_work, search_sampler
 from ddim.calibration.trajectory import fit_weights, follow, shortest_path
 from ddim.denoisers.exact import Mixture
 from ddim.denoisers.prediction import Prediction
@@ -44,11 +44,11 @@ def test_a_calibrated_sampler_is_nearer_to_the_solution(teachers, calls):
     assert found.counts == (32, 32, 32)
     # The figures are those of the latents to report on, measured again.
     plain = Sampler(nodes=uniform(SCHEDULE, calls))
-    for name, sampler in (("calibrated", found.sampler), ("uniform", plain)):
+    for name, sampler in (("calibrated", found.sampler), ("ddim", plain)):
         errors = endpoint_errors(teachers[2], sampler.tableau(SCHEDULE))
         assert found.errors[name] == pytest.approx((np.median(errors), errors.mean()))
-    assert found.errors["calibrated"][0] < 0.5 * found.errors["uniform"][0]
-    best = min(found.errors[name][0] for name in ("quadratic", "log-snr", "dynamic programming"))
+    assert found.errors["calibrated"][0] < 0.5 * found.errors["ddim"][0]
+    best = min(found.errors[name][0] for name in (*PLAIN, "dynamic programming"))
     assert found.errors["calibrated"][0] < best
     assert set(done) == {"families", "methods", "moves", "weights", "measuring"}
     most = most_work(calls, found.counts, 8, moves=60)
@@ -137,7 +137,7 @@ def test_other_schedules(schedule):
     """Pure noise at the first node has no ρ; neither search nor fit may divide by it."""
     teachers = [follow(schedule, latents(seed, 8)) for seed in (1, 2, 3)]
     found = search_sampler(4, *teachers, moves=20)
-    assert found.errors["calibrated"][0] <= found.errors["uniform"][0]
+    assert found.errors["calibrated"][0] <= found.errors["ddim"][0]
     assert found.sampler.place(schedule)[-1] == 0
 
 

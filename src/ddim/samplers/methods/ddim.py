@@ -69,7 +69,9 @@ def posterior_std(source: Level, target: Level) -> float:
 
 
 def noising_std(source: Level, target: Level) -> float:
-    """Standard deviation of the noising step s→t, √(σ_t² - (α_t/α_s)²σ_s²): √β for one step."""
+    """Standard deviation of the noising step s→t, √(σ_t² - (α_t/α_s)²σ_s²).
+
+    Variance-preserving, it is √(1 - ᾱ_t/ᾱ_s): √β for one step."""
     carried = source.alpha / target.alpha * target.sigma
     return math.sqrt(max(0.0, (source.sigma - carried) * (source.sigma + carried)))
 
