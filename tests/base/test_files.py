@@ -192,6 +192,83 @@ def test_a_lock_within_one_process(tmp_path, refuses):
     assert not list(tmp_path.iterdir())
 
 
+WRITER = """
+import os, sys
+from pathlib import Path
+from ddim.base.files import replacing
+for path in sys.argv[2:]:
+    context = replacing(Path(path))
+    context.__enter__().write_bytes(b"half")
+    globals()[path] = context  # or it ends
+print("writing", flush=True)
+if sys.argv[1] == "killed":
+    os.kill(os.getpid(), 9)
+sys.stdin.read()
+"""
+
+
+def writing(how: str, *paths: Path) -> subprocess.Popen[str]:
+    """Another process that is in the middle of writing files, or was killed there."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, how, *map(str, paths)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_trap_what_a_kill_leaves_is_swept_by_the_next_writer(tmp_path):
+    """Of a file those beside it, and its record's; of a folder all that belong to it."""
+    folder = tmp_path / "run"
+    inside = [folder / "a.png", folder / "model" / "unet" / "w.safetensors", folder / "run.toml"]
+    outside = [tmp_path / "b.npz", tmp_path / "b.npz.run.toml"]
+    with writing("killed", *inside, *outside) as other:
+        other.communicate()
+    assert len(everything(tmp_path)) == 5
+    mine = [".hidden.png", ".a.png.bak", ".b.npz.x.npz", ".c.npz.abcd1234.npz", "b.npz.old"]
+    for name in mine:
+        (tmp_path / name).write_bytes(b"mine")
+    with locked(tmp_path / "b.npz"):
+        assert len(everything(tmp_path)) == 3 + len(mine) + 1
+    with locked(folder):
+        pass
+    assert everything(tmp_path) == sorted(mine)
+
+
+def test_trap_what_another_process_is_writing_stays(tmp_path):
+    paths = tmp_path / "run" / "a.png", tmp_path / "b.npz"
+    with writing("on", *paths) as other:
+        before = everything(tmp_path)
+        assert len(before) == 2
+        for path in (tmp_path / "run", tmp_path / "b.npz"):
+            with locked(path):
+                pass
+        assert everything(tmp_path) == before
+        with replacing(paths[0]) as temporary, locked(tmp_path / "run"):  # nor what this one is
+            assert temporary.exists()
+        other.kill()
+        other.communicate()
+
+
+def test_a_folder_that_stays_empty_is_not_left(tmp_path):
+    path = tmp_path / "new" / "er"
+    with locked(path, folder=True):
+        assert [p.name for p in path.iterdir()] == [".lock"]
+    with locked(path / "x.png"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with locked(path, folder=True):
+        (path / "x.png").write_bytes(b"")
+    assert everything(tmp_path) == ["new/er/x.png"]
+
+
 COUNTER = """
 import sys
 from pathlib import Path

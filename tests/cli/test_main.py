@@ -7,15 +7,18 @@ import os
 import re
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 
 import ddim.cli.sample
 from ddim import __version__
 from ddim.base.errors import RunError
+from ddim.base.files import locked
 from ddim.cli.main import GROUPS, VERBS
 from ddim.cli.options import declared, parse
 
@@ -194,6 +197,93 @@ def test_trap_a_failure_is_one_line_and_status_1(fails, monkeypatch, error, line
 def test_interruption_is_status_130(fails, monkeypatch):
     raise_in_sample(monkeypatch, KeyboardInterrupt())
     fails(130, "interrupted", "sample")
+
+
+VERBS_THAT_WRITE = {
+    "sample": ("--output", "out"),
+    "decode": ("--output", "out"),
+    "evaluate": ("--output", "out"),
+    "reconstruct": ("--output", "out"),
+    "convert": ("mnist", "out"),
+    "compare": ("--output", "x.png"),
+    "demo": ("--output", "x.png"),
+    "interpolate": ("--output", "x.webp"),
+    "encode": ("--output", "x.safetensors"),
+    "inspect": ("--output", "x.png"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS_THAT_WRITE)
+def test_a_second_writer_is_refused_by_name(fails, monkeypatch, tmp_path, verb):
+    """And the first, when it fails, leaves neither its lock nor a folder that it made for it."""
+    words = VERBS_THAT_WRITE[verb]
+
+    def first(argv: object) -> int:
+        del argv
+        match = f"^ddim {verb}: {words[-1]} is being written by another process: wait"
+        for more in ((), ("--force",)):
+            fails(2, match, verb, *words, *more)
+        raise RunError("the disk is on fire")
+
+    module = importlib.import_module(f"ddim.cli.{verb}")
+    monkeypatch.setattr(module, "main", first)
+    fails(1, "on fire", verb, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saying_what_there_is_to_do_needs_no_lock(ddim, monkeypatch, tmp_path):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("ddim.cli.evaluate.main", lambda argv: 0)
+    with locked(tmp_path / "out"):
+        assert ddim("evaluate", "--output", "out", "--dry-run").status == 0
+        assert ddim("evaluate", "--output", "out").status == 2
+
+
+@pytest.mark.parametrize("verb", [*VERBS_THAT_WRITE, "train", "calibrate", "checks"])
+def test_sigterm_is_ctrl_c_with_a_status_of_its_own(fails, monkeypatch, verb):
+    def stopped(argv: object) -> int:
+        del argv
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:  # as code sees it that tidies up
+            raise
+        return 0
+
+    monkeypatch.setattr(importlib.import_module(f"ddim.cli.{verb}"), "main", stopped)
+    before = signal.getsignal(signal.SIGTERM)
+    fails(143, "terminated", verb, *VERBS_THAT_WRITE.get(verb, ()))
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_that_is_ignored_stays_so(ddim, monkeypatch):
+    def stopped(argv: object) -> int:
+        del argv
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr(importlib.import_module("ddim.cli.sample"), "main", stopped)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert ddim("sample").status == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_help_and_readme_say_the_exit_statuses(ddim):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for text in (ddim("--help").out, readme):
+        plain = " ".join(text.split())
+        assert (
+            "0 done, 1 failure, 2 wrong usage or bad input, 130 interrupted (Ctrl-C), 143 "
+            "terminated (SIGTERM)"
+        ) in plain
+
+
+@pytest.mark.parametrize("verb", ["sample", "decode"])
+@pytest.mark.parametrize("output", ["out", "x.npz"])
+def test_columns_are_refused_where_there_is_no_grid(fails, tmp_path, verb, output):
+    fails(2, f"--columns is for a grid .*, not {output}$", verb, "--columns", 3, "--output", output)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_debug_shows_where_and_keeps_the_status(ddim, monkeypatch):

@@ -178,7 +178,7 @@ sys.exit(main(sys.argv[1:]))
     [
         ("killed", -signal.SIGKILL, 5),
         ("killed while saving", -signal.SIGKILL, 5),
-        ("terminated", 130, 8),
+        ("terminated", 143, 8),
     ],
 )
 def test_trap_a_process_that_was_killed_resumes_to_the_same_bits(
@@ -268,7 +268,7 @@ def test_interrupted_with_json(ddim, monkeypatch):
 
     monkeypatch.setattr(Run, "_log", log)
     answer = ddim(*DIGITS, "--json")
-    assert answer.status == 130
+    assert answer.status == 143
     found = json.loads(answer.out)
     assert (found["finished"], found["steps"], found["images"]) == (False, 2, 16)
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ddim.base.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, which removes no file that a process has open
+    fcntl = None
 
 __all__ = [
     "check_writable",
@@ -22,12 +29,17 @@ __all__ = [
     "write_json",
 ]
 
+_TEMPORARY = re.compile(r"\..*(\.[^.]+)\.[a-z0-9_]{8}\1")
+_DEPTH = 2
+"""How many folders down an output's own files are: cells/NAME of a sweep, model/unet of a run."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed onto it at the end; removed if anything fails.
 
-    The folder is made if need be. The suffix stays, for writers that go by it.
+    The folder is made if need be. The suffix stays, for writers that go by it. What a killed
+    process leaves is removed by whoever takes the output's lock next, :func:`locked`.
 
     Raises:
         OSError: whatever failed; it names ``path`` where the system named no file, as for a full
@@ -35,13 +47,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    handle, temporary = _temporary(path)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        os.fsync(handle)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -51,6 +60,46 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _temporary(path: Path) -> tuple[int, Path]:
+    """An empty file beside another, and the handle whose lock says that somebody is writing it."""
+    while True:
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
+        )
+        with contextlib.suppress(OSError):  # a file system without locks
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # swept before it was locked
+
+
+def _sweep(path: Path) -> None:
+    """Remove the temporary files of an output that no running process is writing."""
+    for temporary in _temporaries(path):
+        with contextlib.suppress(OSError):
+            handle = os.open(temporary, os.O_RDWR)
+            try:
+                if fcntl is not None:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                temporary.unlink()
+            finally:
+                os.close(handle)
+
+
+def _temporaries(path: Path) -> Iterator[Path]:
+    """Those of a file and of its record, or of all that stands in a folder."""
+    if not path.is_dir():
+        found = path.parent.glob(f".{glob.escape(path.name)}.*")
+        yield from (p for p in found if _TEMPORARY.fullmatch(p.name))
+        return
+    for root, folders, files in os.walk(path):
+        deep = len(Path(root).relative_to(path).parts) == _DEPTH
+        folders[:] = [] if deep else [name for name in folders if name[0] != "."]
+        yield from (Path(root, name) for name in files if _TEMPORARY.fullmatch(name))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -82,23 +131,45 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, folder: bool = False) -> Iterator[None]:
     """Keep every other process, and every other call in this one, from writing the same output.
 
     The system holds the lock, so that it goes with a process that is killed; the file that it is
-    held on, hidden in a folder and beside a file, is empty and removed at the end.
+    held on, hidden in a folder and beside a file, is empty and removed at the end. Temporary files
+    that killed processes left of the output are removed first.
 
     Args:
-        path: the output. A folder must exist; that of a file is made if need be.
+        path: the output.
+        folder: whether it is to become a folder, if it is not there. Folders that are made for the
+            lock are removed at the end if nothing stands in them.
 
     Raises:
         InputError: somebody else is writing it.
     """
+    path = Path(path)
+    with _folder(path if folder and not path.is_file() else path.parent), _held(path):
+        _sweep(path)
+        yield
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """See to it that a folder is there; what is made of it goes again if it stays empty."""
+    made = [part for part in (path, *path.parents) if not part.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for part in made:
+                part.rmdir()
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    path = Path(path)
     lock = _lock_file(path)
-    lock.parent.mkdir(parents=True, exist_ok=True)
     # Not a lock of the thread, which another thread could not give back.
     held = FileLock(lock, timeout=0, thread_local=False, preserve_lock_file=True)
     try:
@@ -107,6 +178,9 @@ def locked(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path} is being written by another process: wait for it, or choose another output"
         ) from None
+    except OSError as error:
+        error.filename = str(path)
+        raise
     try:
         yield
     finally:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType, ModuleType
 
 from ddim import __version__
 from ddim.base.errors import InputError, RunError, unknown
+from ddim.base.files import locked
 
 __all__ = ["GROUPS", "VERBS", "main"]
 
@@ -42,6 +48,9 @@ GROUPS = {
 
 VERBS = {verb: summary for verbs in GROUPS.values() for verb, summary in verbs.items()}
 
+_LOCKING = ("train", "calibrate")
+"""Verbs that lock their outputs themselves: in the library, and when the model has said where."""
+
 EXAMPLES = ("ddim demo", "ddim sample --model mnist -n 64 --steps 20")
 
 
@@ -61,6 +70,9 @@ def usage() -> str:
             "ddim VERB --help explains a verb. Any verb takes --config FILE (TOML), whose keys are",
             "its options, and --debug, which shows where an error comes from.",
             "",
+            "exit status: 0 done, 1 failure, 2 wrong usage or bad input, 130 interrupted (Ctrl-C),",
+            "143 terminated (SIGTERM).",
+            "",
             "examples:",
             *(f"  {example}" for example in EXAMPLES),
             "",
@@ -68,12 +80,22 @@ def usage() -> str:
     )
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit status: 0 done, 2 wrong usage or bad input, 1 failure, 130 interrupted.
+        The exit status: 0 done, 1 failure, 2 wrong usage or bad input, 130 interrupted by Ctrl-C,
+        143 by SIGTERM.
     """
+    with _terminable():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -83,9 +105,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = _run(verb, arguments[1:])
         finally:
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        print(f"ddim {verb}: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        what, number = (
+            ("terminated", 143) if isinstance(stop, _Terminated) else ("interrupted", 130)
+        )
+        print(f"ddim {verb}: {what}", file=sys.stderr)
+        return number
     except BrokenPipeError:
         # Whoever read our output has gone: the interpreter, when it ends, must not write to them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -108,7 +133,45 @@ def _run(verb: str, argv: Sequence[str]) -> int:
         return 0
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
-    return importlib.import_module(f"ddim.cli.{verb}").main(argv) or 0
+    module = importlib.import_module(f"ddim.cli.{verb}")
+    with _one_writer(verb, module, argv):
+        return module.main(argv) or 0
+
+
+@contextlib.contextmanager
+def _one_writer(verb: str, module: ModuleType, argv: Sequence[str]) -> Iterator[None]:
+    """Keep others from writing the output that the options name, before anything looks at it."""
+    from ddim.cli.options import flat, parse
+
+    if verb in _LOCKING:
+        yield
+        return
+    options = flat(parse(getattr(module, f"{verb.title()}Options"), verb, argv))
+    output = options.get("dest", options.get("output"))
+    if output is None or options.get("dry_run"):
+        yield
+        return
+    path = Path(str(output))
+    with locked(path, folder="dest" in options or not path.suffix):
+        yield
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Take SIGTERM as Ctrl-C, where nobody has decided otherwise."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _one_line(error: Exception) -> str:

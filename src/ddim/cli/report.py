@@ -72,13 +72,20 @@ def record(output: Path, verb: str, options: Any, **known: object) -> None:
     path = output / "run.toml" if output.is_dir() else output.with_name(f"{output.name}.run.toml")
     values = {key: value for key, value in flat(options).items() if key not in SILENT}
     # None is what a key that is absent means, but for options whose default is something else.
+    values |= {key: "None" for key in _always(options) if values[key] is None}
+    write_bytes(path, to_toml(values, comment).encode())
+
+
+def _always(options: Any) -> list[str]:
+    """The options that every record has, since their defaults are not None."""
+    keys: list[str] = []
     for field in dataclasses.fields(options):
         own = field.default
+        if own is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+            own = field.default_factory()
         defaults = flat(own) if dataclasses.is_dataclass(own) else {field.name: own}
-        for key, default in defaults.items():
-            if values.get(key, "") is None and default is not None:
-                values[key] = "None"
-    write_bytes(path, to_toml(values, comment).encode())
+        keys += [key for key, default in defaults.items() if default is not None]
+    return [key for key in keys if key not in SILENT]
 
 
 def check_resumed(path: Path, options: Any, free: Collection[str]) -> dict[str, Value]:
@@ -90,9 +97,14 @@ def check_resumed(path: Path, options: Any, free: Collection[str]) -> dict[str, 
         free: options that may differ.
 
     Raises:
-        InputError: another value; it is named.
+        InputError: another value; it is named. Or the record is damaged.
     """
     before, now = read_toml(path, list(flat(options))), flat(options)
+    lost = [key for key in _always(options) if key not in before]
+    if lost:
+        raise InputError(
+            f"{path} is damaged, or of another version: it has no {lost[0]}; --force begins anew"
+        )
     for key in now.keys() - {*free, *SILENT}:
         plain = list(now[key]) if isinstance(now[key], tuple) else now[key]  # pyright: ignore[reportArgumentType]
         if before.get(key) != plain:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -86,10 +88,16 @@ class SampleOptions:
             )
         if self.resume and output.suffix:
             raise InputError("--resume goes with a folder of images as --output")
+        if self.resume and self.output.force:
+            raise InputError("--resume keeps what is there, --force gives it up: give one of them")
         if self.n < 1:
             raise InputError(f"-n must be at least 1, not {self.n}")
         if self.columns is not None and self.columns < 1:
             raise InputError(f"--columns must be at least 1, not {self.columns}")
+        if self.columns is not None and output.suffix.lower() in ("", ".npz"):
+            raise InputError(f"--columns is for a grid (.png, .webp or .gif), not {output.name}")
+        if self.images is None and self.data_root is not None:
+            raise InputError("--data-root is where data sets for --images are: give --images")
         if self.images is None and (self.strength is not None or self.mask is not None):
             raise InputError("--strength and --mask need --images to work on")
         if self.images is not None and self.strength is None and self.mask is None:
@@ -99,6 +107,7 @@ class SampleOptions:
         return output
 
 
+CLEARING = "images of an earlier run are being removed"
 KINDS = ("", ".png", ".npz", ".webp", ".gif")
 FRAMES = 60
 
@@ -111,6 +120,7 @@ def main(argv: Sequence[str]) -> int:
     tableau = model.tableau(sampler, options.strength)
     condition = options.condition.condition().check(model, options.n, every_class=True)
 
+    from ddim.calibration.calibration import made_for
     from ddim.model.drawing import pick_batch_size
     from ddim.samplers.sampler import DEFAULT_STEPS
 
@@ -124,7 +134,11 @@ def main(argv: Sequence[str]) -> int:
     drawn = _draw(model, tableau, condition, resolved, wanted)
     start = time.perf_counter()
     if not output.suffix:
-        _begin(output, options.resume)
+        output.mkdir(parents=True, exist_ok=True)
+        if not options.resume and (output / "run.toml").exists():
+            # A kill while they go must not leave them to be taken for images of this run.
+            record(output, "sample", resolved, model=model.name, **known, stage=CLEARING)
+            clear_images(output)
         record(output, "sample", resolved, model=model.name, **known)
     total = -(-len(wanted) // size) * len(tableau.rows)
     what = f"what {model.name} draws by {sampler}"
@@ -133,6 +147,9 @@ def main(argv: Sequence[str]) -> int:
     if output.suffix:
         record(output, "sample", resolved, model=model.name, method=sampler.checksum)
     _tell(options, tableau, resolved, len(wanted), time.perf_counter() - start)
+    other = made_for(model, sampler, condition)
+    if other is not None:
+        print(f"ddim sample: {other}", file=sys.stderr)
     return 0
 
 
@@ -152,14 +169,15 @@ def _draw(
         return iter(())
     start = known = None
     if options.images is not None:
+        mask = None if options.mask is None else read_mask(Path(options.mask), model)
         source = DataOptions(options.images, options.data_root)
-        found = read_images(source, model, options.n, labelled=False)[0]
+        found = read_images(source, model, options.n, labelled=False, in_turn=True)[0]
         # Fewer images than asked for are taken in turn, each time with other noise.
         given = found[[i % len(found) for i in wanted]]
         if options.strength is not None:
             start = [noised(model, tableau, given, wanted, options.seed)]
-        if options.mask is not None:
-            known = given, ~read_mask(Path(options.mask), model)
+        if mask is not None:
+            known = given, ~mask
     return generate(
         model,
         tableau,
@@ -189,16 +207,25 @@ def _missing(output: Path, options: SampleOptions, known: dict[str, str]) -> lis
     begun = before.get("n")
     if isinstance(begun, int) and options.n < begun:
         raise InputError(f"{path} was begun with n = {begun}, which may grow but not shrink")
-    return [i for i in wanted if not (output / image_name(i)).exists()]
+    if recorded(path, "stage") == CLEARING:
+        clear_images(output)
+    return [i for i in wanted if not _is_whole(output / image_name(i))]
 
 
-def _begin(output: Path, resumed: bool) -> None:
-    """The folder, without what a kill or, unless it is resumed, an earlier run left."""
-    output.mkdir(parents=True, exist_ok=True)
-    for path in output.glob(".[0-9]*.png.*.png") if (output / "run.toml").exists() else ():
-        path.unlink()  # half an image
-    if not resumed:
-        clear_images(output)  # which --force gave up
+def _is_whole(path: Path) -> bool:
+    """Whether a PNG is there from its first byte to its last, by the checksums of its chunks."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    at, kind = 8, b""
+    while at + 12 <= len(data) and kind != b"IEND":
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind = data[at + 4 : at + 8]
+        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            return False
+        at = end
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and kind == b"IEND" and at == len(data)
 
 
 def _write(

@@ -94,11 +94,6 @@ class TrainOptions:
         refuse_existing(Path(self.output.output), force=self.output.force)
 
 
-# What may change when a run is resumed: none of it touches what has been learnt. More images move
-# the end, and with it the fall of the learning rate.
-_FREE = ("data_root", "data", "images", "save_every", "sample_every", "tensorboard")
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the verb; see :class:`TrainOptions`."""
     options = _parsed(argv)
@@ -119,53 +114,82 @@ def main(argv: Sequence[str]) -> int:
             if stopped and step.step < config.steps:
                 steps.close()  # saves
                 break
-    return _tell(options, run)
+    return 0 if _tell(options, run) else 128 + stopped[0]
 
 
 def _parsed(argv: Sequence[str]) -> TrainOptions:
     """The options, over those of the preset that they name."""
     plain = [argument for argument in argv if argument not in ("-h", "--help")]
-    preset = parse(TrainOptions, "train", plain).preset
-    base = None if preset is None else TrainOptions.of(TrainConfig.preset(preset))
+    options, base = parse(TrainOptions, "train", plain), None
+    if options.preset is not None:
+        config = TrainConfig.preset(options.preset)
+        if not options.diffusion.has_beta:  # what the preset says of β is of its own schedule
+            plain_beta = {"beta_start": Diffusion.beta_start, "beta_end": Diffusion.beta_end}
+            config = dataclasses.replace(config, **plain_beta)
+        base = TrainOptions.of(config)
     return parse(TrainOptions, "train", argv, base)
 
 
 def _resumed(argv: Sequence[str], options: TrainOptions) -> TrainOptions:
-    """The saved configuration under this call's flags, if they only touch what may change."""
-    from ddim.checkpoints.training import read_training
-    from ddim.train.checkpoint import saved_config
+    """The options of the run that was begun under this call's, if these touch what may change only.
+
+    A run that was killed before its first checkpoint begins again.
+    """
+    from ddim.train.checkpoint import check_resumed
     from ddim.train.run import CHECKPOINT
 
-    path = Path(options.output.output) / CHECKPOINT
-    if not path.exists():
-        raise InputError(f"there is nothing to resume: {path} does not exist")
-    saved = saved_config(read_training(path))
-    again = parse(TrainOptions, "train", argv, TrainOptions.of(saved))
-    wanted = flat((again if options.preset is None else options).config())
-    for key, before in flat(saved).items():
-        if before != wanted[key] and key not in _FREE:
-            raise InputError(f"the run was begun with {key} = {before}, not {wanted[key]}")
+    output = Path(options.output.output)
+    if options.output.force:
+        raise InputError("--resume goes on with what is there, --force begins anew: give one")
+    begun = _begun(output)
+    if begun is None and not options.data.data:
+        raise InputError(f"there is nothing to resume: {output / CHECKPOINT} does not exist")
+    if not (output / CHECKPOINT).exists() and not options.report.quiet:
+        print(f"ddim train: {output} has no checkpoint yet: it begins at step 0", file=sys.stderr)
+    if begun is None:
+        return options
+    again = parse(TrainOptions, "train", argv, TrainOptions.of(begun))
+    check_resumed(begun, (again if options.preset is None else options).config())
     return again
 
 
-def _tell(options: TrainOptions, run: Run) -> int:
-    """Say how far the run has come; the exit status."""
+def _begun(output: Path) -> TrainConfig | None:
+    """The configuration of the run in a folder: of its checkpoint, or as it was recorded first.
+
+    Raises:
+        InputError: something else stands there.
+    """
+    from ddim.checkpoints.training import read_training
+    from ddim.train.checkpoint import saved_config
+    from ddim.train.run import CHECKPOINT, RECORD
+
+    if (output / CHECKPOINT).exists():
+        return saved_config(read_training(output / CHECKPOINT))
+    if (output / RECORD).exists():
+        return parse(TrainOptions, "train", ["--config", str(output / RECORD)]).config()
+    if output.is_file() or (output.is_dir() and any(p.name[0] != "." for p in output.iterdir())):
+        raise InputError(f"{output} is no training that could be resumed: give another --output")
+    return None
+
+
+def _tell(options: TrainOptions, run: Run) -> bool:
+    """Say how far the run has come; whether that is the end."""
     output, step, total = options.output.output, run.state.step, run.config.steps
     images = step * run.config.batch_size
     if options.report.json:
-        loss = None if math.isnan(run.loss) else run.loss
+        loss = None if math.isnan(run.metrics.loss) else run.metrics.loss
         facts = {"output": output, "finished": step >= total, "steps": step}
         print_json({**facts, "images": images, "loss": loss})
     elif step >= total:
         print(f"{output}: trained on {images} images")
     if step >= total:
-        return 0
+        return True
     print(
         f"ddim train: stopped at step {step} of {total}; "
         f"resume with: ddim train --resume --output {output}",
         file=sys.stderr,
     )
-    return 130
+    return False
 
 
 def _bar(run: Run, steps: Iterator[TrainStep], quiet: bool) -> Iterator[TrainStep]:
@@ -179,25 +203,25 @@ def _bar(run: Run, steps: Iterator[TrainStep], quiet: bool) -> Iterator[TrainSte
     )
     with progress:
         for step in steps:
-            progress.set_postfix_str(f"loss {run.loss:.4f}", refresh=False)
+            progress.set_postfix_str(f"loss {run.metrics.loss:.4f}", refresh=False)
             progress.update(size)
             yield step
 
 
 @contextlib.contextmanager
 def _interruptible(quiet: bool) -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the step in hand is finished; a second one kills."""
+    """Collect SIGINT and SIGTERM, so that the step in hand is finished; a second one ends that."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if not quiet:
             print("\nddim train: finishing the step and saving", file=sys.stderr)
-        signal.signal(
-            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        )
+        signal.signal(number, before[signal.Signals(number)])
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, note)
     try:
         yield received
     finally:

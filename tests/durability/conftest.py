@@ -1,0 +1,133 @@
+"""Commands that are killed: each in a new process, forked from one that has torch already."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddim.model.model import Model
+from ddim.nets.unet import UNet, UNetConfig
+from ddim.noise.schedule import Schedule
+
+# Reads a job a line. The kill comes before the nth of some changes of a folder, or after so many
+# seconds; what is answered is the exit status, the number of changes and the seconds.
+SERVER = """
+import importlib, json, os, signal, sys, time
+import matplotlib.figure, torch
+from ddim.cli.main import VERBS, main
+torch.set_num_threads(1)
+for name in (*(f"cli.{verb}" for verb in VERBS), "latents.coding", "evaluate.sweep.sweep"):
+    importlib.import_module(f"ddim.{name}")
+for line in sys.stdin:
+    words, events, change, seconds = json.loads(line)
+    start = time.perf_counter()
+    read, write = os.pipe()
+    process = os.fork()
+    if process == 0:
+        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1), os.dup2(log, 2)
+
+        def watch(event, arguments):
+            if event in events:
+                os.write(write, b"x")
+                watch.left -= 1
+                if watch.left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        watch.left = change
+        sys.addaudithook(watch)
+        status = main(words)
+        sys.stdout.flush()
+        os._exit(status)
+    os.close(write)
+    if seconds:
+        time.sleep(seconds)
+        os.kill(process, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    changes = len(os.read(read, 9999))
+    os.close(read)
+    print(json.dumps([status, changes, time.perf_counter() - start]), flush=True)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    changes: int
+    seconds: float
+    said: str
+
+
+class Runner:
+    """Runs commands in a folder, each in a new process, and kills them when told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(folder)},
+        )
+
+    def __call__(
+        self,
+        *words: object,
+        change: int = 0,
+        seconds: float = 0,
+        events: Sequence[str] = ("os.rename",),
+    ) -> Ended:
+        """Run ``ddim WORDS``, to its end or until it is killed."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        job = [str(word) for word in words], list(events), change, seconds
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+        status, changes, taken = json.loads(self._server.stdout.readline())
+        return Ended(status, changes, taken, (self.folder / "log").read_text())
+
+    def close(self) -> None:
+        self._server.communicate()
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """The runner; its folder has an untrained model, images and a function of features."""
+    folder = tmp_path_factory.mktemp("killed")
+    blocks: dict[str, Sequence[str]] = {
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    }
+    config = UNetConfig(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=None,
+        **{key: tuple(value) for key, value in blocks.items()},
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        net = UNet(config)
+    Model(net, Schedule.linear(20, 0.01, 0.4), "eps", (1, 8, 8)).save(folder / "tiny")
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    np.savez(folder / "data.npz", images=pixels)
+    (folder / "features.py").write_text("def first(x):\n    return x.flatten(1)[:, :3].double()\n")
+    runner = Runner(folder)
+    yield runner
+    runner.close()
