@@ -173,7 +173,8 @@ class Sampler:
         for key, value in parts.items():
             if key in given and cls._one(method, key, given[key]) != cls._one(method, key, value):
                 raise InputError(
-                    f"{quoted(str(text))} says {key} = {_text(value)}, which is not {_text(given[key])}"
+                    f"{quoted(str(text))} says {key} = {_text(value)}, which is not "
+                    f"{_text(given[key])}"
                 )
         return cls(method, **cast(dict[str, Any], {**given, **parts}))
 

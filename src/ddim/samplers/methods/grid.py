@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -127,6 +127,18 @@ class Grid:
             if history and history[0] == n and self.finite(n + 1):
                 found[n] = history
         return found
+
+    def integrals(
+        self, history: Sequence[int], weight: Callable[[Array], Array] = np.ones_like
+    ) -> Array:
+        """∫ ℓ_j(λ)·w(λ) dλ over the step that starts at the newest node of a history, shape (J,).
+
+        Args:
+            history: nodes, the newest first, on whose λ the Lagrange basis ℓ_j stands.
+            weight: w, a function of an array of λ.
+        """
+        lams = self.lams[[list(history)]]
+        return integrals(lams, lams[:, 0], self.lams[[history[0] + 1]], weight)[0]
 
     def row(
         self,
