@@ -44,7 +44,7 @@ def test_fewer_images_than_asked_for(ddim, tiny, photos, caplog):
     assert (found["images"], found["asked"]) == (3, 7)
 
 
-def test_broken_files_are_skipped_where_asked(ddim, fails, tiny, photos, caplog):
+def test_broken_files_are_skipped_where_asked(ddim, fails, tiny, photos, noise_data, caplog):
     (photos / "d.jpg").write_bytes(b"nothing")
     Image.fromarray(RANDOM).save(photos / "e.jpg")
     (photos / "e.jpg").write_bytes((photos / "e.jpg").read_bytes()[:-60])
@@ -53,7 +53,15 @@ def test_broken_files_are_skipped_where_asked(ddim, fails, tiny, photos, caplog)
     answer = ddim(*encode, "--skip-broken", "-n", 3)
     assert answer.status == 0, answer.err
     assert "photos: 3 images used; 2 broken (" in caplog.text
-    fails(2, "no folder of image files", "encode", "--data", "mnist", "--skip-broken")
+    fails(
+        2,
+        "no folder of image files",
+        *encode[:3],
+        "--data",
+        noise_data,
+        *encode[5:],
+        "--skip-broken",
+    )
 
 
 TRAIN = (

@@ -218,8 +218,8 @@ def test_broken_files_are_skipped_and_counted(tmp_path: Path):
     assert [path.name for path in data.files] == ["a.jpg", "c.tif"]
     assert len(data.batch(torch.arange(2))) == 2
     (note,) = data.notes
-    assert note.startswith("2 broken (")
-    assert "b.jpg cannot be read" in note and "d.png cannot be read" in note
+    assert note.startswith("2 broken (b.jpg cannot be read as an image: ")
+    assert "; d.png cannot be read as an image: it is of no kind that Pillow knows)" in note
     for name in ("a.jpg", "c.tif"):
         (tmp_path / name).unlink()
     with pytest.raises(InputError, match=r"holds no images.*2 broken \(.*b\.jpg"):

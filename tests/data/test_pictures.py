@@ -159,7 +159,7 @@ def test_nothing_is_run_for_a_picture(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     )
-    with pytest.raises(InputError, match=r"a\.png cannot be read as an image: cannot identify"):
+    with pytest.raises(InputError, match=r"a\.png cannot be read as an image: it is of no kind"):
         opened(tmp_path / "a.png")
     assert not {".eps", ".ps", ".mpg", ".h5", ".pdf", ".wmf"} & suffixes()
     assert {".tif", ".gif", ".mpo", ".jp2", ".png"} < suffixes()

@@ -82,7 +82,7 @@ class FolderData:
             raise broken[0]
         headers = {path: h for path, h in zip(found, looked, strict=True) if isinstance(h, Header)}
         if not headers:
-            passed = "; ".join(_passed_over(broken, others))
+            passed = "; ".join(_passed_over(self.root, broken, others))
             raise InputError(
                 f"{self.root} holds no images, in any subfolder" + (passed and f" ({passed})")
             )
@@ -92,7 +92,7 @@ class FolderData:
         names, targets = None, None
         if self.root.is_dir():
             names, targets = _find_classes([file.relative_to(self.root) for file in files])
-        notes = _passed_over(broken, others)
+        notes = _passed_over(self.root, broken, others)
         notes += _changed(list(headers.values()), channels, asked=self.channels is not None)
         object.__setattr__(self, "files", files)
         object.__setattr__(self, "shape", (channels, self.size, self.size))
@@ -165,12 +165,14 @@ def _examine(path: Path, whole: bool) -> Header | InputError:
         return error
 
 
-def _passed_over(broken: Sequence[InputError], others: Sequence[Path]) -> list[str]:
+def _passed_over(root: Path, broken: Sequence[InputError], others: Sequence[Path]) -> list[str]:
     """Which files were not used, and why."""
     notes: list[str] = []
     if broken:
-        reasons = "; ".join(str(error) for error in broken[:_NAMED])
-        notes.append(f"{len(broken)} broken ({reasons}{'; …' * (len(broken) > _NAMED)})")
+        # Names in the folder are enough.
+        reasons = [str(error).removeprefix(f"{root}{os.sep}") for error in broken[:_NAMED]]
+        more = "; …" if len(broken) > _NAMED else ""
+        notes.append(f"{len(broken)} broken ({'; '.join(reasons)}{more})")
     hidden = sum(path.name.startswith(".") for path in others)
     if hidden:
         notes.append(f"{hidden} hidden")
@@ -225,7 +227,9 @@ def _square(path: Path, size: int, mode: str, box: tuple[int, int, int, int] | N
     """The box or the central square as uint8 with shape (size, size) or (size, size, 3)."""
     from PIL import Image
 
-    image = on_white(open_picture(path)).convert(mode)
+    image = on_white(open_picture(path))
+    if image.mode != mode:
+        image = image.convert(mode)
     if box is None:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2

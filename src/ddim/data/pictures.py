@@ -82,7 +82,7 @@ def _opened(path: Path) -> Iterator[Image]:
     Raises:
         InputError: no such file, or not a picture, or a damaged one.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if not path.is_file():
         raise InputError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
@@ -92,6 +92,10 @@ def _opened(path: Path) -> Iterator[Image]:
             yield image
     except InputError:
         raise
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{path} cannot be read as an image: it is of no kind that Pillow knows"
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(
             f"{path} has more pixels than the {Image.MAX_IMAGE_PIXELS} that Pillow takes for a "
@@ -144,8 +148,8 @@ def open_picture(path: Path, *, binary: bool = False) -> Image:
         elif image.has_transparency_data:
             # From La only LA is reached.
             image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        else:
-            image = image.convert("L" if image.mode in ("1", "L") else "RGB")
+        elif image.mode not in ("L", "RGB"):
+            image = image.convert("L" if image.mode == "1" else "RGB")
         if image.mode in ("LA", "RGBA") and image.getchannel("A").getextrema() == (255, 255):
             image = image.convert("L" if image.mode == "LA" else "RGB")
         image.getexif()[_ORIENTATION] = orientation  # which conversions lose
