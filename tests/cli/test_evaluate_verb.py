@@ -75,6 +75,11 @@ def test_a_sweep_and_its_report(ddim, arguments):
     assert [row["steps"] for row in document["rows"]] == [2, 4, 2, 4]
     assert all(len(row["seeds"]) == 2 for row in document["rows"])
     assert "--eta 0,sigma-hat" in document["facts"]["command"]
+    # One digit of solver error counts: a few images decide it.
+    table = Path("out/results.md").read_text(encoding="utf-8").split("\n\n")[1].splitlines()
+    cells = [[cell.strip() for cell in line.split("|")] for line in table]
+    errors = [row[cells[0].index("teacher RMS")] for row in cells[2:4]]
+    assert all(error == f"{float(error):.1g}" for error in errors), errors
     page = Path("out/report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 5
     assert "no floor" in page  # one file of images has no test split

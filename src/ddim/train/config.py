@@ -95,7 +95,8 @@ class Diffusion:
     antithetic: bool = True
     """Draw noise levels in mirrored pairs."""
     focus: tuple[int, ...] = ()
-    """First and last node of a range that half of the noise levels are drawn from."""
+    """First and last node of a range that half of the noise levels are drawn from. These weigh more
+    in the objective and in the logged losses."""
 
     @property
     def has_beta(self) -> bool:

@@ -74,7 +74,8 @@ def draw_nodes(
         antithetic: pair k with first + last - k, as the official DDIM code does with T + 1 - k:
             each is still uniform, and the mean over the batch varies less.
         focus: first and last of a range of nodes that half of the batch, rounded down, is drawn
-            from; none for all from 1..T.
+            from; none for all from 1..T. The mean loss is then another: each of the L nodes counts
+            ½ + T/2L times as much, the others half as much.
 
     Returns:
         int64 of shape (count,).
