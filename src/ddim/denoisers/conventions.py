@@ -99,8 +99,8 @@ class Conventions:
 
         With data y = m·x0 + c the network's states are α·y + σ·ε = m·(α·x0 + (σ/m)·ε) + α·c, so
         that σ becomes σ/m. The factor m is the same at every level, so every step of every
-        sampler is exactly what it was. What sampling starts from is told of m, see
-        :attr:`Level.spread <ddim.Level.spread>`. Levels for which the network has no time are left out.
+        sampler is exactly what it was; what sampling starts from is told of m
+        (:attr:`ddim.Level.spread`). Levels for which the network has no time are left out.
 
         Raises:
             InputError: an offset that leaves no level.

@@ -18,7 +18,7 @@ from ddim.latents.implicit import solve_encoding
 from ddim.latents.record import DTYPES, Latents
 from ddim.model.condition import Condition
 from ddim.model.drawing import batches, collect, generate, pick_batch_size
-from ddim.model.inputs import check_images
+from ddim.model.inputs import take_images
 from ddim.model.model import Model
 from ddim.noise.schedule import Schedule
 from ddim.samplers.sampler import DEFAULT_STEPS, Sampler
@@ -27,7 +27,6 @@ from ddim.samplers.tableau import Tableau
 __all__ = ["Coding", "codec_nodes", "decode", "encode"]
 
 NOISIEST = 200.0
-FARTHEST = 2.0  # samples and decoded images overshoot [-1, 1] by less; bytes by far
 
 
 class Coding(NamedTuple):
@@ -156,14 +155,9 @@ def encode(
     _refuse_rounded(model)
     if dtype not in DTYPES.values():
         raise InputError(f"latents are float32 or float64, not {dtype}")
-    check_images(model, images, len(images))
+    images = take_images(model, images)
     if len(images) == 0:
         raise InputError("there are no images to encode")
-    if images.max() > FARTHEST and images.min() >= 0:
-        raise InputError(
-            f"images are in [-1, 1]; these are from {images.min():.4g} to {images.max():.4g}: "
-            "ddim.from_pixels makes them of bytes"
-        )
     given = given.replace(clip=False).check(model, len(images))
     listed, size = coding.place(model.schedule), pick_batch_size(model, batch_size)
     calls = 1 if given.guidance == 1 else 2  # guidance asks with the condition and without

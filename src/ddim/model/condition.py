@@ -6,7 +6,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,12 +45,14 @@ class Condition:
         tensors: given to the network by name, a row for each image.
         guidance: classifier-free guidance scale; 1 is none. Guidance compares with 'no class' and
             with the null values of the tensors; those without one stay what they are.
+        rescale: how much of the contrast that guidance adds is taken back, from 0 to 1; see
+            :class:`~ddim.denoisers.guidance.Guided`.
         clip: clip the predicted x0 to [-1, 1], or do not; None for the model's default.
         null: null values of tensors by name, one row each, over those of the model.
 
     Raises:
-        InputError: labels that are no whole numbers, values that are no tensors, or a scale that is
-            not finite.
+        InputError: labels that are no whole numbers, values that are no tensors, a scale that is
+            not finite, or a rescale without guidance.
 
     Example:
         >>> Condition(labels=[3, 7]).rows(5).labels
@@ -62,6 +64,7 @@ class Condition:
     guidance: float = 1.0
     clip: bool | None = None
     null: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    rescale: float = 0.0
 
     def __init__(
         self,
@@ -70,24 +73,28 @@ class Condition:
         guidance: float = 1.0,
         clip: bool | None = None,
         null: Mapping[str, Tensor] | None = None,
+        rescale: float = 0.0,
     ) -> None:
-        for name, value in {**(tensors or {}), **(null or {})}.items():
+        tensors, null = _tensors(tensors), _tensors(null)
+        for name, value in {**tensors, **null}.items():
             if not isinstance(value, Tensor):
                 raise InputError(
                     f"the condition {name} is a tensor with a row for each image, not a "
                     f"{type(value).__name__}"
                 )
-        if isinstance(guidance, bool) or not isinstance(guidance, int | float):
-            raise InputError(f"guidance is a number, not {quoted(guidance)}")
-        if not math.isfinite(guidance):
-            raise InputError(f"guidance must be a finite number, not {guidance}")
+        guidance, rescale = _number("guidance", guidance), _number("rescale", rescale)
+        if not 0 <= rescale <= 1:
+            raise InputError(f"rescale is from 0 to 1, not {rescale:g}")
+        if rescale and guidance == 1:
+            raise InputError("rescale takes back what guidance adds: give a guidance scale too")
         if clip not in (None, True, False):
             raise InputError(f"clip is true, false or None, not {clip!r:.200}")
         object.__setattr__(self, "labels", _whole(labels))
-        object.__setattr__(self, "tensors", dict(tensors or {}))
-        object.__setattr__(self, "guidance", float(guidance))
+        object.__setattr__(self, "tensors", tensors)
+        object.__setattr__(self, "guidance", guidance)
+        object.__setattr__(self, "rescale", rescale)
         object.__setattr__(self, "clip", clip)
-        object.__setattr__(self, "null", dict(null or {}))
+        object.__setattr__(self, "null", null)
 
     @classmethod
     def of(
@@ -227,6 +234,22 @@ class Condition:
     def label_tensor(self, device: torch.device) -> Tensor | None:
         """The labels, int64 of shape (N,), on a device."""
         return None if self.labels is None else torch.tensor(self.labels, device=device)
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, Tensor | np.ndarray | np.generic) and np.size(value) == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{name} is a number, not {quoted(value)}")
+    if not math.isfinite(value):
+        raise InputError(f"{name} must be a finite number, not {value}")
+    return float(value)
+
+
+def _tensors(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The same values, NumPy arrays as tensors."""
+    arrays = {k: v for k, v in (given or {}).items() if isinstance(v, np.ndarray)}
+    return {**(given or {}), **{k: torch.from_numpy(v) for k, v in arrays.items()}}
 
 
 def _whole(labels: object) -> tuple[int, ...] | None:

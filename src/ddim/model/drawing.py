@@ -17,7 +17,7 @@ from ddim.base.progress import bar
 from ddim.denoisers.inpainting import Inpaint
 from ddim.denoisers.network import NetworkDenoiser
 from ddim.model.condition import Condition
-from ddim.model.inputs import check_finite, check_images, check_mask
+from ddim.model.inputs import check_finite, take_images, take_mask, take_states, whole
 from ddim.model.model import Model
 from ddim.noise.draws import Noise
 from ddim.samplers.loop import Step, integrate
@@ -60,9 +60,12 @@ class Drawn:
 def default_batch_size(shape: Sequence[int], device: torch.device) -> int:
     """How many images pass through the network together.
 
-    On a CPU 8 up to 64 × 64 pixels, else 1; on a GPU what fills it. Recorded with every output,
-    because it decides the last bits of a convolution.
+    On a CPU 8 up to 64 × 64 pixels, else 1; on a GPU what fills it; of vectors up to 512 wherever
+    they are, a call with 8 being hardly cheaper. Recorded with every output, because it decides the
+    last bits of a convolution.
     """
+    if len(shape) == 1:
+        return max(8, min(512, 2**18 // shape[0]))
     pixels = math.prod(shape[1:])
     if device.type == "cpu":
         return 8 if pixels <= 64 * 64 else 1
@@ -77,9 +80,7 @@ def pick_batch_size(model: Model, batch_size: int | None) -> int:
     """
     if batch_size is None:
         return default_batch_size(model.shape, model.device)
-    if batch_size < 1:
-        raise InputError(f"the batch size must be at least 1, not {batch_size}")
-    return batch_size
+    return whole("the batch size", batch_size, 1)
 
 
 def batches(n: int, size: int) -> Iterator[tuple[list[int], int]]:
@@ -134,7 +135,7 @@ def generate(
     n = len(indices)
     if n < 1:
         raise InputError(f"the number of images must be at least 1, not {n}")
-    size = pick_batch_size(model, batch_size)
+    size, seed = pick_batch_size(model, batch_size), whole("the seed", seed)
     given = Condition.of(condition).check(model, n)
     model.denoiser(given[[0]])
     Noise(seed, indices, model.shape)
@@ -147,11 +148,11 @@ def generate(
         raise InputError(
             "nodes that rise encode images, which must be given; draw by some that fall"
         )
-    for states in start or ():
-        check_images(model, states, n)
+    begun = None if start is None else [take_states(model, states, n) for states in start]
+    kept = None
     if known is not None:
-        check_images(model, known[0], n)
-        check_mask(known[1], known[0])
+        clean = take_images(model, known[0], n)
+        kept = clean, take_mask(known[1], clean)
 
     def drawn() -> Iterator[Drawn]:
         device = model.device
@@ -160,22 +161,22 @@ def generate(
             noise = Noise(seed, [indices[i] for i in positions], model.shape, device, dtype)
             denoiser = model.denoiser(given[positions], network=network)
             images = mask = torch.empty(0)
-            if known is not None:
-                images, mask = (part.expand_as(known[0])[positions].to(device) for part in known)
+            if kept is not None:
+                images, mask = (part[positions].to(device) for part in kept)
                 denoiser = Inpaint(denoiser, images.to(dtype), mask)
-            if start is None:
+            if begun is None:
                 x = [tableau.start(noise(0))]
             else:
-                x = [states[positions].to(device, dtype) for states in start]
+                x = [states[positions].to(device, dtype) for states in begun]
             wanted = tuple(indices[i] for i in positions[:count])
-            # Zero for each image, NaN once anything predicted for it is not finite, which a step may
-            # leave out. Nothing waits for a GPU here.
+            # Zero for each image, NaN once anything predicted for it is not finite, which a step
+            # may leave out. Nothing waits for a GPU here.
             sound = torch.zeros(size, *(1,) * len(model.shape), device=device, dtype=dtype)
             for step in integrate(denoiser, tableau, x, noise):
                 if step.prediction is not None:
                     sound = sound + (step.prediction.x0 * 0).flatten(1).sum(1).view_as(sound)
                 outputs = tuple(torch.where(sound == 0, end, torch.nan) for end in step.outputs)
-                if outputs and known is not None:
+                if outputs and kept is not None:
                     # Methods that mix two states in the end keep the known part only nearly.
                     outputs = (torch.where(mask, images.to(dtype), outputs[0]), *outputs[1:])
                 yield Drawn(wanted, step, tuple(output[:count] for output in outputs))
@@ -225,7 +226,7 @@ def noised(
     Raises:
         InputError: images of another shape, or not finite.
     """
-    check_images(model, images, len(images))
+    images = take_images(model, images)
     level = tableau.initial[0].level
     noise = Noise(seed, indices, model.shape, model.device, images.dtype)(0)
     return level.alpha * images + level.sigma * noise.to(images.device)
@@ -290,7 +291,11 @@ def sample(
         >>> ddim.sample(ddim.load("mnist"), n=2, steps=2).shape
         torch.Size([2, 1, 28, 28])
     """
-    sampler = Sampler.parse(method, steps, nodes, eta=eta)
+    sampler, n, seed = (
+        Sampler.parse(method, steps, nodes, eta=eta),
+        whole("n", n),
+        whole("seed", seed),
+    )
     given = Condition.of(condition, labels, guidance, clip).check(model, n, every_class=True)
     if images is None and not (strength is None and mask is None):
         raise InputError("strength and mask need images to work on")
@@ -299,14 +304,21 @@ def sample(
     if noise is not None and strength is not None:
         raise InputError("with a strength images are noised by the seed: give no noise")
     if images is not None:
-        check_images(model, images, n)
+        images = take_images(model, images, n)
+    known = None
     if mask is not None and images is not None:
-        check_mask(mask, images)
+        mask = take_mask(mask, images)
+        if not bool(mask.any()) or bool(mask.all()):
+            raise InputError(
+                "the mask covers everything: leave the images out to draw anew"
+                if bool(mask.any())
+                else "the mask covers nothing: it is true where the images are to be painted"
+            )
+        known = images, ~mask
     tableau = model.tableau(sampler, strength)
     start = None
     if noise is not None:
-        check_images(model, noise, n)
-        start = [tableau.start(noise)]
+        start = [tableau.start(take_states(model, noise, n))]
     elif images is not None and strength is not None:
         start = [noised(model, tableau, images, range(n), seed)]
     size = pick_batch_size(model, batch_size)
@@ -318,7 +330,7 @@ def sample(
         condition=given,
         batch_size=size,
         start=start,
-        known=None if images is None or mask is None else (images, ~mask),
+        known=known,
     )
     label = tableau.method if progress else ""
     return collect(model, tableau, drawn, n, size, label)[0].to(torch.float32)

@@ -368,7 +368,7 @@ class Model:
         if given.guidance != 1.0:
             free = given.without(self)
             null = network.given(free.label_tensor(self.device), self._moved(free.tensors))
-            denoiser = Guided(denoiser, null, given.guidance)
+            denoiser = Guided(denoiser, null, given.guidance, given.rescale, self.target)
         clipping = self.clipping
         if given.clip is not None:
             clipping = Clipping("clip") if given.clip else Clipping()

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddim.base.errors import InputError
 from ddim.model.condition import Condition
 from ddim.model.drawing import batches, pick_batch_size
-from ddim.model.inputs import check_images
+from ddim.model.inputs import take_images
 from ddim.model.model import Model
 from ddim.noise.draws import Noise
 
@@ -62,7 +62,7 @@ def check_predictions(
     Raises:
         InputError: images or a condition that do not fit, nodes outside 1..T.
     """
-    check_images(model, images, len(images))
+    images = take_images(model, images)
     given = Condition.of(condition).replace(clip=False).check(model, len(images))
     schedule, T = model.schedule, model.schedule.T
     if nodes is None:
