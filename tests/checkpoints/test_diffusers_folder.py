@@ -375,7 +375,7 @@ def test_configurations_of_other_networks(folder, refuses, changes, match):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"prediction_type": "flow"}, "prediction_type 'flow' is not one of"),
+        ({"prediction_type": "x1"}, "prediction_type 'x1' is not one of"),
         ({"beta_schedule": "laplace"}, "beta_schedule 'laplace' is not known"),
         ({"trained_betas": [0.1, 2.0]}, r"every β must be in \(0, 1\]"),
         (

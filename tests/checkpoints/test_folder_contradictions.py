@@ -183,7 +183,7 @@ def test_the_average_that_a_training_run_of_diffusers_left(tmp_path):
 def test_a_schedule_of_the_wrong_type_in_our_own_record(tmp_path, refuses):
     write(tmp_path)
     edit(tmp_path / "ddim.json", schedule="linear")
-    with refuses("ddim.json: schedule is not one"):
+    with refuses("ddim.json: schedule must be an object"):
         load(tmp_path)
 
 

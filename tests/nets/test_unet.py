@@ -288,7 +288,7 @@ def test_bookkeeping_keys_and_a_size_in_two_numbers_are_read():
         ({"downsample_type": "pool"}, "downsample_type 'pool'"),
         ({"sample_size": [8, 16]}, "not square"),
         ({"sample_size": None}, "sample_size is null"),
-        ({"channels": 3}, "unknown key 'channels' in the UNet's config"),
+        ({"channels": 3}, "unknown key 'channels'"),
     ],
 )
 def test_config_refusals(changes, message, refuses):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddim.base.errors import InputError
+from ddim.base.records import JSON_BYTES, parse_json, read_text
 
 try:
     import fcntl
@@ -117,17 +118,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InputError: the file is not there, or is not a JSON object.
+        InputError: the file is not there, or is not a JSON object that
+            :func:`ddim.base.records.parse_json` takes.
     """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return value
+    return parse_json(read_text(path, "JSON", JSON_BYTES), path)
 
 
 @contextlib.contextmanager

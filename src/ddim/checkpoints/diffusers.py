@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 from torch import Tensor
 
 from ddim.base.errors import InputError, quoted
-from ddim.base.files import read_json, write_bytes, write_json
+from ddim.base.files import read_json, write_json
+from ddim.base.records import checked, in_file
+from ddim.checkpoints.containers import select
 from ddim.checkpoints.record import Facts, Loaded
 from ddim.checkpoints.scheduler import read_scheduler, scheduler_config
-from ddim.checkpoints.tensors import read_pickle, read_safetensors, tensors_of
+from ddim.checkpoints.shards import find_weights, listing, read_shards
+from ddim.checkpoints.tensors import read_pickle, read_safetensors, write_safetensors
 from ddim.checkpoints.weights import fill, unfilled
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
@@ -30,13 +32,18 @@ from ddim.noise.schedule import Schedule
 __all__ = ["read_folder", "write_folder"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-_WEIGHTS = (
-    WEIGHTS,
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.fp16.bin",
-)
 FACTS = "ddim.json"
+SCHEDULER = "scheduler_config.json"
+_AVERAGING = (
+    "decay",
+    "min_decay",
+    "optimization_step",
+    "update_after_step",
+    "use_ema_warmup",
+    "inv_gamma",
+    "power",
+)
+"""What diffusers' EMAModel adds to the configuration of the network that it averages."""
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -45,41 +52,36 @@ def read_folder(folder: Path, weights: str = "ema") -> Loaded:
     """Read a model folder; weights are memory-mapped while they are copied in.
 
     Args:
-        folder: nested or flat.
-        weights: ``ema`` takes the average in ``unet_ema/`` where a training run left one, ``net``
-            takes ``unet/``.
+        folder: nested, flat, or one of the folders ``unet`` and ``unet_ema`` of a nested one.
+        weights: ``ema`` takes the average in ``unet_ema/``, or the variant ``ema``, where a
+            training run left one; ``net`` takes ``unet/``, or the variant ``non_ema``.
 
     Raises:
         InputError: not a model folder, an unknown key, weights that do not fit or are not finite;
             the message names the file and the key.
     """
     folder = Path(folder)
-    nested = (folder / "unet").is_dir()
-    both = nested and (folder / "unet_ema" / "config.json").exists()
-    averaged = weights == "ema" and both
-    unet_folder = folder / ("unet_ema" if averaged else "unet") if nested else folder
-    if not (unet_folder / "config.json").exists():
-        raise InputError(f"{folder} is not a model folder: it has no {'unet/' * nested}config.json")
-    _check_components(folder / "model_index.json")
-    scheduler = folder / "scheduler" if nested else folder
-    config_path = unet_folder / "config.json"
-    config = read_json(config_path)
-    kind = config.get("_class_name", "UNet2DModel")
-    if kind != "UNet2DModel":
-        raise InputError(f"{config_path}: a {kind} cannot be loaded, only a UNet2DModel")
-    try:
-        made = UNetConfig.from_json(config)
+    unet, both = _unet_folder(folder, weights)
+    root = _root(folder, nested=unet != folder)
+    _check_components(root / "model_index.json")
+    # Weights alone, without a record of their own, are of the network beside them.
+    config_path = unet / "config.json"
+    if not config_path.exists():
+        config_path = folder / "unet" / "config.json"
+    made = _config(config_path)
+    with in_file(config_path):
         net = unfilled(lambda: UNet(made))
-    except (InputError, TypeError) as error:
-        raise InputError(f"{config_path}: {error}") from None
-    scheduler_path = scheduler / "scheduler_config.json"
+    nested = unet != folder or root != folder
+    scheduler_path = root / ("scheduler" if nested else "") / SCHEDULER
     schedule, target, clipping = read_scheduler(scheduler_path)
     _check_variance(made, config_path, scheduler_path)
-    load_weights(net, unet_folder)
+    kind = load_weights(net, unet, weights)
     own = _own_facts(folder / FACTS)
     if own.schedule is not None:
         schedule = _exact(schedule, own.schedule)
     classes = made.num_class_embeds if own.classes is None else own.classes
+    if both:
+        kind = weights
     return Loaded(
         net,
         schedule,
@@ -89,12 +91,57 @@ def read_folder(folder: Path, weights: str = "ema") -> Loaded:
         dataclasses.replace(clipping, stale_eps=clipping.stale_eps or own.stale_eps),
         dataclasses.replace(
             own.facts,
-            weights=weights if both else own.facts.weights,
+            weights=own.facts.weights if kind == "only" else kind,
             learned_variance=made.out_channels != made.in_channels,
         ),
         own.null_label,
         own.name,
     )
+
+
+def _unet_folder(folder: Path, weights: str) -> tuple[Path, bool]:
+    """The folder of the network that was asked for, and whether there are two.
+
+    Raises:
+        InputError: none, or an average alone where the raw weights were asked for.
+    """
+    raw, average = folder / "unet", folder / "unet_ema"
+    averaged = average.is_dir() and any(average.iterdir())
+    if not raw.is_dir() and averaged:
+        if weights == "net":
+            raise InputError(f"{folder} holds an average (unet_ema) and no raw weights (unet)")
+        return average, False
+    if not raw.is_dir():
+        if not (folder / "config.json").exists():
+            raise InputError(
+                f"{folder} is not a model folder: it has no config.json{listing(folder)}"
+            )
+        return folder, False
+    if not (raw / "config.json").exists():
+        raise InputError(f"{folder} is not a model folder: it has no unet/config.json")
+    return (average if averaged and weights == "ema" else raw), averaged
+
+
+def _root(folder: Path, *, nested: bool) -> Path:
+    """Where the scheduler is: in the folder, or one above, of a network or a checkpoint alone."""
+    own = folder / ("scheduler" if nested else "") / SCHEDULER
+    above = folder.resolve().parent
+    return above if not own.exists() and (above / "scheduler" / SCHEDULER).exists() else folder
+
+
+def _config(path: Path) -> UNetConfig:
+    """The network's configuration, without what diffusers' EMAModel writes into it.
+
+    Raises:
+        InputError: another kind of network, or fields that are none or do not fit one another.
+    """
+    config = read_json(path)
+    kind = config.get("_class_name", "UNet2DModel")
+    if kind != "UNet2DModel":
+        kind = kind if isinstance(kind, str) else quoted(kind)
+        raise InputError(f"{path}: a {kind:.200} cannot be loaded, only a UNet2DModel")
+    with in_file(path):
+        return UNetConfig.from_json({k: v for k, v in config.items() if k not in _AVERAGING})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,23 +158,16 @@ class _Own:
 
 def _own_facts(path: Path) -> _Own:
     values = read_json(path) if path.exists() else {}
-    spec = values.pop("schedule", None)
-    try:
-        schedule = None if spec is None else Schedule.from_spec(spec)
-    except (InputError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: schedule is not one: {error}") from None
     kinds = {"stale_eps": bool, "classes": int, "null_label": int, "name": str}
-    own: dict[str, Any] = {}
-    for key, kind in kinds.items():
-        value = values.pop(key, None)
-        if not (value is None or type(value) is kind):
-            raise InputError(f"{path}: {key} is not what it should be: {value!r:.200}")
-        if value is not None:
-            own[key] = value
-    try:
+    with in_file(path):
+        spec = checked("schedule", values.pop("schedule", None), dict[str, Any] | None)
+        schedule = None if spec is None else Schedule.from_spec(spec)
+        own: dict[str, Any] = {}
+        for key, kind in kinds.items():
+            value = checked(key, values.pop(key, None), kind | None)
+            if value is not None:
+                own[key] = value
         return _Own(Facts.of(values), schedule, **own)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def _check_components(path: Path) -> None:
@@ -177,25 +217,30 @@ def _exact(schedule: Schedule, recorded: Schedule) -> Schedule:
     return recorded if same else schedule
 
 
-def load_weights(net: UNet, folder: Path) -> None:
+def load_weights(net: UNet, folder: Path, weights: str = "ema") -> str:
     """Fill a network from a folder's weights, in safetensors if it has both.
 
     The names that diffusers gave attention layers until 2023 are understood.
+
+    Returns:
+        ``ema``, ``net``, or ``only`` where there is one set.
 
     Raises:
         InputError: no weights, a truncated file, a pickle with code in it, missing or unexpected
             keys, other shapes, values that are not finite.
     """
-    path = next((folder / name for name in _WEIGHTS if (folder / name).exists()), None)
-    if path is None:
-        raise InputError(f"there are no weights {folder / WEIGHTS}")
-    if path.suffix == ".safetensors":
-        tensors, _ = read_safetensors(path)
+    path, kind = find_weights(folder, weights)
+    if path.suffix == ".json":
+        value: object = read_shards(path)
     else:
-        tensors = tensors_of(read_pickle(path))
-        if tensors is None:
-            raise InputError(f"{path} holds no state_dict")
+        value = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
+    tensors, held = select(value, weights, path, _is_unet, "diffusers' UNet2DModel")
     fill(net, {_modern(key): value for key, value in tensors.items()}, path)
+    return kind if held == "only" else held
+
+
+def _is_unet(tensors: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("conv_in.") for key in tensors)
 
 
 def _modern(key: str) -> str:
@@ -247,8 +292,7 @@ def write_folder(
     if clipping.stale_eps:
         own["stale_eps"] = True
     # What may not fit on the disk comes first, what tells that it is all there comes last.
-    tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
-    write_bytes(folder / "unet" / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
+    write_safetensors(folder / "unet" / WEIGHTS, weights, {"format": "pt"})
     # Loading would take the averaged weights of a model that was here before.
     shutil.rmtree(folder / "unet_ema", ignore_errors=True)
     write_json(folder / "unet" / "config.json", unet)

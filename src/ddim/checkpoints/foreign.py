@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from ddim.base.errors import InputError, quoted, unknown
 from ddim.base.files import read_json
+from ddim.checkpoints.containers import select
 from ddim.checkpoints.lucid import read_lucid
 from ddim.checkpoints.official import read_official
 from ddim.checkpoints.openai import read_openai
 from ddim.checkpoints.openai_layout import NOTEBOOK, OPENAI
 from ddim.checkpoints.record import Hints, Loaded
-from ddim.checkpoints.tensors import is_pickle, read_pickle, read_safetensors, tensors_of
+from ddim.checkpoints.shards import INDEX, read_shards
+from ddim.checkpoints.tensors import is_pickle, read_pickle, read_safetensors
 from ddim.noise.schedule import Schedule
 
 __all__ = ["read_foreign"]
@@ -49,8 +52,11 @@ def read_foreign(
     path = Path(path)
     if schedule is None and hints is None:
         schedule, hints = _notes(path.with_name(f"{path.name}.json"))
-    value = read_pickle(path) if is_pickle(path) else read_safetensors(path)[0]
-    tensors, kind = _select(value, weights, path)
+    if path.name.endswith(INDEX):
+        value = read_shards(path)
+    else:
+        value = read_pickle(path) if is_pickle(path) else read_safetensors(path)[0]
+    tensors, kind = select(value, weights, path, _known, KNOWN)
     loaded = _read(tensors, path, hints or Hints(), schedule)
     assumed = loaded.facts.assumed
     if kind == "net" and weights == "ema":
@@ -74,46 +80,40 @@ def _notes(path: Path) -> tuple[Schedule | None, Hints | None]:
         for key in values.keys() - (known := {field.name for field in dataclasses.fields(Hints)}):
             raise unknown("key", key, ["schedule", *sorted(known)])
         return None if spec is None else Schedule.from_spec(spec), Hints(**values)
-    except (InputError, TypeError, ValueError) as error:
+    except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def _select(value: object, weights: str, path: Path) -> tuple[dict[str, Tensor], str]:
-    """The state dict that was asked for, and whether it is ``ema``, ``net`` or the ``only`` one."""
-    flat = tensors_of(value)
-    if flat is not None:
-        return flat, "only"
-    raw = average = None
-    if isinstance(value, list) and 4 <= len(value) <= 5:
-        # model, optimizer, epoch, step and, where one was kept, the average
-        raw, average = tensors_of(value[0]), tensors_of(value[-1])
-    elif isinstance(value, dict):
-        raw, average = tensors_of(value.get("model")), tensors_of(value.get("ema"))
-        if average is not None:
-            prefix = "ema_model."
-            named = {k[len(prefix) :]: v for k, v in average.items() if k.startswith(prefix)}
-            if not named and raw is not None and average.keys() != raw.keys():
-                raise InputError(f"{path}: ema holds other keys than model, and none {prefix}*")
-            average = named or average
-    if raw is None:
-        raise InputError(f"{path} holds no state_dict of {KNOWN}")
-    return (average, "ema") if average and weights == "ema" else (raw, "net")
+def _reader(tensors: Mapping[str, Tensor]) -> Callable[..., Loaded] | None:
+    """The reader of the layout that names of tensors show."""
+
+    def some_key(*starts: str) -> bool:
+        return any(key.startswith(starts) for key in tensors)
+
+    if some_key("temb.dense."):
+        return read_official
+    if some_key("init_conv.", "model.init_conv."):
+        return read_lucid
+    if some_key("time_embed."):
+        return functools.partial(read_openai, names=NOTEBOOK if some_key("up_blocks.") else OPENAI)
+    return None
+
+
+def _known(tensors: Mapping[str, Tensor]) -> bool:
+    return _reader(tensors) is not None or _is_diffusers(tensors)
+
+
+def _is_diffusers(tensors: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("down_blocks.0.resnets.") for key in tensors)
 
 
 def _read(
     tensors: Mapping[str, Tensor], path: Path, hints: Hints, schedule: Schedule | None
 ) -> Loaded:
-    def some_key(*starts: str) -> bool:
-        return any(key.startswith(starts) for key in tensors)
-
-    if some_key("temb.dense."):
-        return read_official(tensors, path, hints, schedule)
-    if some_key("init_conv.", "model.init_conv."):
-        return read_lucid(tensors, path, hints, schedule)
-    if some_key("time_embed."):
-        names = NOTEBOOK if some_key("up_blocks.") else OPENAI
-        return read_openai(tensors, path, hints, schedule, names)
-    if some_key("down_blocks.0.resnets."):
+    reader = _reader(tensors)
+    if reader is not None:
+        return reader(tensors, path, hints, schedule)
+    if _is_diffusers(tensors):
         raise InputError(
             f"{path} is the weights of a diffusers folder: give the folder, whose config.json "
             "and scheduler_config.json they need"

@@ -49,7 +49,7 @@ def read_openai(
     if names is NOTEBOOK:
         hints.only(path, names.layout, "image_size", "heads", "head_channels", "target")
     shapes = Shapes(tensors, path, names.layout)
-    config = openai_config(shapes, names, hints.image_size or 0)
+    config = openai_config(shapes, names, hints.image_size or 1)
     assumed = []
     if hints.image_size is None:
         config = dataclasses.replace(config, sample_size=_image_size(config, shapes, names))

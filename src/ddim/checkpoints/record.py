@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ddim.base.errors import InputError, quoted
+from ddim.base.records import record
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
 from ddim.noise.schedule import Schedule
@@ -108,12 +109,7 @@ class Facts:
         own = {f.name for f in dataclasses.fields(cls)} - {"more"}
         known = {key: values[key] for key in own & values.keys()}
         more = {key: value for key, value in values.items() if key not in own}
-        kinds = {"assumed": (list, tuple), "data": Mapping, "learned_variance": bool}
-        for key, value in known.items():
-            if not isinstance(value, kinds.get(key, str)):
-                raise InputError(f"{key} is not what it should be: {value!r:.200}")
-        known["assumed"] = tuple(map(str, known.get("assumed", ())))
-        return cls(**known, more=more)
+        return record(cls, {**known, "more": more})
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not known is left out."""

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from ddim.base.errors import InputError
-from ddim.base.files import write_bytes
+from ddim.base.records import checked, in_file, parse_json, record
 from ddim.checkpoints.record import Facts, Loaded
+from ddim.checkpoints.tensors import metadata_of, read_safetensors, write_safetensors
 from ddim.checkpoints.weights import fill, unfilled
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
@@ -24,6 +23,25 @@ from ddim.noise.schedule import Schedule
 __all__ = ["TrainingFile", "is_training", "read_training", "write_training"]
 
 _FORMAT = "ddim-training-1"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header:
+    """The JSON that stands beside the tensors."""
+
+    config: dict[str, Any]
+    step: int
+    facts: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """Of the facts, those that make the model."""
+
+    unet: dict[str, Any]
+    schedule: dict[str, Any]
+    target: str
+    classes: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +76,15 @@ class TrainingFile:
             InputError: a damaged header, or weights that do not fit it.
         """
         facts = dict(self.facts)
-        try:
-            config = UNetConfig.from_json(facts.pop("unet"))
-            schedule = Schedule.from_spec(facts.pop("schedule"))
-            target, classes = Target.named(facts.pop("target")), facts.pop("classes")
+        names = [field.name for field in dataclasses.fields(_Made)]
+        with in_file(f"{self.path}: its header is damaged"):
+            made = record(_Made, {key: facts.pop(key) for key in names if key in facts})
+            config = UNetConfig.from_json(made.unet)
+            schedule = Schedule.from_spec(made.schedule)
+            target, classes = Target.named(made.target), made.classes
             known = Facts.of(facts)
-        except (InputError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{self.path}: its header is damaged: {error}") from None
-        net = unfilled(lambda: UNet(config))
+            dropout = checked("label_dropout", self.config.get("label_dropout", 0.1), float)
+            net = unfilled(lambda: UNet(config))
         fill(net, self.weights(kind), self.path, f"its own record, as {kind} weights")
         return Loaded(
             net,
@@ -76,7 +95,7 @@ class TrainingFile:
             Clipping(),
             dataclasses.replace(known, weights=kind),
             # Without dropped labels the network has never seen the label that stands for none.
-            classes if self.config.get("label_dropout", 0.1) else None,
+            classes if dropout else None,
             self.path.resolve().parent.name,
         )
 
@@ -91,17 +110,12 @@ def write_training(
     """Write a file whole or not at all; see :class:`TrainingFile`."""
     header = {"config": dict(config), "step": step, "facts": dict(facts)}
     metadata = {"format": _FORMAT, "ddim": json.dumps(header)}
-    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_bytes(path, safetensors.torch.save(plain, metadata))
+    write_safetensors(path, tensors, metadata)
 
 
 def is_training(path: Path) -> bool:
     """Whether a file is one that :func:`write_training` wrote, by its header alone."""
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            return (file.metadata() or {}).get("format") == _FORMAT
-    except safetensors.SafetensorError:
-        return False
+    return (metadata_of(path) or {}).get("format") == _FORMAT
 
 
 def read_training(path: Path) -> TrainingFile:
@@ -110,22 +124,13 @@ def read_training(path: Path) -> TrainingFile:
     Raises:
         InputError: not a safetensors file, a truncated one, or one of something else.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise InputError(f"{path} is not a training checkpoint of ddim")
-            header = metadata["ddim"]
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise InputError(f"there is no checkpoint {path}") from None
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file, or is truncated: {error}") from None
-    try:
-        parts = json.loads(header)
-        config, step, facts = parts["config"], int(parts["step"]), parts["facts"]
-        if not (isinstance(config, dict) and isinstance(facts, dict)):
-            raise TypeError("its parts are no objects")
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: its header is damaged: {error}") from None
-    return TrainingFile(path, config, step, facts, tensors)
+    if not Path(path).exists():
+        raise InputError(f"there is no checkpoint {path}")
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") != _FORMAT:
+        raise InputError(f"{path} is not a training checkpoint of ddim")
+    with in_file(f"{path}: its header is damaged"):
+        header = record(_Header, parse_json(metadata.get("ddim", ""), "it"))
+        if header.step < 0:
+            raise InputError(f"step {header.step} is negative")
+    return TrainingFile(path, header.config, header.step, header.facts, tensors)

@@ -95,10 +95,13 @@ class Shapes:
             InputError: it matches none.
         """
         found = [re.match(pattern, key) for key in self.tensors]
-        indices = [int(match[1]) for match in found if match is not None]
+        # No index is past the number of tensors, and those with more digits are no numbers here.
+        indices = [int(match[1][:9]) for match in found if match is not None]
         if not indices:
             start = pattern.partition("(")[0].replace("\\", "")
             raise InputError(f"{self.path} does not fit {self.layout}: no key begins with {start}")
+        if max(indices) >= len(self.tensors):
+            raise InputError(f"{self.path} does not fit {self.layout}: no block {max(indices)}")
         return max(indices) + 1
 
     def channels(self, first: str, last: str, *, learned: bool) -> tuple[int, int]:

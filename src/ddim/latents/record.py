@@ -7,15 +7,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ddim.base.errors import InputError
-from ddim.base.files import write_bytes
+from ddim.base.records import in_file, parse_json, record
+from ddim.checkpoints.tensors import read_safetensors, write_safetensors
 from ddim.latents.codecs import tensors_of
 from ddim.model.condition import Condition
 from ddim.model.model import Model
@@ -131,19 +130,19 @@ class Latents:
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file that carries all of it, whole or not at all."""
-        tensors = {f"latent.{i}": x.contiguous() for i, x in enumerate(self.tensors)}
+        tensors = {f"latent.{i}": x for i, x in enumerate(self.tensors)}
         if self.residual is not None:
             tensors["residual"] = self.residual
-        tensors |= {f"condition.{k}": x.contiguous() for k, x in self.condition.tensors.items()}
-        tensors |= {f"null.{k}": x.contiguous() for k, x in self.condition.null.items()}
-        apart = ("tensors", "residual", "condition")
-        names = [f.name for f in dataclasses.fields(self) if f.name not in apart]
-        facts = {name: getattr(self, name) for name in names}
+        tensors |= {f"condition.{k}": x for k, x in self.condition.tensors.items()}
+        tensors |= {f"null.{k}": x for k, x in self.condition.null.items()}
+        facts = {name: getattr(self, name) for name in _shared()}
         facts |= {"labels": self.condition.labels, "guidance": self.condition.guidance}
-        facts |= {"schedule": dict(self.schedule), "dtype": str(self.dtype).removeprefix("torch.")}
-        text = json.dumps(facts)
-        metadata = {"format": _FORMAT, "ddim": text, "sha256": _checksum(text)}
-        write_bytes(Path(path), safetensors.torch.save(tensors, metadata))
+        facts |= {"rescale": self.condition.rescale}
+        facts |= {"dtype": str(self.dtype).removeprefix("torch.")}
+        text = json.dumps(facts, default=dict)
+        write_safetensors(
+            Path(path), tensors, {"format": _FORMAT, "ddim": text, "sha256": _checksum(text)}
+        )
 
     @classmethod
     def load(cls, path: Path | str) -> Latents:
@@ -152,36 +151,59 @@ class Latents:
         Raises:
             InputError: no such file, a truncated one, or one of something else.
         """
-        try:
-            with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise InputError(f"{path} is not a file of latents of ddim")
-                text = metadata.get("ddim", "")
-                if metadata.get("sha256") != _checksum(text):
-                    raise InputError(
-                        f"{path} says other nodes, codec or model than it was written with: what "
-                        "it decodes to would be another picture"
-                    )
-                facts: dict[str, Any] = json.loads(text)
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            raise InputError(f"there is no file {path}") from None
-        except (safetensors.SafetensorError, OSError) as error:
+        tensors, metadata = read_safetensors(Path(path))
+        if metadata.get("format") != _FORMAT:
+            raise InputError(f"{path} is not a file of latents of ddim")
+        text = metadata.get("ddim", "")
+        if metadata.get("sha256") != _checksum(text):
             raise InputError(
-                f"{path} is not a safetensors file, or is truncated: {error}"
-            ) from None
-        residual = tensors.pop("residual", None)
-        named = {kind: _taken(tensors, f"{kind}.") for kind in ("latent", "condition", "null")}
-        facts["nodes"] = tuple(facts["nodes"])
-        condition = Condition(
-            facts.pop("labels"), named["condition"], facts.pop("guidance"), null=named["null"]
-        )
-        latents = tuple(named["latent"].values())
-        dtype = DTYPES[facts.pop("dtype")]
-        if any(x.dtype != dtype or x.shape != latents[0].shape for x in latents):
-            raise InputError(f"{path} holds tensors that are no latents")
-        return cls(latents, condition=condition, residual=residual, **facts)
+                f"{path} says other nodes, codec or model than it was written with: what "
+                "it decodes to would be another picture"
+            )
+        with in_file(path):
+            facts = record(_Facts, parse_json(text, "its record"))
+            residual = tensors.pop("residual", None)
+            named = {kind: _taken(tensors, f"{kind}.") for kind in ("latent", "condition", "null")}
+            condition = Condition(
+                facts.labels,
+                named["condition"],
+                facts.guidance,
+                null=named["null"],
+                rescale=facts.rescale,
+            )
+            latents = tuple(named["latent"].values())
+            shapes = {(x.dtype, x.shape) for x in latents}
+            if shapes != {(DTYPES[facts.dtype], latents[0].shape if latents else None)}:
+                raise InputError("it holds tensors that are no latents")
+            condition = condition.rows(len(latents[0]))
+            if residual is not None and residual.shape != (len(latents[0]),):
+                raise InputError("its residuals are not one for each image")
+            own = {name: getattr(facts, name) for name in _shared()}
+            return cls(latents, condition=condition, residual=residual, **own)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """The JSON that stands beside the tensors: fields of the latents and of the condition."""
+
+    codec: str
+    nodes: tuple[int, ...]
+    model: str
+    identity: str
+    batch_size: int
+    calls: int
+    tolerance: float | None
+    schedule: dict[str, Any]
+    labels: tuple[int, ...] | None
+    guidance: float
+    dtype: Literal["float32", "float64"]
+    rescale: float = 0.0
+
+
+def _shared() -> list[str]:
+    """The fields that latents and their file have in common; the rest is the condition's."""
+    own = {field.name for field in dataclasses.fields(Latents)}
+    return [field.name for field in dataclasses.fields(_Facts) if field.name in own]
 
 
 def _taken(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

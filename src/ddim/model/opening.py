@@ -68,13 +68,11 @@ def load(
         >>> load("mnist").shape
         (1, 28, 28)
     """
-    if weights not in ("ema", "net"):
-        raise unknown("weights", weights, ("ema", "net"))
     own_schedule = InputError(f"{source} records its own schedule and network: give no other")
     if isinstance(source, str) and is_named(source):
+        own = _own_model(source)
         if schedule is not None or hints is not None or weights != "ema":
             raise own_schedule
-        own = _own_model(source)
         own = own if null_label is None else own.replace(null_label=null_label)
         return own.to(pick_device(device))
     path = Path(source)
@@ -82,6 +80,8 @@ def load(
         path = Path(str(resources.files("ddim") / "shipped" / str(source)))
     elif not path.exists():
         raise InputError(f"{unknown('model', str(source), shipped())} and there is no such path")
+    if weights not in ("ema", "net"):
+        raise unknown("weights", weights, ("ema", "net"))
     if path.is_file() and not is_training(path):
         loaded, beside = read_foreign(path, weights, schedule, hints), f"{path.name}.{CALIBRATED}"
         if loaded.facts.assumed:

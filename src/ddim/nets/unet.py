@@ -24,10 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddim.base.errors import InputError, quoted
+from ddim.base.records import check_fields, record
 
 __all__ = ["UNet", "UNetConfig", "count_flops", "timestep_embedding"]
 
 _DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+# More than any network that was published, by far.
+_MOST_BLOCKS, _MOST_PARAMETERS = 500, 10_000_000_000
+MOST_NUMBERS = 2**28
+"""Of one image, channels × height × width."""
 _UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 
 
@@ -83,23 +88,16 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         for name in ("down_block_types", "up_block_types", "block_out_channels"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if isinstance(self.sample_size, bool) or not isinstance(self.sample_size, int):
-            raise InputError(f"sample_size must be a whole number, not {quoted(self.sample_size)}")
-        counts = ("in_channels", "out_channels", "layers_per_block")
-        for name in (*counts, "norm_num_groups", "block_out_channels"):
-            values = getattr(self, name)
-            for value in values if isinstance(values, tuple) else (values,):
-                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                    raise InputError(
-                        f"{name} must be a whole number of at least 1, not {quoted(value)}"
-                    )
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_fields(self)
         levels = len(self.block_out_channels)
-        if not levels == len(self.down_block_types) == len(self.up_block_types):
+        if not 0 < levels == len(self.down_block_types) == len(self.up_block_types):
             raise InputError(
                 f"a UNet needs as many down_block_types ({len(self.down_block_types)}) and "
                 f"up_block_types ({len(self.up_block_types)}) as block_out_channels ({levels})"
             )
+        self._check_numbers()
         _one_of("time_embedding_type", self.time_embedding_type, ("positional",))
         _one_of("act_fn", self.act_fn, ("silu", "swish"))
         _one_of("resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift"))
@@ -111,6 +109,30 @@ class UNetConfig:
             _one_of("down_block_types", name, _DOWN)
         for name in self.up_block_types:
             _one_of("up_block_types", name, _UP)
+        self._check_widths()
+        self._check_size()
+
+    def _check_numbers(self) -> None:
+        counts = ("sample_size", "in_channels", "out_channels", "layers_per_block")
+        may_be_none = ("time_embedding_dim", "attention_head_dim", "attn_norm_num_groups")
+        more = ("num_class_embeds", "attention_heads", "time_features", "norm_num_groups")
+        for name in (*counts, *may_be_none, *more, "block_out_channels"):
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if value is not None and value < 1:
+                    raise InputError(f"{name} must be a whole number of at least 1, not {value}")
+        for name in ("norm_eps", "mid_block_scale_factor"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} must be positive, not {getattr(self, name):g}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout must be in [0, 1), not {self.dropout:g}")
+        _one_of("downsample_padding", self.downsample_padding, (0, 1))
+        features = self.time_features or self.block_out_channels[0]
+        if self.freq_shift >= max(features // 2, 1):  # frequencies are divided by the difference
+            raise InputError(f"freq_shift {self.freq_shift:g} is half of {features} time features")
+
+    def _check_widths(self) -> None:
+        """What the channels must be divisible by."""
         widths = self.block_out_channels
         for channels in widths:
             if channels % self.norm_num_groups:
@@ -118,6 +140,11 @@ class UNetConfig:
                     f"block_out_channels {channels} is not a multiple of norm_num_groups "
                     f"{self.norm_num_groups}"
                 )
+        if widths[-1] % (self.attn_norm_num_groups or 1):
+            raise InputError(
+                f"block_out_channels {widths[-1]} is not a multiple of attn_norm_num_groups "
+                f"{self.attn_norm_num_groups}"
+            )
         attending = {widths[-1]} if self.mid_block_type and self.add_attention else set()
         for kind, channels in (
             *zip(self.down_block_types, widths, strict=True),
@@ -126,7 +153,7 @@ class UNetConfig:
             attending |= {channels} if kind.startswith("Attn") else set()
         for channels in sorted(attending):
             if self.attention_heads is not None:
-                if self.attention_heads < 1 or channels % self.attention_heads:
+                if channels % self.attention_heads:
                     raise InputError(
                         f"block_out_channels {channels} cannot be split into attention_heads "
                         f"{self.attention_heads}"
@@ -136,6 +163,74 @@ class UNetConfig:
                     f"block_out_channels {channels} is not a multiple of attention_head_dim "
                     f"{self.attention_head_dim}"
                 )
+
+    def _check_size(self) -> None:
+        """Refuse what no memory holds, before anything is made: numbers in a file cost nothing."""
+        blocks = len(self.block_out_channels) * (2 * self.layers_per_block + 1)
+        if blocks > _MOST_BLOCKS:
+            raise InputError(
+                f"layers_per_block {self.layers_per_block} makes {blocks:,} blocks, and no network "
+                f"has more than {_MOST_BLOCKS:,}"
+            )
+        if self.parameters > _MOST_PARAMETERS:
+            raise InputError(
+                f"block_out_channels {quoted(list(self.block_out_channels))} and the rest make a "
+                f"network of {self.parameters:,} parameters, and none has more than "
+                f"{_MOST_PARAMETERS:,}"
+            )
+        numbers = max(self.in_channels, self.out_channels) * self.sample_size**2
+        if numbers > MOST_NUMBERS:
+            raise InputError(
+                f"sample_size {self.sample_size} makes images of {numbers:,} numbers, and none has "
+                f"more than {MOST_NUMBERS:,}"
+            )
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the network has, without making it."""
+        widths, repeats = self.block_out_channels, self.layers_per_block
+        first, last = widths[0], widths[-1]
+        time = self.time_embedding_dim or 4 * first
+        time_mlp = time * ((self.time_features or first) + 1) + time * (time + 1)
+
+        def resnet(inward: int, channels: int) -> int:
+            scale_shift = 2 if self.resnet_time_scale_shift == "scale_shift" else 1
+            shortcut = channels * (inward + 1) if inward != channels else 0
+            convolutions = channels * (9 * inward + 1) + channels * (9 * channels + 1)
+            norms = 2 * inward + 2 * channels
+            return convolutions + norms + scale_shift * channels * (time + 1) + shortcut
+
+        def attention(channels: int, *, norm: bool = True) -> int:
+            return 4 * channels * (channels + 1) + 2 * channels * norm
+
+        def resample(kind: str, style: str, channels: int) -> int:
+            if _residual_resampling(kind, style):
+                return resnet(channels, channels)
+            return channels * (9 * channels + 1)
+
+        total = first * (9 * self.in_channels + 1) + self.out_channels * (9 * first + 1) + 2 * first
+        total += time_mlp
+        if self.class_embed_type == "timestep":
+            total += time_mlp
+        elif self.class_embed_type is None and self.num_class_embeds is not None:
+            total += self.num_class_embeds * time
+        for i, channels in enumerate(widths):
+            before, last_level = widths[max(i - 1, 0)], i == len(widths) - 1
+            after, down = channels if last_level else widths[i + 1], self.down_block_types[i]
+            up = self.up_block_types[len(widths) - 1 - i]
+            total += resnet(before, channels) + (repeats - 1) * resnet(channels, channels)
+            # The way up begins with what is below, and ends with what the way down began with.
+            total += resnet(after + channels, channels) + resnet(channels + before, channels)
+            total += (repeats - 1) * resnet(2 * channels, channels)
+            total += repeats * attention(channels) * down.startswith("Attn")
+            total += (repeats + 1) * attention(channels) * up.startswith("Attn")
+            total += 0 if last_level else resample(down, self.downsample_type, channels)
+            total += 0 if i == 0 else resample(up, self.upsample_type, channels)
+        if self.mid_block_type:
+            norm = self.attn_norm_num_groups is not None
+            norm = norm or self.resnet_time_scale_shift == "default"
+            total += 2 * resnet(last, last) + attention(last, norm=norm) * self.add_attention
+        return total
 
     @property
     def has_classes(self) -> bool:
@@ -159,21 +254,17 @@ class UNetConfig:
         """Read a diffusers ``config.json``; keys that start with ``_`` are bookkeeping.
 
         Raises:
-            InputError: for a key that is not a field, named in the message.
+            InputError: a key that is not a field, or a value of another type, named.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
         values = {key: value for key, value in config.items() if not key.startswith("_")}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise InputError(f"unknown key {quoted(unknown[0])} in the UNet's config")
         size = values.get("sample_size", 0)
         if size is None:
             raise InputError("sample_size is null: write the size of the images there")
         if isinstance(size, list | tuple):
-            if len(set(size)) != 1:
-                raise InputError(f"sample_size {tuple(size)} is not square")
+            if len(size) != 2 or size[0] != size[1]:
+                raise InputError(f"sample_size {quoted(tuple(size))} is not square")
             values["sample_size"] = size[0]
-        return cls(**values)
+        return record(cls, values)
 
     def to_json(self) -> dict[str, Any]:
         """The mapping that diffusers' ``UNet2DModel.from_config`` reads.

@@ -137,7 +137,7 @@ class TestFiles:
         with refuses("there is no file"):
             Statistics.load(tmp_path / "gone.safetensors")
         (tmp_path / "text.safetensors").write_text("nothing of the kind")
-        with refuses("cannot be read as statistics"):
+        with refuses("is not a safetensors file"):
             Statistics.load(tmp_path / "text.safetensors")
         save_file({"mean": np.zeros(3)}, tmp_path / "weights.safetensors")
         with refuses("holds no statistics"):

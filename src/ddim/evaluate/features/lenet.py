@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ddim.base.errors import InputError
 from ddim.base.files import read_json
+from ddim.checkpoints.tensors import read_safetensors
 
 __all__ = ["FEATURES", "LENET_FOLDER", "LeNet", "extract", "lenet_config", "load_lenet"]
 
@@ -96,10 +95,11 @@ def load_lenet(folder: Path | str = LENET_FOLDER) -> LeNet:
     """
     model, path = LeNet(), Path(folder) / "model.safetensors"
     try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError):
+        model.load_state_dict(read_safetensors(path)[0])
+    except (InputError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{path} is no classifier that scripts/train_classifier.py wrote"
+            f"{path} is no classifier that scripts/train_classifier.py wrote: {reason}"
         ) from None
     return model.eval().requires_grad_(False)
 

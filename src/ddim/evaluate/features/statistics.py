@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from ddim.base.errors import InputError, quoted
-from ddim.base.files import write_bytes
+from ddim.base.records import in_file, parse_json, record
+from ddim.checkpoints.tensors import metadata_of, read_safetensors, write_safetensors
 from ddim.evaluate.distances.frechet import FeatureStatistics
 from ddim.evaluate.features.extractor import Extractor, Identity
+from ddim.evaluate.features.published import read_published
 
 __all__ = ["KEEP", "Statistics"]
 
@@ -23,6 +24,33 @@ KEEP = 10_000
 """How many images' features are kept for KID, precision and recall, unless told otherwise."""
 
 _FORMAT = "ddim statistics 1"
+_DTYPES = (torch.float64, torch.float32, torch.int64, torch.uint64)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """The JSON that stands beside the arrays."""
+
+    count: int
+    data: str
+    keep: int
+    shape: tuple[int, ...] | None
+    name: str
+    preprocessing: str
+    width: int
+    classes: int = 0
+    sha256: str = ""
+    source: str = ""
+
+
+def _facts(path: Path, metadata: Mapping[str, str]) -> _Facts:
+    if metadata.get("format") != _FORMAT:
+        raise InputError(f"{path} holds no statistics of images")
+    with in_file(f"{path} cannot be read as statistics of images"):
+        facts = record(_Facts, parse_json(metadata.get("statistics", ""), "its record"))
+        if facts.count < 0:
+            raise InputError(f"count {facts.count} is negative")
+    return facts
 
 
 class Statistics:
@@ -170,14 +198,15 @@ class Statistics:
             "features": self._features,
         }
         metadata = {"format": _FORMAT, "statistics": json.dumps(facts)}
-        write_bytes(Path(path), save(tensors, metadata))
+        write_safetensors(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: Path | str, like: Extractor | None = None) -> Statistics:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote, or published statistics of Inception features.
 
         Args:
-            path: The file.
+            path: The file; an ``.npz`` with ``mu`` and ``sigma`` as FID programs publish them is
+                taken for the published Inception's, where `like` is that.
             like: The extractor that it is to be compared with; checked now rather than after
                 hours of sampling.
 
@@ -188,15 +217,14 @@ class Statistics:
         path = Path(path)
         if not path.is_file():
             raise InputError(f"there is no file {path} with statistics of reference images")
-        try:
-            with safe_open(path, framework="np") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata.get("format") != _FORMAT:
-                raise InputError(f"{path} holds no statistics of images")
-            statistics = cls._from_file(json.loads(metadata["statistics"]), tensors)
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} cannot be read as statistics of images: {error}") from None
+        if path.suffix.lower() == ".npz":
+            mean, cov = read_published(path)
+            return cls._published(path, mean, cov, like)
+        tensors, metadata = read_safetensors(path)
+        facts = _facts(path, metadata)
+        with in_file(f"{path} cannot be read as statistics of images"):
+            arrays = {k: v.numpy().copy() for k, v in tensors.items() if v.dtype in _DTYPES}
+            statistics = cls._from_file(facts, arrays)
         if like is not None:
             difference = statistics.identity.difference(like.identity)
             if difference is not None:
@@ -210,27 +238,56 @@ class Statistics:
         Raises:
             InputError: It holds something else, or is damaged.
         """
-        try:
-            with safe_open(path, framework="np") as file:
-                return int(json.loads((file.metadata() or {})["statistics"])["count"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} cannot be read as statistics of images: {error}") from None
+        metadata = metadata_of(Path(path))
+        if metadata is None:
+            raise InputError(f"{path} cannot be read as statistics of images: it is damaged")
+        return _facts(Path(path), metadata).count
 
     @classmethod
-    def _from_file(cls, facts: dict, tensors: dict[str, NDArray]) -> Statistics:
+    def _published(
+        cls, path: Path, mean: NDArray, cov: NDArray, like: Extractor | None
+    ) -> Statistics:
+        """Moments whose file says neither the extractor nor the number of images.
+
+        The covariance is taken as it is; of the number nothing is computed but the notes.
+        """
+        if like is None or like.identity.distance != "FID":
+            measured = "no extractor" if like is None else like.identity.name
+            raise InputError(
+                f"{path} holds mu and sigma of {len(mean)} features, as FID programs publish them "
+                f"for Inception: they cannot be compared with {measured}"
+                + ("" if like is None else f" of {like.identity.width} features")
+                + "; measure with the published Inception, or the real images themselves"
+            )
+        if len(mean) != like.identity.width:
+            raise InputError(
+                f"{path} has {len(mean)} features, where Inception has {like.identity.width}"
+            )
+        made = cls(like.identity, f"{path.name} (published)", keep=0)
+        count = len(mean) + 1
+        with in_file(path):
+            made.moments = FeatureStatistics.from_moments(count, mean, cov * (count - 1))
+        return made
+
+    @classmethod
+    def _from_file(cls, facts: _Facts, tensors: dict[str, NDArray]) -> Statistics:
         names = [field.name for field in dataclasses.fields(Identity)]
-        identity = Identity(**{name: facts[name] for name in names})
-        made = cls(identity, facts["data"], keep=facts["keep"], source=facts.get("source", ""))
-        made.moments = FeatureStatistics.from_moments(
-            facts["count"], tensors["mean"], tensors["scatter"]
-        )
-        made.class_counts = tensors["class_counts"].astype(np.int64)
-        made.shape = None if facts["shape"] is None else tuple(facts["shape"])
+        identity = Identity(**{name: getattr(facts, name) for name in names})
+        made = cls(identity, facts.data, keep=facts.keep, source=facts.source)
+        kinds = dict.fromkeys(("mean", "scatter"), np.float64)
+        kinds |= {"class_counts": np.int64, "indices": np.uint64, "features": np.float32}
+        for name, kind in kinds.items():
+            if name not in tensors or tensors[name].dtype != kind:
+                raise InputError(f"{name} is missing, or no array of {np.dtype(kind)}")
+        made.class_counts, made.shape = tensors["class_counts"], facts.shape
         made._indices, made._features = tensors["indices"], tensors["features"]
-        width, kept = identity.width, len(made._indices)
-        shapes = [array.shape for array in (tensors["mean"], made._features, made.class_counts)]
-        if shapes != [(width,), (kept, width), (identity.classes,)]:
-            raise KeyError("the arrays do not fit the record")
+        width, kept = identity.width, made._indices.size
+        shapes = [tensors[name].shape for name in kinds]
+        if shapes != [(width,), (width, width), (identity.classes,), (kept,), (kept, width)]:
+            raise InputError("the arrays do not fit the record")
+        made.moments = FeatureStatistics.from_moments(
+            facts.count, tensors["mean"], tensors["scatter"]
+        )
         return made
 
     def _same_shape(self, shape: tuple[int, ...]) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ddim.base.errors import InputError
-from ddim.base.files import read_json, write_bytes, write_json
+from ddim.base.files import read_json, write_json
+from ddim.base.records import checked, in_file, record
+from ddim.checkpoints.tensors import read_safetensors, write_safetensors
 from ddim.evaluate.features.extractor import Extractor
 from ddim.evaluate.features.statistics import Statistics
 from ddim.evaluate.sweep.plan import folder_name
@@ -29,14 +28,25 @@ def load_images(path: Path) -> Tensor:
         InputError: the file is damaged.
     """
     try:
-        return load_file(path)["images"]
-    except (OSError, SafetensorError, KeyError) as error:
+        images = read_safetensors(path)[0]["images"]
+        if images.ndim != 4 or not images.is_floating_point():
+            raise InputError(f"images has shape {tuple(images.shape)}, in {images.dtype}")
+    except (InputError, KeyError) as error:
         raise InputError(f"{path} cannot be read, remove it: {error}") from None
+    return images.clone()  # the file may be replaced while they are in use
 
 
 def save_images(path: Path, images: Tensor) -> None:
     """Write a tensor of images, whole or not at all."""
-    write_bytes(path, save({"images": images}))
+    write_safetensors(path, {"images": images}, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taken:
+    """How long images took, beside their statistics."""
+
+    seconds: float
+    count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +69,9 @@ class CellFiles:
         path = folder / CELL
         if not path.exists():
             return None
-        try:
-            spelled = read_json(path)["sampler"]
-        except (KeyError, InputError) as error:
-            raise InputError(f"{path} is no record of a sampler: {error}") from None
+        kept = read_json(path)
+        with in_file(f"{path} is no record of a sampler"):
+            spelled = checked("sampler", kept.get("sampler"), str)
         try:
             return cls(Sampler.parse(spelled), folder, extractor)
         except InputError:
@@ -93,8 +102,13 @@ class CellFiles:
         count = self.count(seed)
         if count == 0:
             return 0.0
-        facts: dict[str, Any] = read_json(self._path(seed).with_suffix(".json"))
-        return facts["seconds"] / facts["count"] * count
+        path = self._path(seed).with_suffix(".json")
+        values = read_json(path)
+        with in_file(path):
+            taken = record(_Taken, values)
+            if taken.count < 1:
+                raise InputError(f"count must be at least 1, not {taken.count}")
+        return taken.seconds / taken.count * count
 
     def save(self, seed: int, statistics: Statistics, seconds: float) -> None:
         """Keep the statistics, and the seconds that it took to draw their images."""
