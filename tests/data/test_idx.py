@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import contextlib
 import hashlib
 import struct
 from collections.abc import Callable
@@ -145,3 +146,15 @@ def test_spellings(tmp_path: Path, write_idx: Write, name: str, suffix: str):
 
 def test_labels_of_a_file_without_images_in_its_name(tmp_path: Path, write_idx: Write):
     assert find_labels(write_idx(tmp_path / "digits.idx", PIXELS)) is None
+
+
+@pytest.mark.parametrize("name", ["a", "a.gz"])
+def test_damaged_bytes_are_refused_by_name(tmp_path: Path, write_idx: Write, name: str):
+    rng, path = np.random.default_rng(0), write_idx(tmp_path / name, PIXELS)
+    whole = path.read_bytes()
+    for _ in range(200):
+        content = np.frombuffer(whole, np.uint8).copy()
+        content[rng.integers(0, len(content), 2)] = rng.integers(0, 256, 2)
+        path.write_bytes(content.tobytes())
+        with contextlib.suppress(InputError):
+            read_idx(path, 3)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
 import zipfile
@@ -167,3 +168,14 @@ def test_labels_beyond_any_number_of_classes(tmp_path: Path):
     labels = np.array([0, 1, 2, 2**63], np.uint64)
     with pytest.raises(InputError, match="labels must be integers from 0 to 2147483647; they span"):
         load_npz(write(tmp_path / "set.npz", x=GREY, y=labels))
+
+
+def test_damaged_bytes_are_refused_by_name(tmp_path: Path):
+    rng, path = np.random.default_rng(0), tmp_path / "set.npz"
+    whole = write(path, images=GREY, labels=[0, 1, 2, 3]).read_bytes()
+    for _ in range(300):
+        content = np.frombuffer(whole, np.uint8).copy()
+        content[rng.integers(0, len(content), 3)] = rng.integers(0, 256, 3)
+        path.write_bytes(content.tobytes())
+        with contextlib.suppress(InputError):
+            load_npz(path)
