@@ -23,7 +23,8 @@ from ddim.cli.main import main
 from ddim.data import named
 from ddim.model.opening import load
 from ddim.train.checkpoint import saved_config
-from ddim.train.run import Run
+from ddim.train.loop import TrainStep
+from ddim.train.metrics import Metrics
 
 pytest.importorskip("sklearn")
 
@@ -107,6 +108,18 @@ def test_a_preset_under_a_file_under_flags(ddim, tmp_path):
     assert (config.weighting, config.T) == ("min-snr", 500)  # of the preset
 
 
+def test_a_preset_with_another_schedule(ddim, fails, tmp_path):
+    """Its β are those of its own schedule."""
+    small = ("--channels", 8, 16, "--groups", 4, "--head-dim", 8, "--images", 8, "--batch-size", 8)
+    quick = (*small, "--sample-every", 0, "--threads", 1, "--quiet")
+    preset = ("train", "--preset", "digits", "--schedule", "cosine", *quick)
+    assert ddim(*preset).status == 0
+    saved = saved_config(read_training(tmp_path / "run" / "checkpoint.safetensors"))
+    assert (saved.schedule, saved.beta_end) == ("cosine", 0.02)
+    fails(2, "beta_end is for linear and", *preset, "--beta-end", 0.03, "--output", "other")
+    assert ddim(*preset, "--resume").status == 0
+
+
 def test_help_shows_the_values_of_a_preset_in_groups(ddim, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     plain, preset = ddim("train", "--help").out, ddim("train", "--preset", "digits", "--help").out
@@ -148,12 +161,12 @@ import os, signal, sys
 import torch
 from pathlib import Path
 from ddim.cli.main import main
-from ddim.train.run import Run
+from ddim.train.metrics import Metrics
 
-inner_log, inner_write, saves = Run._log, Path.write_bytes, []
+inner_write, inner_replace, saves = Metrics.write, Path.replace, []
 
-def log(self, step, rate):
-    inner_log(self, step, rate)
+def write(self, step):
+    inner_write(self, step)
     if step.step == 8 and "{how}" == "killed":
         with (self.output / "metrics.jsonl").open("a") as file:
             file.write('{{"step": 9, "ima')
@@ -161,14 +174,13 @@ def log(self, step, rate):
     if step.step == 8 and "{how}" == "terminated":
         os.kill(os.getpid(), signal.SIGTERM)
 
-def write(path, data):
+def replace(path, target):
     saves.extend([path] if path.name.startswith(".checkpoint.safetensors.") else [])
-    if len(saves) == 2 and "{how}" == "killed while saving":
-        inner_write(path, data[: len(data) // 2])
+    if len(saves) == {save} and "{how}" == "killed while saving":
         os.kill(os.getpid(), signal.SIGKILL)
-    return inner_write(path, data)
+    return inner_replace(path, target)
 
-Run._log, Path.write_bytes = log, write
+Metrics.write, Path.replace = write, replace
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -186,7 +198,7 @@ def test_trap_a_process_that_was_killed_resumes_to_the_same_bits(
 ):
     folder = tmp_path / "run"
     done = subprocess.run(
-        [sys.executable, "-c", LAUNCH.format(how=how), *arguments(folder)],
+        [sys.executable, "-c", LAUNCH.format(how=how, save=2), *arguments(folder)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -204,6 +216,43 @@ def test_trap_a_process_that_was_killed_resumes_to_the_same_bits(
     assert main(["train", "--resume", "--quiet", "--output", str(folder)]) == 0
     assert capsys.readouterr().err == ""
     assert_same(whole, folder)
+    assert not [*folder.rglob(".*")]
+
+
+def test_trap_a_run_killed_before_its_first_checkpoint_resumes(whole, ddim, fails, tmp_path):
+    """By the same command, or by --resume alone; as it was begun, whatever this call says."""
+    kill = LAUNCH.format(how="killed while saving", save=1)
+    command = [sys.executable, "-c", kill, *arguments(tmp_path / "run")]
+    assert subprocess.run(command, timeout=300).returncode == -signal.SIGKILL
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    shutil.copytree(tmp_path / "run", tmp_path / "two" / "run")
+    fails(2, "begun with lr = 0.0002, not 0.001", "train", "--resume", "--quiet", "--lr", 1e-3)
+    answer = ddim("train", "--resume", "--output", "run")
+    assert answer.status == 0
+    assert "ddim train: run has no checkpoint yet: it begins at step 0\n" in answer.err
+    assert_same(whole, tmp_path / "run")
+    assert ddim(*DIGITS, "--resume", "--output", "two/run").status == 0
+    assert_same(whole, tmp_path / "two" / "run")
+    assert not [*tmp_path.rglob(".*")]
+
+
+def test_resume_where_nothing_was_begun_begins(whole, ddim, tmp_path):
+    """A kill may come before anything is written; hidden files may be left of it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.toml.abcd1234.toml").write_text("half")
+    assert ddim(*DIGITS, "--resume").status == 0
+    assert_same(whole, tmp_path / "run")
+    assert not [*(tmp_path / "run").glob(".*")]
+
+
+def test_resume_touches_nothing_of_others(fails, tmp_path):
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    (tmp_path / "run" / "samples" / "mine.png").write_bytes(b"mine")
+    fails(2, "run is no training that could be resumed", *DIGITS, "--resume")
+    (tmp_path / "run" / "run.toml").write_text('method = "ddim"\n')
+    fails(2, "run.toml: unknown key 'method'", *DIGITS, "--resume")
+    assert (tmp_path / "run" / "samples" / "mine.png").read_bytes() == b"mine"
+    fails(2, "--resume goes on .* --force begins anew", *DIGITS, "--resume", "--force")
 
 
 def test_trap_a_run_killed_after_its_last_checkpoint_gets_its_model_and_its_grid(
@@ -228,7 +277,7 @@ def test_trap_a_run_killed_after_its_last_checkpoint_gets_its_model_and_its_grid
 
 def test_trap_a_longer_run_that_is_killed_at_once_is_still_longer(ddim, tmp_path):
     assert ddim(*DIGITS).status == 0
-    kill = LAUNCH.format(how="killed").replace("step.step == 8", "step.step == 14")
+    kill = LAUNCH.format(how="killed", save=2).replace("step.step == 8", "step.step == 14")
     longer = ["train", "--resume", "--images", "160", "--quiet", "--output", "run"]
     done = subprocess.run([sys.executable, "-c", kill, *longer], cwd=tmp_path, timeout=300)
     assert done.returncode == -signal.SIGKILL
@@ -237,15 +286,15 @@ def test_trap_a_longer_run_that_is_killed_at_once_is_still_longer(ddim, tmp_path
 
 def test_control_c_finishes_the_step_saves_and_returns_130(ddim, whole, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    inner = Run._log
+    inner = Metrics.write
 
-    def log(self: Run, step: Any, rate: float) -> None:
-        inner(self, step, rate)
+    def write(self: Metrics, step: TrainStep) -> None:
+        inner(self, step)
         if step.step == 6:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_log", log)
+        patch.setattr(Metrics, "write", write)
         answer = ddim(*(a for a in DIGITS if a != "--quiet"))
     assert (answer.status, answer.out) == (130, "")
     assert "\nddim train: finishing the step and saving\n" in answer.err
@@ -260,13 +309,13 @@ def test_control_c_finishes_the_step_saves_and_returns_130(ddim, whole, tmp_path
 
 
 def test_interrupted_with_json(ddim, monkeypatch):
-    inner = Run._log
+    inner = Metrics.write
 
-    def log(self: Run, step: Any, rate: float) -> None:
-        inner(self, step, rate)
+    def write(self: Metrics, step: TrainStep) -> None:
+        inner(self, step)
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(Run, "_log", log)
+    monkeypatch.setattr(Metrics, "write", write)
     answer = ddim(*DIGITS, "--json")
     assert answer.status == 143
     found = json.loads(answer.out)
@@ -328,6 +377,13 @@ def test_force_begins_anew(ddim, fails, whole, tmp_path):
         ("--lrr.* did you mean --lr", ["--data", "digits", "--lrr", 1]),
         ("^ddim train: lr must be positive, not 0.0$", ["--data", "digits", "--lr", 0]),
         ("images must be at least 1", ["--data", "digits", "--images", 0]),
+        ("seed must be from 0 to", ["--data", "digits", "--seed", 2**64]),
+        ("ε says nothing about the image", ["--data", "digits", "--beta-end", 1]),
+        ("gamma is for the weighting min-snr", ["--data", "digits", "--gamma", 3]),
+        (
+            "attention is at one of the resolutions 8, 4",
+            ["--data", "digits", *SMALL, "--attention", 16],
+        ),
         ("threads must be at least 1, not 0", ["--data", "digits", "--threads", 0]),
         ("no device 'gpu' here", ["--data", "digits", "--device", "gpu"]),
         (

@@ -403,6 +403,32 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, refuses):
         load_checkpoint(saved, fresh(dataclasses.replace(CONFIG, blocks=2)))
 
 
+@pytest.mark.parametrize(
+    ("rename", "match"),
+    [
+        (("optimizer.0.exp_avg", "optimizer.x.exp_avg"), "fits no parameter"),
+        (("optimizer.0.exp_avg", "optimizer.9999.exp_avg"), "fits no parameter"),
+        (("optimizer.0.exp_avg", "optimizer"), "fits no parameter"),
+        (("optimizer.1.exp_avg", "optimizer.0.exp_avg"), "'optimizer.0.exp_avg' of shape"),
+        (("optimizer.0.exp_avg", "optimizer.0.exp_agv"), "the moments of parameter 0 are damaged"),
+        (("optimizer.0.step", "optimizer"), "fits no parameter|moments of parameter 0 are damaged"),
+    ],
+)
+def test_moments_that_are_damaged(tmp_path, rename, match, refuses):
+    path, state = tmp_path / "checkpoint.safetensors", fresh()
+    next(fit(state, data(), SCHEDULE, CONFIG, CLASSES))
+    save_checkpoint(path, state, CONFIG, {})
+    saved = read_training(path)
+    before, after = rename
+    others = {key: value for key, value in saved.tensors.items() if key != before}
+    other = fresh(seed=5)
+    unchanged = bits(other)
+    with refuses(match):
+        tensors = others | {after: saved.tensors[before]}
+        load_checkpoint(dataclasses.replace(saved, tensors=tensors), other)
+    assert bits(other) == unchanged
+
+
 def test_a_refused_checkpoint_changes_nothing(tmp_path, refuses):
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, fresh(), CONFIG, {})

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ddim.base.device import pick_device, set_threads
 from ddim.base.errors import RunError
-from ddim.checkpoints.training import read_training
+from ddim.checkpoints.training import read_training, write_training
 from ddim.model.drawing import sample
 from ddim.model.opening import load
 from ddim.train import loop
@@ -367,7 +367,67 @@ def test_a_run_begun_anew_forgets_the_old_one(tmp_path, config):
     Run(config, tmp_path / "anew")
     assert not (tmp_path / "anew" / "samples").exists()
     assert not (tmp_path / "anew" / "checkpoint.safetensors").exists()
-    assert lines(tmp_path / "anew") == []
+    assert not [*(tmp_path / "anew").glob("m*")]  # neither the metrics nor the model
+
+
+@pytest.mark.parametrize("damage", [b"\xff\x00 no text", b"[1]\n{}\n", b"[" * 50_000])
+def test_trap_a_damaged_log_never_blocks_a_resume(tmp_path, config, damage):
+    train(Run(config, tmp_path / "whole"))
+    train(Run(config, tmp_path / "hurt"), 8)
+    path = tmp_path / "hurt" / "metrics.jsonl"
+    good = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(good[0] + damage + b"\n" + good[1])
+    (tmp_path / "hurt" / "model" / "ddim.json").write_bytes(damage)
+    train(Run(config, tmp_path / "hurt", resume=True))
+    assert_same(tmp_path / "whole", tmp_path / "hurt")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("batch_size", 4), ("lr", 1e-3), ("seed", 1), ("target", "v"), ("flip", True), ("ema", 0.5)],
+)
+def test_a_run_is_resumed_as_it_was_begun(tmp_path, config, field, value, refuses):
+    train(Run(config, tmp_path), 4)
+    before = tensors(tmp_path)
+    with refuses(f"the run was begun with {field} = .*, not {value!r}"):
+        Run(dataclasses.replace(config, **{field: value}), tmp_path, resume=True)
+    assert tensors(tmp_path) == before
+
+
+def test_a_run_without_a_checkpoint_begins_again(tmp_path, config):
+    """Killed before the first one: what it has logged comes again."""
+    train(Run(config, tmp_path / "whole"))
+    killed = tmp_path / "killed"
+    for step in Run(config, killed).steps():
+        if step.step == 3:
+            break
+    (killed / "checkpoint.safetensors").unlink(missing_ok=True)
+    assert [line["step"] for line in lines(killed)] == [3]
+    (killed / ".checkpoint.safetensors.abcd1234.safetensors").write_bytes(b"half of it")
+    train(Run(config, killed, resume=True))
+    assert_same(tmp_path / "whole", killed)
+    assert not [*killed.rglob(".*")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": None},
+        {"data": {"sha256": 3}},
+        {"data": {"sha256": {"noise.npz": 3}}},
+        {"interval": None},
+        {"interval": [1]},
+        {"interval": ["a", 2]},
+        {"init": 3},
+    ],
+)
+def test_checkpoints_with_damaged_facts(tmp_path, config, change, refuses):
+    train(Run(config, tmp_path), 4)
+    saved = read_training(tmp_path / CHECKPOINT)
+    path = tmp_path / CHECKPOINT
+    write_training(path, saved.config, saved.step, {**saved.facts, **change}, saved.tensors)
+    with refuses("checkpoint.safetensors: its header is damaged: "):
+        Run(config, tmp_path, resume=True)
 
 
 def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(tmp_path, config, refuses):
