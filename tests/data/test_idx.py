@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import gzip
 import contextlib
+import gzip
 import hashlib
 import struct
 from collections.abc import Callable
