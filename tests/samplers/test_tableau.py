@@ -289,3 +289,12 @@ def test_method_refusals(refuses):
         make_tableau(schedule, (10, 0), "dimm")
     with refuses("method 'ddim' has no option 'variance': it has eta"):
         make_tableau(schedule, (10, 0), "ddim", variance="large")
+
+
+def test_the_digest_is_of_the_rows_and_stays_what_it_was():
+    """Runs of earlier versions are resumed by it; what noise they start from is not in the rows."""
+    schedule = Schedule.linear(100)
+    tableau = make_tableau(schedule, "uniform", "dpmpp:steps=10")
+    assert tableau.digest.startswith("45e9bb822048")
+    other = Schedule.from_alpha_sigma(schedule.alpha, schedule.sigma, 0.5)
+    assert make_tableau(other, "uniform", "dpmpp:steps=10").digest == tableau.digest

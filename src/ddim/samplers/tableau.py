@@ -306,6 +306,8 @@ def _columns(index: int, k: int | None, level: Level, at: Level | None) -> str:
 
 def _rounded(value: object) -> object:
     """The same within sequences of any depth, floats as text of nine digits of their float32."""
+    if isinstance(value, Level):  # its scale is of the first state, and rows have none
+        value = value[:3]
     if isinstance(value, (tuple, list)):
         return [_rounded(part) for part in value]
     return f"{ctypes.c_float(value).value:.9g}" if isinstance(value, float) else value
