@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,26 +20,53 @@ if TYPE_CHECKING:
 
 __all__ = ["from_pixels", "grid", "picture", "save_animation", "save_image", "to_pixels"]
 
+BYTES = 16.0
+"""Images from 0 to more than this hold bytes: no image in [-1, 1] overshoots so far."""
+
 
 def from_pixels(pixels: Tensor) -> Tensor:
-    """uint8 to float32 in [-1, 1]: x = pixels / 127.5 - 1, any shape."""
+    """uint8 to float32 in [-1, 1]: x = pixels / 127.5 - 1, any shape; NumPy arrays too.
+
+    Raises:
+        InputError: another type, whose values may be in [-1, 1] already.
+    """
+    pixels = _tensor(pixels)
+    if pixels.dtype != torch.uint8:
+        raise InputError(f"pixels are bytes (torch.uint8), not {pixels.dtype}")
     return pixels.to(torch.float32).div_(127.5).sub_(1)
 
 
 def to_pixels(x: Tensor) -> Tensor:
-    """[-1, 1] to uint8, rounded to the nearest, clamped; any shape.
+    """[-1, 1] to uint8, rounded to the nearest, clamped; any shape; NumPy arrays too.
 
     Raises:
-        InputError: values that are not numbers, which no pixel can stand for.
+        InputError: values that are not finite, which no pixel can stand for, or that look like
+            bytes.
 
     Example:
         >>> pixels = torch.arange(256, dtype=torch.uint8)
         >>> bool((to_pixels(from_pixels(pixels)) == pixels).all())
         True
     """
-    if bool(x.isnan().any()):
-        raise InputError("an image holds values that are not numbers (NaN)")
+    x = _tensor(x)
+    if not x.is_floating_point():
+        raise InputError(f"images in [-1, 1] are floating-point numbers, not {x.dtype}")
+    if not bool(x.isfinite().all()):
+        raise InputError("an image holds values that are not finite numbers (NaN or infinity)")
+    if x.numel() and float(x.min()) >= 0 and float(x.max()) > BYTES:
+        raise InputError(
+            f"images are in [-1, 1]; these are from {x.min():.4g} to {x.max():.4g}: bytes are a "
+            "tensor of torch.uint8"
+        )
     return x.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _tensor(values: object) -> Tensor:
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(np.ascontiguousarray(values))
+    if not isinstance(values, Tensor):
+        raise InputError(f"images are a tensor or a NumPy array, not a {type(values).__name__}")
+    return values
 
 
 def grid(images: Tensor, columns: int | None = None, pad: int = 2) -> Tensor:
@@ -57,7 +85,10 @@ def grid(images: Tensor, columns: int | None = None, pad: int = 2) -> Tensor:
     """
     if columns is not None and columns < 1:
         raise InputError(f"columns must be at least 1, not {columns}")
+    images = _tensor(images)
     pixels = images if images.dtype == torch.uint8 else to_pixels(images)
+    if pixels.ndim != 4:
+        raise InputError(f"a grid is of images (N, C, H, W), not {tuple(pixels.shape)}")
     count, channels, height, width = pixels.shape
     if count == 0:
         raise InputError("a grid needs at least one image")
@@ -88,19 +119,26 @@ def picture(pixels: Tensor) -> Image:
     return Image.fromarray(array[..., 0] if len(pixels) == 1 else array, modes[len(pixels)])
 
 
-def save_image(path: Path | str, images: Tensor, columns: int | None = None) -> None:
+def save_image(
+    path: Path | str | Tensor, images: Tensor | Path | str, columns: int | None = None
+) -> None:
     """Write a PNG: one image of shape (C, H, W), or a grid of (N, C, H, W).
 
     Values are in [-1, 1], or uint8. Every image has the same fixed scale.
 
     Args:
         path: the file; its folder is made.
-        images: in [-1, 1] or uint8.
+        images: in [-1, 1] or uint8. They may stand first, as elsewhere.
         columns: of the grid; about √N if None.
 
     Raises:
-        InputError: no image, values that are not numbers, channels other than 1, 3 or 4.
+        InputError: no image, values that are not numbers, or channels other than 1, 3 or 4.
     """
+    if isinstance(images, str | Path):
+        path, images = images, path
+    if not isinstance(path, str | Path):
+        raise InputError(f"an image is saved to a path, not to a {type(path).__name__}")
+    images = _tensor(images)
     pixels = images if images.dtype == torch.uint8 else to_pixels(images)
     pixels = grid(pixels, columns) if pixels.ndim == 4 else pixels
     buffer = io.BytesIO()

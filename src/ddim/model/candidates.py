@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ddim.base.errors import InputError
 from ddim.denoisers.conventions import Adapted, Conventions
 from ddim.denoisers.target import Target
+from ddim.model.condition import Condition
 from ddim.noise.draws import Noise
 from ddim.noise.schedule import Schedule
 
@@ -25,6 +25,8 @@ NOISIEST = 10.0
 """σ/α above which a good network is hardly better than a guess, so that it tells nothing."""
 ROUNDS = (2, 8, 32)
 """Images that the candidates of each round have seen; the last round sees all."""
+TOO_LARGE, TOO_SMALL = 0.05, 1.5
+"""Between these the factor to a noise's best scale is that of a network trained too little."""
 CHUNK = 8
 """Images in one network call, each at every level."""
 
@@ -52,6 +54,7 @@ class Candidate:
         # Of each image and level: the error, eps·prediction, prediction².
         self.measured = {target: torch.zeros(0, len(nodes), 3) for target in targets}
         self.failure: str | None = None
+        self.spread = 1.0  # the variance of the data, in the network's own range
 
     @property
     def seen(self) -> int:
@@ -75,9 +78,26 @@ class Candidate:
 
         Its error is orthogonal to what it says: E[ε̂²] + E[(ε - ε̂)²] = E[ε²].
         """
-        products, squares = self.measured[target][..., 1:].mean(dim=0).T
-        bias = float((products / squares - 1).abs().median())
+        bias = float(self.biases(target).median())
         return bias if math.isfinite(bias) else math.inf
+
+    def biases(self, target: Target) -> Tensor:
+        """The bias at each level, shape (levels,)."""
+        products, squares = self.measured[target][..., 1:].mean(dim=0).T
+        return (products / squares - 1).abs()
+
+    def error_at_scale(self, target: Target) -> float:
+        """The error, had the noise its best scale at each level, where it is a little too small.
+
+        That of a network that was trained too little is; else the error as it is.
+        """
+        products, squares = self.measured[target][..., 1:].mean(dim=0).T
+        factors = products / squares
+        if not bool(((factors > 1 - TOO_LARGE) & (factors < TOO_SMALL)).all()):
+            return self.error(target)
+        rho = self.sigma / self.alpha
+        gained = (1 + rho**2 / self.spread) * (products - squares) ** 2 / squares
+        return self.error(target) - float(gained.mean())
 
     @property
     def best(self) -> float:
@@ -85,15 +105,13 @@ class Candidate:
         return min(self.error(target) for target in self.measured)
 
     @torch.no_grad()
-    def measure(
-        self, images: Tensor, noise: Tensor, labels: Tensor | None, variance: float
-    ) -> None:
+    def measure(self, images: Tensor, noise: Tensor, condition: Condition, variance: float) -> None:
         """Add the errors of more images, relative to the best linear denoiser's.
 
         Args:
             images: shape (N, *), in [-1, 1].
             noise: shape (levels, N, *).
-            labels: shape (N,), or None.
+            condition: of the images.
             variance: of all images' pixels.
         """
         scale, levels = self.conventions.scale, len(self.t)
@@ -101,16 +119,28 @@ class Candidate:
         alpha, sigma = (part.to(images).view(shape) for part in (self.alpha, self.sigma))
         data = scale * images + self.conventions.centre
         x = alpha * data + sigma * noise
-        weights = next(self.adapted.parameters())
-        flat = x.flatten(0, 1).to(weights.dtype)
-        t = self.t.to(images.device).repeat_interleave(len(images))
+        # A network without such weights is asked in the images' own precision.
+        weights = (p.dtype for p in self.adapted.net.parameters() if p.is_floating_point())
+        seen = x.to(next(weights, x.dtype))
+        labels = condition.label_tensor(images.device)
+        tensors = {
+            name: value.to(images.device, seen.dtype if value.is_floating_point() else None)
+            for name, value in condition.tensors.items()
+        }
         try:
-            output = self.adapted.ask(flat, t, None if labels is None else labels.repeat(levels))
+            output = torch.cat(
+                [
+                    self.adapted.ask(
+                        state, t.to(images.device).expand(len(images)), labels, tensors
+                    )
+                    for state, t in zip(seen, self.t, strict=True)
+                ]
+            )
         except (RuntimeError, IndexError, TypeError, ValueError, AssertionError) as error:
             self.failure = str(error).strip().split("\n")[0]
             return
         output = output[:, : images.shape[1]].to(x.dtype).view_as(x)
-        spread = scale**2 * variance
+        self.spread = spread = scale**2 * variance
         linear = spread * sigma**2 / (alpha**2 * spread + sigma**2)
         for target, before in self.measured.items():
             p, q = target.coefficients(alpha, sigma)
@@ -123,15 +153,13 @@ class Candidate:
 
 def make_candidates(
     net: nn.Module,
-    schedules: Sequence[Schedule],
+    pairs: Sequence[tuple[Schedule, Conventions]],
     targets: Sequence[Target],
-    conventions: Sequence[Conventions],
     arguments: Mapping[str, Any] | None,
 ) -> list[Candidate]:
     """The candidates, the most usual first, at the levels that all of them have."""
     combined = [
-        (schedule, Adapted(net, schedule, targets[0], each, arguments))
-        for each, schedule in itertools.product(conventions, schedules)
+        (schedule, Adapted(net, schedule, targets[0], each, arguments)) for schedule, each in pairs
     ]
     rhos = [adapted.schedule.rho[1:] for _, adapted in combined]
     lowest = max(float(rho[0]) for rho in rhos)
@@ -148,7 +176,7 @@ def make_candidates(
 
 
 def compete(
-    candidates: Sequence[Candidate], images: Tensor, labels: Sequence[int] | None, seed: int
+    candidates: Sequence[Candidate], images: Tensor, condition: Condition, seed: int
 ) -> None:
     """Measure all on a few images, and ever fewer on ever more."""
     weights = next(candidates[0].adapted.parameters())
@@ -156,14 +184,12 @@ def compete(
     variance = float(images.var())
     source = Noise(seed, range(len(images)), images.shape[1:], images.device, images.dtype)
     noise = torch.stack([source(level) for level in range(LEVELS)])
-    given = None if labels is None else torch.tensor(list(labels), device=images.device)
     alive, done = list(candidates), 0
     for count in sorted({min(count, len(images)) for count in (*ROUNDS, len(images))}):
         for start in range(done, count, CHUNK):
             part = slice(start, min(start + CHUNK, count))
             for candidate in alive:
-                chosen = None if given is None else given[part]
-                candidate.measure(images[part], noise[:, part], chosen, variance)
+                candidate.measure(images[part], noise[:, part], condition[part], variance)
             alive = [candidate for candidate in alive if not candidate.failure]
         done = count
         best = min((candidate.best for candidate in alive), default=math.inf)

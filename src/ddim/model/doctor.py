@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -10,15 +11,19 @@ from typing import Literal
 from ddim.base.errors import InputError
 from ddim.denoisers.target import Target
 from ddim.model.model import Model
-from ddim.model.predictions import PredictionCheck
+from ddim.model.predictions import BETTER_THAN_NOTHING, PredictionCheck
 
 __all__ = ["Finding", "check_model"]
 
 SIGNAL_LEFT = 0.02
 SIGNAL_FAR_TOO_MUCH = 0.22
 FIRST_NOISE = 0.05
-SUM_TOLERANCE = 0.1
-BETTER_THAN_NOTHING = 0.95
+LOST = 0.5
+"""What of the noise a network may miss where there is more of it than of the image."""
+EXPLODING = 0.3
+"""What the first step may add to a state beside what belongs there."""
+CODED = 200.0
+"""σ/α from which an error of the noise is not yet multiplied beyond use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +63,8 @@ def check_model(
     findings = [*_weights(model), *_assumed(model), *_ends(model)]
     findings += [*_steps(model, steps), *_eta(model), *_clipping(model)]
     findings += _conditioning(model)
-    findings += _predictions(predictions)
+    findings += _predictions(model, predictions)
+    findings += _first_step(model, steps, predictions)
     return findings
 
 
@@ -118,11 +124,12 @@ def _ends(model: Model) -> list[Finding]:
     elif left > SIGNAL_FAR_TOO_MUCH:
         found.append(
             Finding(
-                "problem",
+                "note",
                 f"at node T = {schedule.T} {left:.2%} of the signal is left (ᾱ_T = {left**2:.2g})",
-                "a network trained with such a schedule has never seen noise; most likely it was "
-                "trained with another one, such as β for 1000 steps scaled to fewer",
-                "give the schedule that it was trained with; ddim.fit_conventions finds it",
+                "a network trained with such a schedule has never seen noise alone, from which "
+                "images are drawn; or it was trained with another one, such as β for 1000 steps "
+                "scaled to fewer",
+                "look at its predictions (--data); edit and encode images rather than draw them",
             )
         )
     elif left > SIGNAL_LEFT:
@@ -237,7 +244,7 @@ def _conditioning(model: Model) -> list[Finding]:
     ]
 
 
-def _predictions(predictions: Sequence[PredictionCheck]) -> list[Finding]:
+def _predictions(model: Model, predictions: Sequence[PredictionCheck]) -> list[Finding]:
     if not predictions:
         return [
             Finding(
@@ -250,28 +257,75 @@ def _predictions(predictions: Sequence[PredictionCheck]) -> list[Finding]:
     worst = max(predictions, key=lambda c: _distance(c.total))
     text = f"E‖ε_θ‖² + E‖ε - ε_θ‖² is {worst.total:.3f} at node {worst.k}, the farthest from 1"
     why = "for a perfect network on its own data they sum to 1 at every node"
-    nothing = [c for c in predictions if not c.missed < BETTER_THAN_NOTHING]
-    if nothing:
+    fit = "ddim.fit_conventions(net, images) tries them all"
+    if all(check.sound for check in predictions):
+        return [Finding("ok", text, why)]
+    if worst.better:
         return [
             Finding(
                 "problem",
-                f"at node {nothing[0].k} the network misses {nothing[0].missed:.2f} of the noise, "
-                "no better than one that knows nothing",
+                f"{text}; the network denoises far better under {worst.better}",
                 "target, times, schedule or data range are not those that it was trained with",
-                "ddim.fit_conventions(net, images) finds which are",
+                f"say so when the model is made; {fit}",
             )
         ]
-    if _distance(worst.total) > SUM_TOLERANCE:
+    # With more noise than image anything that was trained at all finds most of it.
+    rho = model.schedule.rho
+    lost = [c for c in predictions if rho[c.k] > 1 and not c.missed < LOST]
+    lost += [c for c in predictions if not math.isfinite(c.total)]
+    if lost:
         return [
             Finding(
                 "problem",
-                text,
-                why,
-                "other images than it was trained on, or a convention that is slightly off: "
-                "ddim.fit_conventions(net, images) tells",
+                f"at node {lost[0].k} the network misses {lost[0].missed:.2f} of the noise; one "
+                "that knows nothing misses 1",
+                "it was not trained, or not on such images, or with conventions beside those "
+                "that were tried, one change at a time",
+                f"check that these are the trained weights; {fit}",
             )
         ]
-    return [Finding("ok", text, why)]
+    weak = next((c for c in predictions if not c.missed < BETTER_THAN_NOTHING), worst)
+    return [
+        Finding(
+            "note",
+            f"{text}; the network is weak: at node {weak.k} it misses {weak.missed:.2f} of the "
+            "noise",
+            f"{why}; no other convention that was tried does better, so that it was trained too "
+            "little, or on other images than these",
+            "train longer, or give images of its own data",
+        )
+    ]
+
+
+def _first_step(model: Model, steps: int, predictions: Sequence[PredictionCheck]) -> list[Finding]:
+    """Whether the x0 of node T explodes: what the first step makes of it."""
+    schedule = model.schedule
+    top = next((check for check in predictions if check.k == schedule.T), None)
+    if top is None:
+        return []
+    following = schedule.level(round(schedule.T - schedule.T / steps))
+    added = following.alpha * top.overshoot / following.spread
+    rho = float(schedule.rho[-1])
+    what = (
+        f"at node T = {schedule.T} the unclipped x0 is {top.overshoot:.3g} (RMS) beyond the images"
+    )
+    why = (
+        f"an error of ε is multiplied by σ/α = {rho:.3g} there, and the first of {steps} steps "
+        f"brings {added:.2g} of it into a state of about 1"
+    )
+    if added <= EXPLODING:
+        return [Finding("ok", what, why)]
+    if model.clipping.kind != "none":
+        return [Finding("ok", f"{what}; clipping, the default here, holds it", why)]
+    lower = bisect.bisect_right(schedule.rho.tolist(), CODED) - 1
+    return [
+        Finding(
+            "problem",
+            f"{what}: images explode",
+            why,
+            f"clip x0 (clip=True), or start lower, at node {lower} or below",
+        )
+    ]
 
 
 def _distance(total: float) -> float:

@@ -7,14 +7,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ddim.base.errors import InputError, quoted
 from ddim.checkpoints.record import Facts
-from ddim.denoisers.conventions import TIMES, WHOLE_TIMES, Conventions
+from ddim.denoisers.conventions import TIMES, WHOLE_TIMES, Adapted, Conventions
 from ddim.denoisers.target import Target
 from ddim.model.candidates import Candidate, compete, make_candidates
+from ddim.model.condition import Condition
+from ddim.model.inputs import whole
 from ddim.model.model import Model
 from ddim.noise.schedule import Schedule
 
@@ -54,7 +57,7 @@ def fit_conventions(
     net: nn.Module,
     images: Tensor,
     *,
-    T: int = 1000,
+    T: int | Sequence[int] = 1000,
     schedules: Sequence[Schedule] | None = None,
     targets: Sequence[Target | str] = tuple(Target),
     times: Sequence[str] = tuple(TIMES),
@@ -89,14 +92,16 @@ def fit_conventions(
     Args:
         net: called as ``net(x, time)`` or ``net(x, time, labels)``; put into evaluation mode.
         images: clean ones as it was trained on, but in [-1, 1]; shape (N, C, H, W), N ≥ 2. 32 do.
-        T: the number of noising steps of the usual schedules.
+            Signals, volumes and vectors too.
+        T: the number of noising steps of the usual schedules; several are candidates.
         schedules: candidates instead of :func:`usual_schedules`.
         targets: candidates.
         times: candidates; :func:`ddim.Model` lists them, and others that are tried on request.
         data_ranges: candidates.
         arguments: as for :func:`ddim.Model`.
         keep_variance: likewise.
-        time_dtype: likewise.
+        time_dtype: likewise; if None, and the network fails on whole times as int64 but not as
+            floating-point numbers, the latter.
         classes: likewise.
         labels: of the images, for a class-conditional network.
         seed: of the noise.
@@ -110,30 +115,38 @@ def fit_conventions(
         InputError: images that are not in [-1, 1], a network that fails under every candidate, or
             one that under none denoises better than a linear function.
     """
-    if not isinstance(net, nn.Module) or not isinstance(images, Tensor):
-        raise InputError(
-            "a torch.nn.Module and a tensor of images are needed, not a "
-            f"{type(net).__name__} and a {type(images).__name__}"
-        )
     if isinstance(schedules, Schedule):
         raise InputError("schedules is a list of candidates: [schedule] for a single one")
     if any(isinstance(bounds, (int, float)) for bounds in data_ranges):
         raise InputError(
             f"data_ranges is a list of pairs such as [(-1, 1)], not {quoted(data_ranges)}"
         )
+    if isinstance(net, nn.Module) and isinstance(images, np.ndarray):
+        images = torch.from_numpy(images)
+    if not isinstance(net, nn.Module) or not isinstance(images, Tensor):
+        raise InputError(
+            "a torch.nn.Module and a tensor of images are needed, not a "
+            f"{type(net).__name__} and a {type(images).__name__}"
+        )
     _check(images, classes, labels)
     wanted = [Target.named(target) for target in targets]
+    condition = Condition(labels)
+    if schedules is None:
+        steps = [whole("T", T)] if np.ndim(T) == 0 else [whole("T", each) for each in T]  # pyright: ignore[reportGeneralTypeIssues]
+        schedules = [schedule for each in steps for schedule in usual_schedules(each)]
+    if time_dtype is None and schedules and wanted:
+        time_dtype = _time_dtype(net.eval(), images, schedules[0], arguments, condition)
     if time_dtype is not None and not time_dtype.is_floating_point:
         times = [time for time in times if time in WHOLE_TIMES]
     conventions = [
         Conventions(time, 0, tuple(data_range), keep_variance, time_dtype)
         for data_range, time in itertools.product(data_ranges, times)
     ]
-    schedules = usual_schedules(T) if schedules is None else schedules
     if not (wanted and conventions and schedules):
         raise InputError("there must be at least one target, time, data range and schedule to try")
-    candidates = make_candidates(net.eval(), schedules, wanted, conventions, arguments)
-    compete(candidates, images, labels, seed)
+    pairs = [(schedule, each) for each, schedule in itertools.product(conventions, schedules)]
+    candidates = make_candidates(net.eval(), pairs, wanted, arguments)
+    compete(candidates, images, condition, seed)
     ranking = sorted(
         (
             (candidate, target)
@@ -183,16 +196,36 @@ def fit_conventions(
     )
 
 
+def _time_dtype(
+    net: nn.Module,
+    images: Tensor,
+    schedule: Schedule,
+    arguments: Mapping[str, Any] | None,
+    condition: Condition,
+) -> torch.dtype | None:
+    """float32 for a network that fails on times of int64 and takes them so; else None."""
+    for dtype in (None, torch.float32):
+        conventions = Conventions(time_dtype=dtype)
+        candidate = Candidate(
+            Adapted(net, schedule, Target.EPS, conventions, arguments), schedule, [1], [Target.EPS]
+        )
+        images = images.to(next(candidate.adapted.parameters()).device)
+        candidate.measure(images[:1], images[None, :1], condition[:1], 1.0)
+        if not candidate.failure:
+            return dtype
+    return None
+
+
 def _check(images: Tensor, classes: int | None, labels: Sequence[int] | None) -> None:
-    if images.ndim < 3 or len(images) < 2 or not images.is_floating_point():
+    if images.ndim < 2 or len(images) < 2 or not images.is_floating_point():
         raise InputError(
-            f"at least two images of shape (N, C, H, W) are needed, not {tuple(images.shape)} of "
-            f"{images.dtype}"
+            "at least two images of shape (N, C, H, W) or vectors (N, D) are needed, not "
+            f"{tuple(images.shape)} of {images.dtype}"
         )
     if not bool(images.isfinite().all()) or float(images.var()) == 0:
         raise InputError("images must be finite and not all the same")
     low, high = float(images.min()), float(images.max())
-    if low >= 0 or low < -2 or high > 2:
+    if images.ndim > 2 and (low >= 0 or low < -2 or high > 2):
         raise InputError(f"images must be in [-1, 1]: these run from {low:g} to {high:g}")
     if (classes is None) != (labels is None):
         raise InputError("give both classes and the images' labels, or neither")
