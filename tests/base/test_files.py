@@ -269,6 +269,17 @@ def test_a_folder_that_stays_empty_is_not_left(tmp_path):
     assert everything(tmp_path) == ["new/er/x.png"]
 
 
+def test_a_file_system_without_locks_is_said_and_written_to(tmp_path, monkeypatch):
+    def flock(handle: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    path = tmp_path / "a.png"
+    with pytest.warns(UserWarning, match="a.png is on a file system without locks"), locked(path):
+        write_bytes(path, b"new")
+    assert everything(tmp_path) == ["a.png"]
+
+
 COUNTER = """
 import sys
 from pathlib import Path

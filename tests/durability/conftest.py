@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ torch.set_num_threads(1)
 for name in (*(f"cli.{verb}" for verb in VERBS), "latents.coding", "evaluate.sweep.sweep"):
     importlib.import_module(f"ddim.{name}")
 for line in sys.stdin:
-    words, events, change, seconds = json.loads(line)
+    words, events, change, seconds, number = json.loads(line)
     start = time.perf_counter()
     read, write = os.pipe()
     process = os.fork()
@@ -41,7 +42,7 @@ for line in sys.stdin:
                 os.write(write, b"x")
                 watch.left -= 1
                 if watch.left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    os.kill(os.getpid(), number)
 
         watch.left = change
         sys.addaudithook(watch)
@@ -89,11 +90,12 @@ class Runner:
         change: int = 0,
         seconds: float = 0,
         events: Sequence[str] = ("os.rename",),
+        number: int = signal.SIGKILL,
     ) -> Ended:
         """Run ``ddim WORDS``, to its end or until it is killed."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        job = [str(word) for word in words], list(events), change, seconds
+        job = [str(word) for word in words], list(events), change, seconds, number
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
         status, changes, taken = json.loads(self._server.stdout.readline())

@@ -115,6 +115,22 @@ def test_trap_killed_at_some_moment(run, whole, verb):
     check(run, whole, verb, seconds=seconds)
 
 
+@pytest.mark.parametrize("verb", ["sample", "encode", "decode", "reconstruct"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_a_file_is_written_leaves_nothing_half_done(
+    run, whole, verb, number, status
+):
+    wanted, _ = whole(verb)
+    out = run.folder / "out"
+    shutil.rmtree(out)
+    words = [*CASES[verb].words.split(), *FAST]
+    ended = run(*words, change=2, number=number)
+    assert (ended.status, ended.said.count("\n")) == (status, 1), ended.said
+    assert contents(out).keys() < wanted.keys()  # no lock, nothing temporary
+    assert run(*words, *CASES[verb].again.split()).status == 0
+    assert contents(out) == wanted
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", CASES)
 def test_trap_killed_at_every_change_and_20_moments(run, whole, verb):

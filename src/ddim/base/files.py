@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _TEMPORARY = re.compile(r"\..*(\.[^.]+)\.[a-z0-9_]{8}\1")
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 _DEPTH = 2
 """How many folders down an output's own files are: cells/NAME of a sweep, model/unet of a run."""
 
@@ -173,8 +176,11 @@ def _held(path: Path) -> Iterator[None]:
             f"{path} is being written by another process: wait for it, or choose another output"
         ) from None
     except OSError as error:
-        error.filename = str(path)
-        raise
+        if error.errno not in _NO_LOCKS:
+            error.filename = str(path)
+            raise
+        what = "is on a file system without locks: nothing keeps a second writer away"
+        warnings.warn(f"{path} {what}", stacklevel=2)
     try:
         yield
     finally:
