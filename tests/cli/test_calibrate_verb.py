@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 
+from ddim.checkpoints.calibration import is_shipped, user_file
 from ddim.model.opening import load
 
 
@@ -152,10 +153,18 @@ def package(tiny, conditional, tmp_path, monkeypatch):
     """The models as if they were shipped, and a cache of one's own."""
     shutil.copytree(tiny, tmp_path / "package/tiny")
     shutil.copytree(conditional, tmp_path / "package/conditional")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: tmp_path / "cache")
     where = "ddim.checkpoints.calibration.is_shipped"
     monkeypatch.setattr(where, lambda path: tmp_path / "package" in Path(path).parents)
     return tmp_path / "package"
+
+
+def test_shipped_is_what_is_in_the_package(tmp_path):
+    shipped = load("mnist").calibration
+    assert shipped is not None and is_shipped(shipped)
+    assert not is_shipped(tmp_path / "calibrated.json")
+    one, other = (user_file(load(name).identity) for name in ("mnist", "mnist-cond"))
+    assert one != other and not is_shipped(one)
 
 
 def files(folder):
@@ -169,7 +178,7 @@ def test_what_is_found_for_a_shipped_model_is_the_users(ddim, fails, package):
     assert answer.status == 0, answer
     assert files(package) == before
     (kept,) = Path("cache").rglob("*.json")
-    assert str(kept) in answer.out and "Use it with --method calibrated" in answer.out
+    assert str(kept.resolve()) in answer.out and "Use it with --method calibrated" in answer.out
     use = ("sample", "--model", model, "--method", "calibrated", "-n", 1, "--quiet", "--force")
     assert ddim(*use, "--steps", 3).status == 0
     fails(2, "has a calibration for 3 calls already", *arguments, "--calls", 3)

@@ -139,7 +139,7 @@ def main(argv: Sequence[str]) -> int:
         print(table(_rows(one)))
         print()
     steps = len(next(iter(found.values())).teacher) - 1
-    own = options.output is None
+    own = options.output is None or path == model.calibration
     use = "--method calibrated" if own else f"ddim.Model(…, calibration=Path({str(path)!r}))"
     print(
         f"{path}: RMS to the images of a solver with {steps} steps, on {2 * options.latents} "

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, quoted
 from ddim.model.model import Model
 from ddim.samplers.sampler import DEFAULT_STEPS, Sampler
 
@@ -58,7 +58,7 @@ def plan_samplers(
     for family in nodes:
         if isinstance(family, str) and family.strip().isdigit():
             raise InputError(
-                f"nodes here are families or lists, each list like 500-250-0, not {family}"
+                f"nodes here are families or lists, each list like 500-250-0, not {quoted(family)}"
             )
     counts = list(dict.fromkeys(min(s, model.schedule.T) for s in steps))
     each = counts or [min(DEFAULT_STEPS, model.schedule.T)]
