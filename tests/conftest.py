@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 # Before torch is imported, and for the processes that tests start: the workers share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What the user has calibrated and downloaded has no part in the tests.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ddim-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import hypothesis
 import numpy as np
