@@ -125,6 +125,14 @@ class Run:
     def __init__(self, config: TrainConfig, output: Path, *, resume: bool = False) -> None:
         self.config = config
         self.output = Path(output)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(self.output, folder=True))
+            self._open(resume)
+            self._lock = stack.pop_all()
+
+    def _open(self, resume: bool) -> None:
+        """Read the data, make the network, and take the state of a checkpoint or begin anew."""
+        config = self.config
         set_threads(config.threads)
         self.device = pick_device(config.device)
         root = Path(config.data_root) if config.data_root else None
@@ -143,19 +151,14 @@ class Run:
         # Without dropped labels the network never sees the label that stands for none.
         self.null_label = classes if config.label_dropout else None
         self.origin: dict[str, str] | None = None
-        checkpoint = self.output / CHECKPOINT
-        self._resumed = resumed = resume and checkpoint.exists()
-        self.state = self._fresh_state(None if resumed else config.init)
+        self._resumed = resume and (self.output / CHECKPOINT).exists()
+        self.state = self._fresh_state(None if self._resumed else config.init)
         self.metrics = Metrics(self.output, config)
-        # A new run can be refused for one reason only from here on: that its folder is locked.
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(locked(self.output, folder=True))
-            if resumed:
-                self._load(checkpoint)
-            else:
-                self._clear()
-            self.metrics.begin(self.state.step)
-            self._lock = stack.pop_all()
+        if self._resumed:
+            self._load(self.output / CHECKPOINT)
+        else:
+            self._clear()  # nothing is refused from here on
+        self.metrics.begin(self.state.step)
 
     def _clear(self) -> None:
         """Remove an older run, its checkpoint last: until then it can be resumed."""
