@@ -306,6 +306,39 @@ def test_latents_that_say_something_else_than_was_written_are_refused(images, tm
         Latents.load(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda facts: facts.pop("codec"), "codec is missing"),
+        (lambda facts: facts.update(nodes=None), "nodes must be a list whose parts are"),
+        (lambda facts: facts.update(nodes=[20, "0"]), r"nodes\[1\] must be a whole number"),
+        (lambda facts: facts.update(more=1), "unknown key 'more'"),
+        (lambda facts: facts.update(dtype="bfloat16"), "dtype must be one of 'float32', 'float64'"),
+        (lambda facts: facts.update(labels="all"), "labels must be a list whose parts are"),
+        (lambda facts: facts.update(labels=[1] * 99), "99 labels were given for"),
+        (lambda facts: facts.update(guidance=float("inf")), "guidance must be a finite number"),
+        (lambda facts: facts.update(codec="jpeg"), "unknown codec 'jpeg'"),
+        (lambda facts: facts.update(codec="ddim"), "a latent of the codec ddim has 1 tensors"),
+        (lambda facts: facts.update(dtype="float64"), "holds tensors that are no latents"),
+    ],
+)
+def test_latents_whose_record_is_no_record_are_refused(images, tmp_path, change, match):
+    path = tmp_path / "l.safetensors"
+    encode(make_model(), images, steps=4).save(path)
+    _rewritten(path, change, seal=True)
+    with pytest.raises(InputError, match=rf"l\.safetensors: .*{match}"):
+        Latents.load(path)
+
+
+def test_equal_latents_are_equal_bytes(images, tmp_path):
+    made, files = encode(make_model(), images, steps=4), set()
+    for _ in range(6):
+        made.save(tmp_path / "l.safetensors")
+        files.add((tmp_path / "l.safetensors").read_bytes())
+        made = Latents.load(tmp_path / "l.safetensors")
+    assert len(files) == 1
+
+
 def test_latents_carry_schedule_and_dtype(images, tmp_path):
     import json
 

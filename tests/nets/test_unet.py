@@ -340,3 +340,43 @@ def test_attention_trains_in_bfloat16_as_in_float32(size, autocast):
     got = torch.autograd.grad((out.double() * slope).sum(), rounded.parameters())
     for a, b in zip(got, wanted, strict=True):
         assert (a.double() - b).norm() < 0.05 * max(b.norm(), 0.1 * x.numel() ** 0.5)
+
+
+# -- sizes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_parameters_are_counted_without_a_network(config):
+    with torch.device("meta"):
+        net = UNet(config)
+    assert config.parameters == sum(parameter.numel() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_out_channels": (8, 2**20)}, "parameters, and none has more than 10,000,000,000"),
+        ({"block_out_channels": (4,) * 300}, "as many down_block_types"),
+        ({"layers_per_block": 10**8}, "layers_per_block 100000000 makes .* blocks"),
+        ({"layers_per_block": 400}, "layers_per_block 400 makes 1,602 blocks"),
+        ({"time_embedding_dim": 10**12}, "parameters, and none has more than"),
+        ({"num_class_embeds": 10**12}, "parameters, and none has more than"),
+        ({"in_channels": 10**12}, "parameters, and none has more than"),
+        ({"sample_size": 2**20}, "sample_size 1048576 makes images of 1,099,511,627,776 numbers"),
+        ({"sample_size": True}, "sample_size must be a whole number, not True"),
+        ({"layers_per_block": 0}, "layers_per_block must be a whole number of at least 1, not 0"),
+        ({"num_class_embeds": -1}, "num_class_embeds must be a whole number of at least 1"),
+        ({"attention_head_dim": 0}, "attention_head_dim must be a whole number of at least 1"),
+        ({"norm_eps": math.nan}, "norm_eps must be a finite number, not nan"),
+        ({"norm_eps": 0}, "norm_eps must be positive, not 0"),
+        ({"dropout": 1}, r"dropout must be in \[0, 1\), not 1"),
+        ({"downsample_padding": 7}, "downsample_padding 7 is not supported"),
+        ({"attn_norm_num_groups": 5}, "16 is not a multiple of attn_norm_num_groups 5"),
+        ({"act_fn": ["silu"]}, "act_fn must be text, not"),
+        ({"down_block_types": "Down"}, "down_block_types must be a list"),
+        ({"flip_sin_to_cos": "yes"}, "flip_sin_to_cos must be true or false, not 'yes'"),
+    ],
+)
+def test_sizes_and_types_are_refused_before_anything_is_built(changes, message, refuses):
+    with refuses(message):
+        UNetConfig.from_json(SMALL | changes)

@@ -206,6 +206,8 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         if isinstance(value, Mapping):
             return {k: checked(f"{name}.{k}", part, parts[1]) for k, part in value.items()}
     elif dataclasses.is_dataclass(hint):
+        if type(value) is hint:
+            return value
         if isinstance(value, Mapping):
             with in_file(name):
                 return record(hint, value)  # pyright: ignore[reportArgumentType]

@@ -175,6 +175,7 @@ def fill(
                 f"{path}: {pick.key} has shape {tuple(tensors[pick.key].shape)}, {layout} asks "
                 f"for {pick.shape(own[key].shape)}"
             )
+    _check_held({key: tensors[key] for key in needed}, path)
     pages = _Pages(path)
     state = {}
     for key, pick in wanted.items():
@@ -190,6 +191,21 @@ def fill(
             raise InputError(f"{path}: {pick.key} holds values that are not finite")
         pages.release(value)
     net.load_state_dict(state, assign=True)
+
+
+def _check_held(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that say more numbers than there are: copies of one, or views of one another.
+
+    Raises:
+        InputError: filling a network with them would take more memory than the file has bytes.
+    """
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for value in tensors.values()
+    }
+    said, held = sum(value.nbytes for value in tensors.values()), sum(storages.values())
+    if said > held:
+        raise InputError(f"{path}: its tensors say {said:,} bytes, and it holds {held:,} of them")
 
 
 def _compare(needed: set[str], found: set[str], path: Path, layout: str) -> None:

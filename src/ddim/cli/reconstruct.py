@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from ddim.base.errors import InputError, quoted
 from ddim.base.files import read_json, refuse_existing, write_bytes, write_json
+from ddim.base.records import checked, in_file
 from ddim.cli.files import make_figure, read_images, save_figure
 from ddim.cli.groups import (
     Count,
@@ -212,6 +213,9 @@ def _earlier(output: Path, resolved: ReconstructOptions, subject: dict[str, str]
     if not (output / "errors.json").exists():
         return {}
     found = read_json(output / "errors.json")
+    with in_file(output / "errors.json"):
+        checked("of", found.get("of"), dict[str, str])
+        checked("rows", found.get("rows"), dict[str, dict[str, Any]])
     for key, value in subject.items():
         if found.get("of", {}).get(key) != value:
             raise InputError(f"{output / 'errors.json'} is of other {key.rstrip('s')}s than these")

@@ -52,7 +52,7 @@ def sweep_facts(options: object, sweep: Sweep) -> dict[str, object]:
         "schedule": str(model.schedule),
         "images a sampler and seed": f"{sweep.n:,}",
         "seeds": ", ".join(map(str, sweep.seeds)),
-        "reference": f"{sweep.reference.data}, {sweep.reference.count:,} images",
+        "reference": sweep.reference.about,
         "features": f"{sweep.extractor.identity.name}, {sweep.extractor.identity.width} numbers",
         "run on": f"{model.device.type}, {torch.get_num_threads()} threads, "
         f"batches of {sweep.batch_size}, "

@@ -125,6 +125,8 @@ class Schedule:
         cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
     ) -> Schedule:
         """√β equally spaced (latent diffusion, Rombach et al. 2022)."""
+        if min(beta_start, beta_end) < 0:
+            raise InputError(f"every β must be in (0, 1]: not from {beta_start} to {beta_end}")
         betas = np.linspace(beta_start**0.5, beta_end**0.5, _at_least_one(T)) ** 2
         spec = {"kind": "scaled-linear", "T": T, "beta_start": beta_start, "beta_end": beta_end}
         return cls._from_betas(betas, spec)
@@ -216,13 +218,16 @@ class Schedule:
         arguments = dict(spec)
         kind = str(arguments.pop("kind", ""))
         rescaled = arguments.pop("zero_terminal_snr", False)
+        if not isinstance(rescaled, bool):
+            raise InputError(f"zero_terminal_snr is true or false, not {quoted(rescaled)}")
         if kind not in SCHEDULES:
             raise unknown("schedule", kind, SCHEDULES)
         try:
-            schedule = SCHEDULES[kind](**arguments)
+            with np.errstate(all="ignore"):  # what is no number then is refused as no β
+                schedule = SCHEDULES[kind](**arguments)
         except InputError:
             raise
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise InputError(f"schedule {quoted(kind)}: {error}") from None
         return schedule.rescaled_to_zero_snr() if rescaled else schedule
 
@@ -347,7 +352,13 @@ def _position(rising: list[float], value: float) -> float:
 def _at_least_one(T: int) -> int:
     if T < 1:
         raise InputError(f"T must be at least 1, not {T}")
+    if T > _LONGEST:
+        raise InputError(f"T must be at most {_LONGEST:,}, not {T}")
     return T
+
+
+_LONGEST = 1_000_000
+"""More noising steps than any schedule has."""
 
 
 SCHEDULES = {

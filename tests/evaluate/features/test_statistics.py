@@ -1,14 +1,24 @@
+import json
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
 
+from ddim.checkpoints.tensors import read_safetensors, write_safetensors
 from ddim.data.base import ArrayData
 from ddim.evaluate.distances.comparison import Spread, compare, summarise
 from ddim.evaluate.distances.frechet import frechet_distance
 from ddim.evaluate.distances.metrics import kid, precision_recall
 from ddim.evaluate.features.collection import collect, collect_data, shipped_statistics
-from ddim.evaluate.features.extractor import Extractor, Identity, lenet_extractor
+from ddim.evaluate.features.extractor import (
+    INCEPTION_PREPROCESSING,
+    INCEPTION_SHA256,
+    Extractor,
+    Identity,
+    lenet_extractor,
+)
 from ddim.evaluate.features.statistics import Statistics
 
 WIDTH = 3
@@ -262,3 +272,94 @@ class TestCollecting:
 )
 def test_spreads_are_written_without_exponents(spread, text):
     assert str(spread) == text
+
+
+INCEPTION = Extractor(
+    Identity("Inception", INCEPTION_PREPROCESSING, 5, sha256=INCEPTION_SHA256), lambda x: (x, None)
+)
+
+
+class TestPublished:
+    """The mean and covariance that FID programs publish."""
+
+    def test_they_are_a_reference_for_the_published_inception(self, tmp_path, rng):
+        x = rng.standard_normal((40, 5)) + 1
+        np.savez(
+            tmp_path / "fid.npz", mu=x.mean(0), sigma=np.cov(x, rowvar=False), extra=np.ones(3)
+        )
+        reference = Statistics.load(tmp_path / "fid.npz", INCEPTION)
+        y = rng.standard_normal((30, 5))
+        samples = fill(y, identity=INCEPTION.identity, shape=(3, 8, 8))
+        found = compare(samples, reference)
+        assert (found.distance, found.kid, found.precision, found.chi2) == ("FID", None, None, None)
+        np.testing.assert_allclose(
+            found.fd,
+            frechet_distance(
+                y.mean(0), np.cov(y, rowvar=False), x.mean(0), np.cov(x, rowvar=False)
+            ),
+            rtol=1e-4,
+        )
+        assert reference.about == "fid.npz, as published, a number of images that is not said"
+
+    def test_others_are_refused_with_the_reason(self, tmp_path, refuses):
+        path = tmp_path / "fid.npz"
+        np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048))
+        with refuses(
+            "fid.npz holds mu and sigma of 2048 features, .*cannot be compared with LeNet of 64"
+        ):
+            Statistics.load(path, lenet_extractor())
+        with refuses("fid.npz has 2048 features, where Inception has 5"):
+            Statistics.load(path, INCEPTION)
+        for arrays, match in (
+            ({"arr_0": np.zeros(3)}, "has no arrays mu and sigma.*: it has arr_0"),
+            ({"mu": np.zeros(5), "sigma": np.eye(4)}, r"mu \(5,\) and sigma \(4, 4\) are no"),
+            ({"mu": np.zeros(5), "sigma": np.full((5, 5), np.nan)}, "are no finite"),
+            ({"mu": np.zeros((5, 5)), "sigma": np.eye(5)}, r"mu is float64 of shape \(5, 5\)"),
+            ({"mu": np.array([None] * 5), "sigma": np.eye(5)}, "mu is object"),
+        ):
+            np.savez(path, **arrays)
+            with refuses(f"fid.npz.*{match}"):
+                Statistics.load(path, INCEPTION)
+        path.write_bytes(path.read_bytes()[:300])
+        with refuses("fid.npz cannot be read as an .npz archive"):
+            Statistics.load(path, INCEPTION)
+
+    def test_a_size_that_is_said_and_not_there_takes_no_memory(self, tmp_path, refuses):
+        header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (5, 99999999999), }"
+        header += b" " * (117 - len(header)) + b"\n"
+        member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        np.savez(tmp_path / "fid.npz", mu=np.zeros(5))
+        with zipfile.ZipFile(tmp_path / "fid.npz", "a") as file:
+            file.writestr("sigma.npy", member)
+        with refuses("fid.npz: sigma is float64 of shape"):
+            Statistics.load(tmp_path / "fid.npz", INCEPTION)
+
+
+def test_equal_statistics_are_equal_bytes(tmp_path, rng):
+    made, files = fill(rng.standard_normal((20, WIDTH))), set()
+    for _ in range(6):
+        made.save(tmp_path / "s.safetensors")
+        files.add((tmp_path / "s.safetensors").read_bytes())
+        made = Statistics.load(tmp_path / "s.safetensors")
+    assert len(files) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"count": -1}, "count -1 is negative"),
+        ({"count": "20"}, "count must be a whole number"),
+        ({"shape": [1, "2", 2]}, "shape must be a list whose parts are a whole number"),
+        ({"width": 10**9}, "the arrays do not fit the record"),
+        ({"keep": None}, "keep must be a whole number"),
+        ({"kept": 3}, "unknown key 'kept': did you mean 'keep'"),
+    ],
+)
+def test_a_record_of_another_type_is_named(tmp_path, refuses, rng, changes, match):
+    path = tmp_path / "s.safetensors"
+    fill(rng.standard_normal((20, WIDTH))).save(path)
+    tensors, metadata = read_safetensors(path)
+    facts = json.loads(metadata["statistics"]) | changes
+    write_safetensors(path, tensors, {**metadata, "statistics": json.dumps(facts)})
+    with refuses(f"s.safetensors cannot be read as statistics of images: {match}"):
+        Statistics.load(path)

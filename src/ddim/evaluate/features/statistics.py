@@ -77,6 +77,7 @@ class Statistics:
         moments: The count, the mean and the covariance.
         class_counts: (K,), int64: how many images have each class as their most probable one.
         shape: (C, H, W) of the images; None before the first.
+        counted: Whether the count is known: published moments leave it open.
 
     Raises:
         InputError: `keep` is negative.
@@ -91,6 +92,7 @@ class Statistics:
         self.moments = FeatureStatistics(identity.width)
         self.class_counts: NDArray[np.int64] = np.zeros(identity.classes, dtype=np.int64)
         self.shape: tuple[int, ...] | None = None
+        self.counted = True
         self._indices = np.zeros(0, dtype=np.uint64)
         self._features = np.zeros((0, identity.width), dtype=np.float32)
 
@@ -98,6 +100,12 @@ class Statistics:
     def count(self) -> int:
         """The number of images, N."""
         return self.moments.count
+
+    @property
+    def about(self) -> str:
+        """What the images are, and how many, for people."""
+        number = f"{self.count:,} images" if self.counted else "a number of images that is not said"
+        return f"{self.data}, {number}"
 
     @property
     def kept(self) -> int:
@@ -263,28 +271,29 @@ class Statistics:
             raise InputError(
                 f"{path} has {len(mean)} features, where Inception has {like.identity.width}"
             )
-        made = cls(like.identity, f"{path.name} (published)", keep=0)
-        count = len(mean) + 1
+        made = cls(like.identity, f"{path.name}, as published", keep=0)
+        made.counted, count = False, len(mean) + 1
         with in_file(path):
             made.moments = FeatureStatistics.from_moments(count, mean, cov * (count - 1))
         return made
 
     @classmethod
     def _from_file(cls, facts: _Facts, tensors: dict[str, NDArray]) -> Statistics:
-        names = [field.name for field in dataclasses.fields(Identity)]
-        identity = Identity(**{name: getattr(facts, name) for name in names})
-        made = cls(identity, facts.data, keep=facts.keep, source=facts.source)
         kinds = dict.fromkeys(("mean", "scatter"), np.float64)
         kinds |= {"class_counts": np.int64, "indices": np.uint64, "features": np.float32}
         for name, kind in kinds.items():
             if name not in tensors or tensors[name].dtype != kind:
                 raise InputError(f"{name} is missing, or no array of {np.dtype(kind)}")
+        # Before anything of that width is made.
+        width, kept = facts.width, tensors["indices"].size
+        shapes = [tensors[name].shape for name in kinds]
+        if shapes != [(width,), (width, width), (facts.classes,), (kept,), (kept, width)]:
+            raise InputError("the arrays do not fit the record")
+        names = [field.name for field in dataclasses.fields(Identity)]
+        identity = Identity(**{name: getattr(facts, name) for name in names})
+        made = cls(identity, facts.data, keep=facts.keep, source=facts.source)
         made.class_counts, made.shape = tensors["class_counts"], facts.shape
         made._indices, made._features = tensors["indices"], tensors["features"]
-        width, kept = identity.width, made._indices.size
-        shapes = [tensors[name].shape for name in kinds]
-        if shapes != [(width,), (width, width), (identity.classes,), (kept,), (kept, width)]:
-            raise InputError("the arrays do not fit the record")
         made.moments = FeatureStatistics.from_moments(
             facts.count, tensors["mean"], tensors["scatter"]
         )

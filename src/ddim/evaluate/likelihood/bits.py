@@ -13,6 +13,7 @@ import torch
 
 from ddim.base.errors import InputError
 from ddim.base.files import read_json, write_json
+from ddim.base.records import checked, in_file
 from ddim.data.base import ImageData, labels_fit
 from ddim.data.pixels import from_pixels
 from ddim.evaluate.likelihood.bound import elbo
@@ -38,7 +39,7 @@ class Estimate:
 def image_calls(model: Model) -> int:
     """Network calls that both figures of one image take."""
     T = model.schedule.T
-    nodes = min(NODES, T)
+    nodes = min(NODES, T) - int(model.schedule.alpha[-1] == 0)
     return T + 3 * (nodes - 1) + 2 * nodes
 
 
@@ -75,8 +76,8 @@ class BitsPerDimension:
     ) -> None:
         if not 2 <= count <= len(data):
             raise InputError(f"bits of {count} images: {data.name} has 2 to {len(data)} for that")
-        if model.schedule.T < 4:
-            raise InputError("bits per dimension need a schedule of at least 4 steps")
+        if model.schedule.T - int(model.schedule.alpha[-1] == 0) < 4:
+            raise InputError("bits per dimension need a schedule of at least 4 steps with α > 0")
         if model.classes is not None and not labels_fit(data, model.classes):
             raise InputError(f"{data.name} has no labels for the {model.classes} classes")
         self.model, self.data, self.count, self.batch_size = model, data, count, batch_size
@@ -98,7 +99,8 @@ class BitsPerDimension:
         for key, value in self._about.items():
             if kept.get(key) != value:
                 raise InputError(f"{self.path} is of another {key}: give another --output")
-        self._values = {name: list(kept[name]) for name in self._values}
+        with in_file(self.path):
+            self._values = {n: checked(n, kept.get(n), list[float]) for n in self._values}
 
     @property
     def left(self) -> int:
