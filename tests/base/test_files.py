@@ -228,15 +228,17 @@ def test_trap_what_a_kill_leaves_is_swept_by_the_next_writer(tmp_path):
     """Of a file those beside it, and its record's; of a folder all that belong to it."""
     folder = tmp_path / "run"
     inside = [folder / "a.png", folder / "model" / "unet" / "w.safetensors", folder / "run.toml"]
+    inside[0].parent.mkdir()
+    (folder / ".reference.safetensors.lock").write_bytes(b"")
     outside = [tmp_path / "b.npz", tmp_path / "b.npz.run.toml"]
     with writing("killed", *inside, *outside) as other:
         other.communicate()
-    assert len(everything(tmp_path)) == 5
+    assert len(everything(tmp_path)) == 6
     mine = [".hidden.png", ".a.png.bak", ".b.npz.x.npz", ".c.npz.abcd1234.npz", "b.npz.old"]
     for name in mine:
         (tmp_path / name).write_bytes(b"mine")
     with locked(tmp_path / "b.npz"):
-        assert len(everything(tmp_path)) == 3 + len(mine) + 1
+        assert len(everything(tmp_path)) == 4 + len(mine) + 1
     with locked(folder):
         pass
     assert everything(tmp_path) == sorted(mine)
@@ -247,9 +249,11 @@ def test_trap_what_another_process_is_writing_stays(tmp_path):
     with writing("on", *paths) as other:
         before = everything(tmp_path)
         assert len(before) == 2
-        for path in (tmp_path / "run", tmp_path / "b.npz"):
-            with locked(path):
-                pass
+        with locked(tmp_path / "run" / "c.npz"), locked(tmp_path / "b.npz"):
+            now = everything(tmp_path)
+            assert len(now) == 4
+            with locked(tmp_path / "run"):
+                assert set(now) < set(everything(tmp_path))
         assert everything(tmp_path) == before
         with replacing(paths[0]) as temporary, locked(tmp_path / "run"):  # nor what this one is
             assert temporary.exists()

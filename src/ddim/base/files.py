@@ -32,7 +32,8 @@ __all__ = [
     "write_json",
 ]
 
-_TEMPORARY = re.compile(r"\..*(\.[^.]+)\.[a-z0-9_]{8}\1")
+# Of a file in writing, and the lock of a file: both locked by the process that they are of.
+_TEMPORARY = re.compile(r"\..*(\.[^.]+)\.[a-z0-9_]{8}\1|\..*\.[a-z]+\.lock")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 _DEPTH = 2
 """How many folders down an output's own files are: cells/NAME of a sweep, model/unet of a run."""
@@ -82,7 +83,7 @@ def _temporary(path: Path) -> tuple[int, Path]:
 
 
 def _sweep(path: Path) -> None:
-    """Remove the temporary files of an output that no running process is writing."""
+    """Remove the temporary files and locks of an output that are of no running process."""
     for temporary in _temporaries(path):
         with contextlib.suppress(OSError):
             handle = os.open(temporary, os.O_RDWR)

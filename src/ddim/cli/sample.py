@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
 import time
 import zlib
@@ -127,11 +128,13 @@ def main(argv: Sequence[str]) -> int:
     size = pick_batch_size(model, options.run.batch_size)
     steps = sampler.steps or min(DEFAULT_STEPS, model.schedule.T)
     resolved = replaced(options, steps=steps, batch_size=size, resume=False)
+    edited = _edited(options, model)
     known = {"identity": model.identity, "sampler": tableau.digest, "method": sampler.checksum}
+    known["edited"] = None if edited is None else _digest(*edited)
     wanted = list(range(options.n))
     if options.resume:
         wanted = _missing(output, resolved, {k: v for k, v in known.items() if v})
-    drawn = _draw(model, tableau, condition, resolved, wanted)
+    drawn = _draw(model, tableau, condition, resolved, wanted, edited)
     start = time.perf_counter()
     if not output.suffix:
         output.mkdir(parents=True, exist_ok=True)
@@ -153,12 +156,28 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _edited(options: SampleOptions, model: Model) -> tuple[Tensor, Tensor | None] | None:
+    """The images that are to be edited, and where they are painted anew."""
+    if options.images is None:
+        return None
+    mask = None if options.mask is None else read_mask(Path(options.mask), model)
+    source = DataOptions(options.images, options.data_root)
+    return read_images(source, model, options.n, labelled=False, in_turn=True)[0], mask
+
+
+def _digest(images: Tensor, mask: Tensor | None) -> str:
+    found = hashlib.sha256(images.numpy().tobytes())
+    found.update(b"" if mask is None else mask.numpy().tobytes())
+    return found.hexdigest()
+
+
 def _draw(
     model: Model,
     tableau: Tableau,
     condition: Condition,
     options: SampleOptions,
     wanted: list[int],
+    edited: tuple[Tensor, Tensor | None] | None,
 ) -> Iterator[Drawn]:
     """The steps of the images that are wanted."""
     import torch
@@ -168,10 +187,8 @@ def _draw(
     if not wanted:
         return iter(())
     start = known = None
-    if options.images is not None:
-        mask = None if options.mask is None else read_mask(Path(options.mask), model)
-        source = DataOptions(options.images, options.data_root)
-        found = read_images(source, model, options.n, labelled=False, in_turn=True)[0]
+    if edited is not None:
+        found, mask = edited
         # Fewer images than asked for are taken in turn, each time with other noise.
         given = found[[i % len(found) for i in wanted]]
         if options.strength is not None:
@@ -199,7 +216,11 @@ def _missing(output: Path, options: SampleOptions, known: dict[str, str]) -> lis
         refuse_existing(output, force=False)
         return wanted
     before = check_resumed(path, options, ("n", "output"))
-    meaning = {"identity": "other weights", "method": "another file of the method"}
+    meaning = {
+        "identity": "other weights",
+        "method": "another file of the method",
+        "edited": "other images or another mask",
+    }
     for key, value in known.items():
         if recorded(path, key) != value:
             what = meaning.get(key, "another sampler, calibrated anew, perhaps")
