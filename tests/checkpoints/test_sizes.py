@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from ddim.checkpoints.foreign import read_foreign
+from ddim.checkpoints.record import Hints
 from ddim.checkpoints.tensors import read_pickle, read_safetensors
 from ddim.checkpoints.weights import Shapes, fill
+from ddim.nets.lucid import LucidConfig, LucidUnet
 
 MEASURED = """
 import json, resource, sys, time
@@ -119,3 +121,24 @@ def test_a_folder_instead_of_a_file(tmp_path, refuses):
     for read in (read_pickle, read_safetensors):
         with refuses("is (neither a torch checkpoint|not a safetensors file)"):
             read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "match"),
+    [
+        ("downs.0.2.mem_kv", (2, 99, 4, 4), "number of heads or features, is 0"),
+        ("init_conv.weight", (2**20, 3, 1, 0), "number of heads or features, is 1048576"),
+        ("time_mlp.1.weight", (8, 2), "number of heads or features, is 0"),
+    ],
+)
+def test_numbers_that_no_network_has(tmp_path, refuses, key, shape, match):
+    config = LucidConfig(3, 3, 8, (8, 8, 16), (False, True), (2, 2), (4, 4))
+    weights = {**LucidUnet(config).state_dict(), key: torch.zeros(shape)}
+    torch.save(weights, tmp_path / "x.pt")
+    with refuses(f"x.pt does not fit the denoising-diffusion-pytorch layout: .*{match}"):
+        read_foreign(tmp_path / "x.pt")
+
+
+def test_a_side_of_an_image_is_bounded(refuses):
+    with refuses("image_size must be at most 16384, not 1000000"):
+        Hints(image_size=1_000_000)

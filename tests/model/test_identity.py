@@ -129,7 +129,7 @@ def test_a_replaced_field_is_checked(refuses):
         ({"arguments": {"shift": object()}}, "arguments are numbers, text and tensors"),
         ({"net": lambda x, t: x}, "a model needs a torch.nn.Module, not a function"),
         ({"schedule": 100}, "a model needs a ddim.Schedule, not a int"),
-        ({"facts": {"assumed": 3}}, "assumed is not what it should be"),
+        ({"facts": {"assumed": 3}}, "assumed must be a list whose parts are text"),
     ],
 )
 def test_what_is_no_model(options, message, refuses):

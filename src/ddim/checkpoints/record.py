@@ -18,6 +18,10 @@ from ddim.noise.schedule import Schedule
 __all__ = ["Facts", "Hints", "Loaded"]
 
 
+_LARGEST = 2**14
+"""Pixels of a side, more than any network makes at once."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Hints:
     """What a file of tensors does not say, where the published models are no guide.
@@ -54,6 +58,8 @@ class Hints:
                 raise InputError(
                     f"{name} must be a whole number of at least 1, not {quoted(value)}"
                 )
+        if self.image_size is not None and self.image_size > _LARGEST:
+            raise InputError(f"image_size must be at most {_LARGEST}, not {self.image_size}")
         if not (self.rescale_times is None or isinstance(self.rescale_times, bool)):
             raise InputError(f"rescale_times is true or false, not {quoted(self.rescale_times)}")
         if not (self.target is None or isinstance(self.target, str)):

@@ -26,6 +26,10 @@ from ddim.nets.unet import silu, timestep_embedding
 __all__ = ["LucidConfig", "LucidUnet"]
 
 
+_MOST = 2**16
+"""Of any number of the architecture."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LucidConfig:
     """The architecture, as its tensors show it.
@@ -42,7 +46,7 @@ class LucidConfig:
         group_norm: groups of the blocks' normalisation; None for RMS normalisation (from 2.0).
 
     Raises:
-        InputError: widths that the groups do not divide.
+        InputError: widths that the groups do not divide, or numbers that no network has.
     """
 
     channels: int
@@ -56,6 +60,10 @@ class LucidConfig:
     group_norm: int | None = None
 
     def __post_init__(self) -> None:
+        counts = (self.channels, self.out_channels, self.dim // 4, self.memory)
+        for value in (*counts, *self.widths, *self.heads, *self.head_channels):
+            if not 1 <= value <= _MOST:
+                raise InputError(f"a width, or a number of heads or features, is {value}")
         for width in self.widths:
             if self.group_norm is not None and width % self.group_norm:
                 raise InputError(f"width {width} is not a multiple of {self.group_norm} groups")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ddim.base.errors import InputError, RunError
+from ddim.base.records import parse_json
+from ddim.checkpoints.tensors import read_safetensors
 from ddim.evaluate.distances.frechet import FeatureStatistics, frechet_distance
 from ddim.evaluate.features.lenet import LENET_FOLDER, extract, lenet_config, load_lenet
 
@@ -109,13 +109,14 @@ def class_shares(probabilities: Tensor) -> tuple[float, ...]:
 def _reference() -> dict[str, np.ndarray]:
     """The moments of the real images, after a check that they belong to the classifier."""
     weights = hashlib.sha256((LENET_FOLDER / "model.safetensors").read_bytes()).hexdigest()
-    with safe_open(LENET_FOLDER / "statistics.safetensors", framework="np") as file:
-        if json.loads(file.metadata()["statistics"])["extractor_sha256"] != weights:
-            raise RunError(
-                "statistics.safetensors was not made with model.safetensors: "
-                "train the classifier again, which writes both"
-            )
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, metadata = read_safetensors(LENET_FOLDER / "statistics.safetensors")
+    recorded = parse_json(metadata.get("statistics", ""), "statistics.safetensors")
+    if recorded.get("extractor_sha256") != weights:
+        raise RunError(
+            "statistics.safetensors was not made with model.safetensors: "
+            "train the classifier again, which writes both"
+        )
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 @cache

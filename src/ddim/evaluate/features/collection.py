@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ddim.base.errors import InputError, quoted
+from ddim.base.records import parse_json
+from ddim.checkpoints.tensors import read_safetensors
 from ddim.data.base import ImageData
 from ddim.data.pixels import from_pixels
 from ddim.evaluate.distances.frechet import FeatureStatistics
@@ -112,10 +113,10 @@ def shipped_statistics(split: str = "train") -> Statistics:
             f"the shipped statistics are of 'train' and 'test', not of {quoted(split)}"
         )
     identity = lenet_extractor().identity
-    with safe_open(LENET_FOLDER / "statistics.safetensors", framework="np") as file:
-        recorded = json.loads(file.metadata()["statistics"])
-        mean, cov = file.get_tensor(f"{split}.mean"), file.get_tensor(f"{split}.cov")
-    if recorded["extractor_sha256"] != identity.sha256:
+    tensors, metadata = read_safetensors(LENET_FOLDER / "statistics.safetensors")
+    recorded = parse_json(metadata.get("statistics", ""), "statistics.safetensors")
+    mean, cov = (tensors[f"{split}.{name}"].numpy() for name in ("mean", "cov"))
+    if recorded.get("extractor_sha256") != identity.sha256:
         raise InputError("the shipped statistics are stale: train the classifier again")
     count = recorded["count"][split]
     statistics = Statistics(identity, f"mnist {split}", keep=0)
