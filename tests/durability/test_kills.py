@@ -25,14 +25,14 @@ class Case:
 
 
 CASES = {
-    "sample": Case("sample --model tiny -n 5 --batch-size 2 --steps 2 --output out"),
+    "sample": Case("sample --model tiny -n 5 --batch-size 2 --steps 2 --output out", every=2),
     "encode": Case(
         "encode --model tiny --data data.npz -n 3 --steps 2 --output out/x.safetensors", "--force"
     ),
-    "decode": Case("decode --model tiny --latents x.safetensors --output out", "--force"),
+    "decode": Case("decode --model tiny --latents x.safetensors --output out", "--force", 2),
     "reconstruct": Case(
         "reconstruct --model tiny --data data.npz -n 2 --codecs obelm,ddim --steps 2 --output out",
-        every=2,
+        every=3,
     ),
     "calibrate": Case(
         "calibrate tiny --calls 2 --latents 2 --moves 0 --output out/c.json", "--force"
@@ -41,7 +41,7 @@ CASES = {
         "evaluate --model tiny --features features.py:first --data data.npz -n 4 --steps 1,2 "
         "--teacher 2 --output out",
         "",
-        9,
+        13,
     ),
 }
 
