@@ -358,6 +358,7 @@ def test_without_a_calibration(refuses, tmp_path):
         lambda v: v.update(calls=[1]),
         lambda v: v["moments"].update(gamma=[0.1]),
         lambda v: v["calls"]["4"].update(method="dimm"),
+        lambda v: v["calls"]["4"].update(method="own.py:half_way"),
         lambda v: v["calls"]["4"].update(options={"order": 9}),
     ],
 )

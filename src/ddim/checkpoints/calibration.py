@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddim.base.code import is_named
 from ddim.base.errors import InputError, quoted
 from ddim.base.files import read_json, write_json
 from ddim.base.records import in_file, record
@@ -185,6 +186,8 @@ def read_calibration(path: Path) -> CalibrationFile:
         for calls, facts in kept.calls.items():
             parts = [field.name for field in dataclasses.fields(_Found)]
             found = record(_Found, {key: facts[key] for key in parts if key in facts})
+            if is_named(found.method):  # code is run only when the user names its file
+                raise InputError(f"{found.method} is no method of ddim")
             sampler = Sampler(found.method, nodes=found.nodes, **_options(found))
             if str(sampler.steps) != calls:
                 raise InputError(f"calls.{calls} has {sampler.steps} steps")

@@ -391,3 +391,13 @@ def test_other_clipping_is_another_sweep(model, reference, tmp_path, refuses):
     assert clipped.identity == model.identity
     with refuses("sweep.json was begun with clipping"):
         sweep(clipped, tmp_path / "out", reference, samplers)
+
+
+def test_a_folder_runs_no_code_that_it_names(model, reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text("raise SystemExit('run')")
+    finished(sweep(model, tmp_path / "s", reference, plan(model, [2])))
+    (cell,) = (tmp_path / "s" / "cells").iterdir()
+    cell.rename(cell.with_name("other"))
+    (cell.with_name("other") / "cell.json").write_text('{"sampler": "own.py:name:steps=2"}')
+    assert len(finished(sweep(model, tmp_path / "s", reference, plan(model, [3])))) == 1

@@ -72,10 +72,12 @@ class CellFiles:
         kept = read_json(path)
         with in_file(f"{path} is no record of a sampler"):
             spelled = checked("sampler", kept.get("sampler"), str)
+        if ".py:" in spelled:
+            return None  # a file that somebody names runs nothing: the command must name it
         try:
             return cls(Sampler.parse(spelled), folder, extractor)
         except InputError:
-            return None  # of a method of the user's that is gone
+            return None  # of a method of a package that is gone
 
     def begin(self) -> None:
         """Record which sampler it is."""
