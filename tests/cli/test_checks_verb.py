@@ -11,7 +11,7 @@ def test_an_untrained_model_is_found_out(ddim, tiny, noise_data):
     answer = ddim("checks", tiny, "--data", noise_data, "-n", 20, "--steps", 10, "--json")
     facts = json.loads(answer.out)
     assert facts["model"] == "tiny" and facts["target"] == "eps" and facts["shape"] == [1, 8, 8]
-    assert [row["node"] for row in facts["predictions"]] == [2, 6, 10, 14, 19]
+    assert [row["node"] for row in facts["predictions"]] == [2, 6, 10, 14, 19, 20]
     problems = [f for f in facts["findings"] if f["level"] == "problem"]
     assert problems and all(f["what"] and f["why"] and f["do"] for f in problems)
     assert answer.status == 1
@@ -24,7 +24,7 @@ def test_a_good_model_has_no_problem(ddim, tmp_path):
     answer = ddim("checks", "mnist", "--data", tmp_path / "digits.npz", "-n", 32, "--json")
     assert answer.status == 0, answer
     rows = json.loads(answer.out)["predictions"]
-    assert len(rows) == 5 and all(abs(row["sum"] - 1) < 0.1 for row in rows)
+    assert len(rows) == 6 and all(abs(row["sum"] - 1) < 0.1 for row in rows)
 
 
 def test_without_data_it_looks_at_the_rest(ddim, conditional):
@@ -54,7 +54,7 @@ def test_a_model_of_ones_own_is_given_the_labels_of_the_data(ddim, fails, tmp_pa
     facts = json.loads(answer.out)
     assert (facts["model"], facts["network"], facts["classes"]) == ("mine", "Net", 3)
     assert "01201222" in answer.err  # six images, padded to a batch of eight
-    assert facts["images"] == 6 and len(facts["predictions"]) == 5
+    assert facts["images"] == 6 and len(facts["predictions"]) == 6
     np.savez(tmp_path / "bare.npz", images=np.load(noise_data)["images"])
     fails(
         2, "has 3 classes, and bare has no labels", "checks", "mine.py:model", "--data", "bare.npz"

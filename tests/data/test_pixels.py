@@ -33,7 +33,7 @@ def test_pixels_there_and_back():
 
 
 def test_pixels_are_rounded_to_the_nearest_and_clamped():
-    x = torch.tensor([-7.0, -1.0, -1 + 0.9 / 255, -1 + 1.1 / 255, 1.0, 7.0, float("inf")])
+    x = torch.tensor([-7.0, -1.0, -1 + 0.9 / 255, -1 + 1.1 / 255, 1.0, 7.0, 1e30])
     assert to_pixels(x).tolist() == [0, 0, 0, 1, 255, 255, 255]
 
 
@@ -56,14 +56,43 @@ def test_the_scale_is_fixed_and_not_that_of_the_batch(tmp_path):
     assert set(np.asarray(Image.open(tmp_path / "dim.png")).flat) == {13}
 
 
-def test_not_a_number_is_refused(tmp_path, refuses):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_refused(tmp_path, refuses, value):
     x = noise(1, 4, 4)
-    x[0, 1, 1] = float("nan")
-    with refuses("not numbers"):
+    x[0, 1, 1] = value
+    with refuses("not finite"):
         to_pixels(x)
-    with refuses("not numbers"):
+    with refuses("not finite"):
         save_image(tmp_path / "x.png", x)
     assert not list(tmp_path.iterdir())
+
+
+def test_bytes_that_are_given_as_images_are_refused(tmp_path, refuses):
+    pixels = (noise(3, 5, 5) + 1) * 127.5
+    for call in (to_pixels, lambda x: grid(x[None]), lambda x: save_image(tmp_path / "x.png", x)):
+        with refuses(r"in \[-1, 1\]; these are from"):
+            call(pixels)
+        with refuses("floating-point numbers"):
+            call(pixels.long())
+    with refuses("pixels are bytes"):
+        from_pixels(noise(1, 2, 2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_arrays_in_either_order_of_arguments(tmp_path, refuses):
+    images = noise(4, 1, 6, 6)
+    save_image(tmp_path / "a.png", images)
+    save_image(images, tmp_path / "b.png")
+    save_image(images.numpy(), str(tmp_path / "c.png"), 2)
+    save_image(tmp_path / "d.png", to_pixels(images.numpy()).numpy())
+    assert len({(tmp_path / f"{name}.png").read_bytes() for name in "abcd"}) == 1
+    assert torch.equal(from_pixels(to_pixels(images).numpy()), from_pixels(to_pixels(images)))
+    with refuses("saved to a path, not to a Tensor"):
+        save_image(images, images)
+    with refuses("a tensor or a NumPy array, not a list"):
+        save_image(tmp_path / "e.png", [0.0])
+    with refuses("a grid is of images"):
+        grid(images[0])
 
 
 def test_grid_is_filled_row_by_row():

@@ -529,7 +529,7 @@ def test_arguments_of_the_wrong_kind_are_named(refuses):
     schedule = Schedule.linear(20, scaled=True)
     for arguments, options, match in (
         ((lambda x, t: x, images), {}, "a torch.nn.Module and a tensor of images are needed"),
-        ((net, images.numpy()), {}, "not a UNet and a ndarray"),
+        ((net, images.tolist()), {}, "not a UNet and a list"),
         ((net, images), {"schedules": schedule}, "schedules is a list of candidates"),
         ((net, images), {"data_ranges": (-1, 1)}, r"list of pairs such as \[\(-1, 1\)\]"),
         ((net, images), {"T": 1}, "at least 2 steps, not T = 1"),

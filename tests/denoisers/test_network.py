@@ -376,6 +376,28 @@ def test_guidance():
     assert torch.equal(Guided(given, free, 0.0)(x, LEVEL).eps, unconditional.eps)
 
 
+@pytest.mark.parametrize("target", list(Target))
+def test_rescaled_guidance_has_the_contrast_of_what_was_asked_for(target):
+    """Equations 15 and 16 of Lin et al. 2023, of the network's output."""
+    x = randn(3, 1, 4, 4)
+    given, free = Gaussian(0.8, 0.3), Gaussian(-0.2, 0.6)
+
+    def output(denoiser):
+        found = denoiser(x, LEVEL)
+        return target.of(found.x0, found.eps, LEVEL.alpha, LEVEL.sigma)
+
+    asked, guided = output(given), output(Guided(given, free, 6.0))
+    spread = [part.flatten(1).std(1).view(-1, 1, 1, 1) for part in (asked, guided)]
+    for share in (1.0, 0.7):
+        rescaled = Guided(given, free, 6.0, share, target)
+        expected = share * guided * spread[0] / spread[1] + (1 - share) * guided
+        torch.testing.assert_close(output(rescaled), expected, rtol=1e-10, atol=1e-10)
+        assert_makes_up_x(rescaled(x, LEVEL), x)
+    assert torch.equal(
+        Guided(given, free, 6.0, 0.0, target)(x, LEVEL).x0, Guided(given, free, 6.0)(x, LEVEL).x0
+    )
+
+
 def test_guidance_takes_the_variance_that_was_learned_with_the_label():
     x = randn(3, 1, 4, 4)
     given, free = (

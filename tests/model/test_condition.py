@@ -148,7 +148,7 @@ def test_calibration_and_checks_take_it():
 
     told = ddim.Model(Exact(), SCHEDULE, "x0", SHAPE)
     found = ddim.calibrate(told, 3, latents=4, moves=4, condition={"shade": shades(16)})
-    assert found.errors["calibrated"][0] <= found.errors["uniform"][0]
+    assert found.errors["calibrated"][0] <= found.errors["ddim"][0]
     images = ddim.sample(told, 4, found.sampler, condition={"shade": shades(4)})
     assert images.flatten(1).mean(1).sub(shades(4)).abs().max() < 0.4
     data = shades(64)[:, None, None, None] + 0.3 * torch.randn(
@@ -233,3 +233,29 @@ def test_a_dict_is_taken_for_tensors_at_every_door():
     told.denoiser(rows)(torch.zeros(2, *SHAPE), SCHEDULE.level(5))
     list(ddim.generate(told, told.tableau("ddim:steps=1"), range(2), condition=rows))
     assert ddim.check_predictions(told, torch.zeros(2, *SHAPE), condition=rows, nodes=[5])
+
+
+def test_rescale_needs_guidance_and_reaches_the_images(refuses):
+    with refuses("rescale takes back what guidance adds"):
+        Condition(rescale=0.7)
+    with refuses("rescale is from 0 to 1, not 1.2"):
+        Condition(guidance=3.0, rescale=1.2)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x, t, c):
+            return x * (0.5 + 0.3 * c.view(-1, 1, 1, 1))
+
+    made = ddim.Model(Two(), SCHEDULE, "eps", SHAPE, null={"c": torch.zeros(1)})
+    tensors = {"c": torch.ones(2)}
+    drawn = [
+        ddim.sample(made, 2, steps=2, condition=Condition(None, tensors, 2.0, rescale=share))
+        for share in (0.0, 1.0)
+    ]
+    plain = ddim.sample(made, 2, steps=2, condition=tensors)
+    # The outputs are multiples of the state: all that guidance changes is their spread.
+    assert torch.allclose(drawn[1], plain, atol=1e-5)
+    assert not torch.allclose(drawn[0], plain, atol=1e-2)

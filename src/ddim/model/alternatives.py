@@ -18,7 +18,7 @@ from ddim.noise.schedule import Schedule
 __all__ = ["better_conventions"]
 
 IMAGES, PIXELS = 8, 2**14
-"""So many images tell, or so many pixels of small ones, of which 64 will do."""
+"""So many images tell, or so many pixels of small ones."""
 BELIEVABLE = 1.2
 """Under the conventions that it was trained with a network denoises about as well as a linear
 function at least, """
@@ -47,7 +47,7 @@ def better_conventions(
     Returns:
         such as ``target x0``; empty if nothing is better.
     """
-    images = images[: max(IMAGES, min(64, PIXELS // images[0].numel()))]
+    images = images[: max(IMAGES, PIXELS // images[0].numel())]
     own = model.network.conventions if isinstance(model.network, Adapted) else Conventions()
     given, T = model._given, model.schedule.T
     pairs = [(given, own)]

@@ -25,7 +25,7 @@ NOISIEST = 10.0
 """σ/α above which a good network is hardly better than a guess, so that it tells nothing."""
 ROUNDS = (2, 8, 32)
 """Images that the candidates of each round have seen; the last round sees all."""
-TOO_LARGE, TOO_SMALL = 0.05, 1.5
+TOO_LARGE, TOO_SMALL = 0.05, 2.0
 """Between these the factor to a noise's best scale is that of a network trained too little."""
 CHUNK = 8
 """Images in one network call, each at every level."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddim.base.errors import InputError, quoted
 
-__all__ = ["Condition", "Conditioned"]
+__all__ = ["Condition", "Conditioned", "single"]
 
 
 class Conditioned(Protocol):
@@ -236,9 +236,16 @@ class Condition:
         return None if self.labels is None else torch.tensor(self.labels, device=device)
 
 
+def single(value: object) -> object:
+    """The number in an array or a tensor of one; anything else as it is."""
+    if not isinstance(value, Tensor | np.ndarray | np.generic):
+        return value
+    numbers = value.reshape(-1).tolist()
+    return numbers[0] if len(numbers) == 1 else value
+
+
 def _number(name: str, value: object) -> float:
-    if isinstance(value, Tensor | np.ndarray | np.generic) and np.size(value) == 1:
-        value = value.item()
+    value = single(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{name} is a number, not {quoted(value)}")
     if not math.isfinite(value):

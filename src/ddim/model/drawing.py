@@ -294,7 +294,7 @@ def sample(
     sampler, n, seed = (
         Sampler.parse(method, steps, nodes, eta=eta),
         whole("n", n),
-        whole("seed", seed),
+        whole("the seed", seed),
     )
     given = Condition.of(condition, labels, guidance, clip).check(model, n, every_class=True)
     if images is None and not (strength is None and mask is None):

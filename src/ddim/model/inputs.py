@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddim.base.errors import InputError, RunError, quoted
+from ddim.model.condition import single
 from ddim.model.model import Model
 
 __all__ = ["check_finite", "take_images", "take_mask", "take_states", "whole"]
@@ -29,8 +30,7 @@ def whole(name: str, value: object, least: int | None = None) -> int:
     Raises:
         InputError: another number, or something else.
     """
-    if isinstance(value, Tensor | np.ndarray | np.generic) and np.size(value) == 1:
-        value = value.item()
+    value = single(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):

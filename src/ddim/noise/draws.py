@@ -71,11 +71,18 @@ class Noise:
             flat = _normal_on_device(self.seed, self._words, state, size)
         else:
             flat = torch.empty(len(self.images), size, dtype=torch.float32, device="cpu")
+            bits = np.random.Philox(
+                key=0
+            )  # one for all: making one takes longer than a few numbers
+            # As uint64, because NumPy would take a list with numbers above 2⁶³ through float64.
+            key = np.array([self.seed, 0], dtype=np.uint64)
+            counter = np.array([0, 0, 0, state], dtype=np.uint64)
+            begun = {**bits.state, "state": {"counter": counter, "key": key}}
+            generator = np.random.Generator(bits)
             for row, image in zip(flat.numpy(), self.images, strict=True):
-                # As uint64, because NumPy would take a list with numbers above 2⁶³ through float64.
-                key = np.array([self.seed, image], dtype=np.uint64)
-                bits = np.random.Philox(key=key, counter=[0, 0, 0, state])
-                np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
+                key[1] = image
+                bits.state = begun
+                generator.standard_normal(dtype=np.float32, out=row)
         return flat.view(len(self.images), *self.shape).to(self.device, self.dtype)
 
 

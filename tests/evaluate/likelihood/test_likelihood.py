@@ -229,5 +229,15 @@ class TestFlow:
                 log_density(DATA, SCHEDULE, x, nodes)
         with refuses("probes"):
             log_density(DATA, SCHEDULE, x, probes=0)
+        none = SCHEDULE.rescaled_to_zero_snr()
         with refuses("α = 0"):
-            log_density(DATA, SCHEDULE.rescaled_to_zero_snr(), x)
+            log_density(DATA, none, x, tuple(range(1, none.T + 1)))
+
+    def test_begins_at_the_last_node_where_something_is_left(self):
+        x = draws(3)
+        for schedule in (ddim.Schedule.cosine(60).rescaled_to_zero_snr(), ddim.Schedule.flow(60)):
+            ends = schedule.alpha[:-1], schedule.sigma[:-1]
+            below = ddim.Schedule.from_alpha_sigma(*ends)
+            found = log_density(DATA, schedule, x, probes=None)
+            expected = log_density(DATA, below, x, probes=None)
+            assert found == pytest.approx(expected, abs=2e-2)

@@ -44,10 +44,10 @@ def log_density(
 
         d log p / d log ρ = -σ·∇ₓ·ε(x).
 
-    The path goes from the data up to node T, by DPM-Solver-3, three network calls a step; the
-    divergence is taken at the nodes and integrated by cubics in log ρ. Data are taken for states
-    of the lowest node, y = x0 at ρ₁: what is measured is the density of the data with Gaussian
-    noise of standard deviation ρ₁ added to them.
+    The path goes from the data up to the last node with α > 0, by DPM-Solver-3, three network calls
+    a step; the divergence is taken at the nodes and integrated by cubics in log ρ. Data are taken
+    for states of the lowest node, y = x0 at ρ₁: what is measured is the density of the data with
+    Gaussian noise of standard deviation ρ₁ added to them.
 
     References:
         Y. Song et al., Score-based generative modeling through stochastic differential equations,
@@ -57,7 +57,7 @@ def log_density(
 
     Args:
         denoiser: For these images; it must not clip.
-        schedule: The noise schedule; α_T above 0.
+        schedule: The noise schedule.
         images: (N, *), real-valued; see :func:`dequantise` for pixels.
         nodes: Rising, from node 1 or above; 50 spaced by ``log-snr`` from node 1 if None.
         probes: How many random directions estimate the divergence (Hutchinson, ±1), each two more
@@ -70,10 +70,12 @@ def log_density(
 
     Raises:
         InputError: Nodes that do not rise or have node 0 among them, fewer than 4 of them, a
-            schedule that ends in pure noise, or no probes.
+            node where nothing of the data is left, or no probes.
     """
     if nodes is None:
-        nodes = make_nodes(schedule, "log-snr", min(NODES, schedule.T))[-2::-1]
+        # A last node with α = 0 stands before the others: there the path ends a node below.
+        falling = make_nodes(schedule, "log-snr", min(NODES, schedule.T))[:-1]
+        nodes = falling[1 if schedule.alpha[-1] == 0 else 0 :][::-1]
     rising = tuple(nodes)
     if len(rising) < 4 or rising[0] < 1 or rising[-1] < rising[0]:
         raise InputError("the path rises through at least 4 nodes, from node 1 or above")
