@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ddim.base.files import write_bytes
 from ddim.noise.schedule import Schedule
+from ddim.samplers.lookup import METHODS
 from ddim.samplers.registry import Method, Option
-from ddim.samplers.sampler import METHODS, Sampler
+from ddim.samplers.sampler import Sampler
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "choosing-a-sampler.md"
 BEGIN = "<!-- made by scripts/method_table.py -->"

@@ -42,13 +42,22 @@ NUMPY_ONLY = (
     "noise/foreign",
     "samplers/tableau",
     "samplers/registry",
+    "samplers/lookup",
     "samplers/sampler",
     "samplers/methods",
 )
 """What `--help` reads: none of it imports torch where it stands."""
 ROOT = Path(ddim.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT)
-INSIDE_SAMPLERS = ("tableau", "loop", "registry", "methods", "sampler", "order adaptive discrete")
+INSIDE_SAMPLERS = (
+    "tableau",
+    "loop",
+    "registry",
+    "methods",
+    "lookup",
+    "sampler",
+    "order adaptive discrete",
+)
 
 
 def imported(path: Path) -> set[tuple[str, ...]]:

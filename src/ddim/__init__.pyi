@@ -32,12 +32,12 @@ from ddim.noise.draws import Noise as Noise
 from ddim.noise.nodes import make_nodes as make_nodes
 from ddim.noise.schedule import Level as Level
 from ddim.noise.schedule import Schedule as Schedule
+from ddim.samplers.lookup import METHODS as METHODS
 from ddim.samplers.loop import final as final
 from ddim.samplers.loop import integrate as integrate
 from ddim.samplers.methods.grid import Grid as Grid
 from ddim.samplers.order import measured_order as measured_order
 from ddim.samplers.registry import method as method
-from ddim.samplers.sampler import METHODS as METHODS
 from ddim.samplers.sampler import Sampler as Sampler
 from ddim.samplers.sampler import make_tableau as make_tableau
 from ddim.samplers.tableau import Row as Row

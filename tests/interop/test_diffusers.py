@@ -20,8 +20,9 @@ from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.network import NetworkDenoiser
 from ddim.interop.diffusers import diffusers_scheduler
 from ddim.noise.nodes import make_nodes
+from ddim.samplers.lookup import METHODS
 from ddim.samplers.loop import final, integrate
-from ddim.samplers.sampler import METHODS, make_tableau
+from ddim.samplers.sampler import make_tableau
 
 THEIRS = {"num_train_timesteps": 100, "beta_start": 1e-3, "beta_end": 0.2}
 TRAILING = {**THEIRS, "timestep_spacing": "trailing"}

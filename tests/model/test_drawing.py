@@ -22,7 +22,8 @@ from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.draws import Noise
 from ddim.noise.nodes import uniform
 from ddim.noise.schedule import Schedule
-from ddim.samplers.sampler import METHODS, Sampler, make_tableau
+from ddim.samplers.lookup import METHODS
+from ddim.samplers.sampler import Sampler, make_tableau
 from ddim.samplers.tableau import Tableau
 
 T = 20

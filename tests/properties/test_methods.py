@@ -13,9 +13,10 @@ from ddim.latents.codecs import CODECS, decoder, encoder
 from ddim.noise.draws import Noise
 from ddim.noise.nodes import NODES
 from ddim.noise.schedule import Schedule
+from ddim.samplers.lookup import METHODS
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.methods.reversible import bdia
-from ddim.samplers.sampler import METHODS, make_tableau
+from ddim.samplers.sampler import make_tableau
 
 SCHEDULES = {
     "linear": lambda T: Schedule.linear(T, scaled=T >= 20),

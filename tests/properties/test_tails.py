@@ -10,8 +10,9 @@ from ddim.base.errors import InputError
 from ddim.noise.foreign import FOREIGN_NODES
 from ddim.noise.nodes import NODES
 from ddim.noise.schedule import Schedule
+from ddim.samplers.lookup import METHODS
 from ddim.samplers.methods.grid import Grid
-from ddim.samplers.sampler import METHODS, Sampler, make_tableau
+from ddim.samplers.sampler import Sampler, make_tableau
 
 SCHEDULE = Schedule.linear(120, 1e-3, 0.15)
 START_UP = {

@@ -8,9 +8,10 @@ import torch
 from ddim.base.errors import InputError
 from ddim.denoisers.exact import Mixture
 from ddim.noise.schedule import Schedule
+from ddim.samplers.lookup import METHODS
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.order import DATA, STARTS, lab_error, lab_schedule, measured_order
-from ddim.samplers.sampler import METHODS, make_tableau
+from ddim.samplers.sampler import make_tableau
 
 PLAIN = {name: m for name, m in METHODS.items() if m.program is None and m.needs is None}
 ORDERS = [

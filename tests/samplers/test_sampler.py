@@ -16,8 +16,9 @@ from ddim.denoisers.target import Target
 from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.foreign import FOREIGN_NODES
 from ddim.noise.nodes import NODES as FAMILIES
+from ddim.samplers.lookup import METHODS
 from ddim.samplers.methods.analytic import analytic
-from ddim.samplers.sampler import METHODS, Sampler
+from ddim.samplers.sampler import Sampler
 
 NODES = (50, 31, 12, 4, 0)
 SCHEDULE = ddim.Schedule.linear(100)
@@ -179,7 +180,7 @@ number = 3
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ddim.samplers.sampler.METHODS", METHODS)
+    monkeypatch.setattr("ddim.samplers.lookup.METHODS", METHODS)
     (tmp_path / "own.py").write_text(OWN)
     yield tmp_path / "own.py"
     METHODS.pop("half-way", None)
@@ -228,7 +229,7 @@ def test_an_installed_package_brings_methods(tmp_path, monkeypatch):
         "[ddim.methods]\nbrought = brings:half_way\nddim = brings:plain\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    from ddim.samplers import sampler as module
+    from ddim.samplers import lookup as module
 
     module._installed.cache_clear()
     try:

@@ -13,9 +13,10 @@ from ddim.base.errors import InputError
 from ddim.denoisers.prediction import Prediction
 from ddim.noise.nodes import NODES
 from ddim.noise.schedule import Level, Schedule
+from ddim.samplers.lookup import METHODS
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.methods.ddim import ddim, ddpm
-from ddim.samplers.sampler import METHODS, make_tableau
+from ddim.samplers.sampler import make_tableau
 from ddim.samplers.tableau import Row, State, Tableau
 
 SCHEDULES = {

@@ -39,7 +39,7 @@ class Trajectory:
         groups: where it started.
         nodes: falling, from T to 0.
         states: x at each node, each of shape (N, *).
-        x0: what the network predicted at each node but the last, likewise.
+        x0: what the network predicted at each node but the last, each of shape (N, *).
     """
 
     schedule: Schedule

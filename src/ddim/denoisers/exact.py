@@ -27,7 +27,7 @@ class Gaussian:
 
     Args:
         mean: broadcastable against the states.
-        std: likewise; 0 is a point.
+        std: a number, or one that broadcasts against the data; 0 is a point.
     """
 
     def __init__(self, mean: float | Tensor = 0.0, std: float | Tensor = 1.0) -> None:

@@ -21,7 +21,7 @@ class Inpaint:
     Args:
         denoiser: what predicts the rest.
         images: broadcastable against the states.
-        keep: truth values, likewise; true where the images are known.
+        keep: truth values that broadcast too; true where the images are known.
     """
 
     def __init__(self, denoiser: Denoiser, images: Tensor, keep: Tensor) -> None:

@@ -130,13 +130,13 @@ def encode(
             with steps and nodes, as ``obelm:steps=20``.
         nodes: a family's name or the nodes themselves, falling from the latent to the image.
         condition: as for :func:`ddim.sample`.
-        labels: likewise; a class-conditional model needs them.
-        guidance: likewise.
+        labels: as for :func:`ddim.sample`; a class-conditional model needs them.
+        guidance: as for :func:`ddim.sample`.
         clip: must come out as off, since clipping cannot be undone; None for the model's default.
         batch_size: images in one network call.
         dtype: of the states, float32 or float64.
         tolerance: of ``implicit``; see :func:`ddim.latents.implicit.solve_encoding`.
-        iterations: likewise.
+        iterations: of ``implicit``, network calls a step at most.
         progress: show a bar on stderr.
 
     Raises:

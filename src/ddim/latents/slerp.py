@@ -30,7 +30,7 @@ def slerp(
 
     Args:
         a: one latent or the tensors of a pair, each of shape (N, *).
-        b: likewise.
+        b: as many, of the same shapes.
         share: s; 0 gives a, 1 gives b, and others extrapolate.
         lead: which tensor of a pair has the angle.
 

@@ -99,10 +99,10 @@ def fit_conventions(
         times: candidates; :func:`ddim.Model` lists them, and others that are tried on request.
         data_ranges: candidates.
         arguments: as for :func:`ddim.Model`.
-        keep_variance: likewise.
-        time_dtype: likewise; if None, and the network fails on whole times as int64 but not as
-            floating-point numbers, the latter.
-        classes: likewise.
+        keep_variance: as for :class:`ddim.Model`.
+        time_dtype: as for :class:`ddim.Model`; if None, floating point where the network fails on
+            whole times as int64 and not as floating-point numbers.
+        classes: as for :class:`ddim.Model`.
         labels: of the images, for a class-conditional network.
         seed: of the noise.
         quiet: print nothing.
@@ -147,24 +147,11 @@ def fit_conventions(
     pairs = [(schedule, each) for each, schedule in itertools.product(conventions, schedules)]
     candidates = make_candidates(net.eval(), pairs, wanted, arguments)
     compete(candidates, images, condition, seed)
-    ranking = sorted(
-        (
-            (candidate, target)
-            for candidate in candidates
-            if not candidate.failure
-            for target in wanted
-        ),
-        key=lambda entry: (-entry[0].seen, entry[0].error(entry[1])),
-    )
-    if not ranking:
-        raise InputError(f"the network fails under every candidate: {candidates[0].failure}")
-    error = ranking[0][0].error(ranking[0][1])
-    tied = _tied(ranking, images)
-    chosen, target = min(tied, key=lambda e: (candidates.index(e[0]), wanted.index(e[1])))
-    ranking.insert(0, ranking.pop(ranking.index((chosen, target))))
-    named = [_named(*entry) for entry in ranking]
+    ranking, tied = _ranked(candidates, wanted, images)
+    (chosen, target), named = ranking[0], [_named(*entry) for entry in ranking]
     if not quiet:
         print(_table(named[:10]))
+    error = min(candidate.error(each) for candidate, each in tied)
     if not error < TRIVIAL:
         raise InputError(
             "the network denoises under no candidate: at best its error is "
@@ -194,6 +181,24 @@ def fit_conventions(
         name=name,
         facts=Facts(more={"ranking": named, "undecided": undecided}),
     )
+
+
+def _ranked(
+    candidates: Sequence[Candidate], wanted: Sequence[Target], images: Tensor
+) -> tuple[list[tuple[Candidate, Target]], list[tuple[Candidate, Target]]]:
+    """All that did not fail, the best first, and those that are as good as the best.
+
+    Raises:
+        InputError: the network failed under every candidate.
+    """
+    ranking = [(c, target) for c in candidates if not c.failure for target in wanted]
+    ranking.sort(key=lambda entry: (-entry[0].seen, entry[0].error(entry[1])))
+    if not ranking:
+        raise InputError(f"the network fails under every candidate: {candidates[0].failure}")
+    tied = _tied(ranking, images)
+    chosen = min(tied, key=lambda e: (candidates.index(e[0]), wanted.index(e[1])))
+    ranking.insert(0, ranking.pop(ranking.index(chosen)))
+    return ranking, tied
 
 
 def _time_dtype(

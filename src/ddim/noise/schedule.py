@@ -205,8 +205,8 @@ class Schedule:
         cls, alpha: npt.ArrayLike, sigma: npt.ArrayLike, scale: float = 1.0
     ) -> Schedule:
         """Any α and σ at the nodes 0..T; not necessarily variance-preserving."""
-        levels = (np.asarray(values, dtype=np.float64) for values in (alpha, sigma))
-        return cls(*levels, scale=scale)
+        first, second = (np.asarray(values, dtype=np.float64) for values in (alpha, sigma))
+        return cls(first, second, scale=scale)
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Schedule:

@@ -92,7 +92,7 @@ def run(
     Args:
         tableau: the rows.
         x: as for :func:`integrate`.
-        noise: likewise.
+        noise: as for :func:`integrate`.
 
     Raises:
         InputError: as :func:`integrate`, at the first ``next``.

@@ -119,9 +119,9 @@ def method(
 
     Args:
         name: what it is called everywhere.
-        orders: see :class:`Method`, and so the rest.
-        needs: likewise.
-        program: likewise.
+        orders: see :class:`Method`.
+        needs: see :class:`Method`.
+        program: see :class:`Method`.
 
     Raises:
         InputError: another method has that name.

@@ -59,7 +59,7 @@ class Row:
         k: the new state's node, for people; None for an inner stage between nodes.
         states: A, on earlier states.
         x0: B, on earlier predictions of x0, by the index of the state that they were made from.
-        eps: C, likewise on predictions of ε.
+        eps: C, on predictions of ε, by the same index.
         noise: c, on fresh standard normal noise; 0 draws none.
         noise_max: where a network predicts its variance, v in [0, 1] a pixel, the noise is scaled
             by ``noise**(1-v) * noise_max**v`` (Nichol and Dhariwal 2021, equation 15); None where

@@ -18,9 +18,10 @@ from ddim.denoisers.network import NetworkDenoiser
 from ddim.noise.foreign import FOREIGN_NODES, improved_ddim, leading, nngen, official, sections
 from ddim.noise.nodes import NODES, make_nodes, uniform
 from ddim.noise.schedule import Schedule
+from ddim.samplers.lookup import METHODS
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.methods.foreign import ddim_pairs
-from ddim.samplers.sampler import METHODS, make_tableau
+from ddim.samplers.sampler import make_tableau
 
 LINEAR = Schedule.linear()
 HALF = Schedule.linear(500, scaled=True)

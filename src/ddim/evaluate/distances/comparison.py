@@ -31,8 +31,8 @@ class Comparison:
         fd: The squared Fréchet distance of the features.
         kept: How many features a side KID, precision and recall are taken from.
         kid: The unbiased kernel distance; None where too few features are kept.
-        precision: k = 3; None likewise.
-        recall: k = 3; None likewise.
+        precision: k = 3; None where it was not measured.
+        recall: k = 3; None where it was not measured.
         chi2: χ² of the class histograms; None without classes.
         chi2_dof: Its degrees of freedom.
         notes: What must be known to read the figures, a sentence each.

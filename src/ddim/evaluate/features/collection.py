@@ -42,7 +42,7 @@ def collect(
         source: See :class:`Statistics`.
 
     Raises:
-        InputError: As for :class:`Extractor` and :meth:`Statistics.add`.
+        InputError: what :class:`Extractor` and :meth:`Statistics.add` refuse.
     """
     statistics = Statistics(extractor.identity, data, keep=keep, source=source)
     for indices, images in batches:

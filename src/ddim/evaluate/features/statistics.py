@@ -136,7 +136,7 @@ class Statistics:
 
         Args:
             features: (N, D), as an extractor returns them.
-            probabilities: (N, K), likewise, or None where there are no classes.
+            probabilities: (N, K), float, or None where there are no classes.
             indices: Which images they are: N numbers from 0 to 2⁶⁴ - 1, each given once.
             shape: (C, H, W) of the images.
 

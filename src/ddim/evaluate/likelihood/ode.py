@@ -140,19 +140,19 @@ def ode_bits(
     :func:`~ddim.evaluate.likelihood.bound.elbo` says more.
 
     Args:
-        denoiser: As for :func:`log_density`, and so the rest.
-        schedule: Likewise.
+        denoiser: As for :func:`log_density`.
+        schedule: As for :func:`log_density`.
         images: (N, *), of values pixels/127.5-1.
-        nodes: Likewise.
-        probes: Likewise.
+        nodes: As for :func:`log_density`.
+        probes: As for :func:`log_density`.
         seed: Of the noise and of the directions.
-        indices: Likewise.
+        indices: As for :func:`log_density`.
 
     Returns:
         (N,).
 
     Raises:
-        InputError: As for :func:`log_density`.
+        InputError: what :func:`log_density` refuses.
     """
     noisy = dequantise(images, seed=seed, indices=indices)
     nats = log_density(denoiser, schedule, noisy, nodes, probes=probes, seed=seed, indices=indices)

@@ -90,7 +90,7 @@ def left_out(
     Args:
         samplers: as :func:`plan_samplers` returned them.
         methods: what it was given.
-        steps: likewise.
+        steps: what :func:`plan_samplers` was given.
     """
     asked = [Sampler.parse(text) for text in methods]
     if not any(said.brings_nodes and said.steps is None for said in asked):

@@ -201,7 +201,7 @@ def integrals(abscissae: Array, low: Array, high: Array, weight=np.ones_like, at
         low: where s begins, shape (R,).
         high: where s ends, shape (R,).
         weight: w, a function of an array of shape (R, 24).
-        at: u, likewise; s itself if None.
+        at: u, a function of an array of shape (R, 24); s itself if None.
 
     Returns:
         shape (R, J). Gauss-Legendre with 24 points: exact to rounding for what the builders need.
