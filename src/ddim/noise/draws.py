@@ -71,9 +71,8 @@ class Noise:
             flat = _normal_on_device(self.seed, self._words, state, size)
         else:
             flat = torch.empty(len(self.images), size, dtype=torch.float32, device="cpu")
-            bits = np.random.Philox(
-                key=0
-            )  # one for all: making one takes longer than a few numbers
+            # One for all: making one takes longer than drawing a few numbers.
+            bits = np.random.Philox(key=0)
             # As uint64, because NumPy would take a list with numbers above 2⁶³ through float64.
             key = np.array([self.seed, 0], dtype=np.uint64)
             counter = np.array([0, 0, 0, state], dtype=np.uint64)
@@ -81,7 +80,7 @@ class Noise:
             generator = np.random.Generator(bits)
             for row, image in zip(flat.numpy(), self.images, strict=True):
                 key[1] = image
-                bits.state = begun
+                bits.state = begun  # pyright: ignore[reportAttributeAccessIssue]
                 generator.standard_normal(dtype=np.float32, out=row)
         return flat.view(len(self.images), *self.shape).to(self.device, self.dtype)
 
