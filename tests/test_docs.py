@@ -19,7 +19,7 @@ from ddim.base.code import load_named
 from ddim.cli.groups import SamplerOptions
 from ddim.cli.main import main
 from ddim.cli.options import parse
-from ddim.samplers import sampler
+from ddim.samplers import lookup
 from ddim.samplers.registry import METHODS
 
 if sys.version_info >= (3, 11):
@@ -56,7 +56,7 @@ def registry():
     yield
     METHODS.clear()
     METHODS.update(before)
-    sampler._installed.cache_clear()
+    lookup._installed.cache_clear()
 
 
 def run(snippet: str) -> dict[str, object]:
@@ -147,7 +147,7 @@ def install(monkeypatch) -> None:
     (folder / "entry_points.txt").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(str(Path.cwd()))
     METHODS.pop("sa")  # as in a new process
-    sampler._installed.cache_clear()
+    lookup._installed.cache_clear()
 
 
 def test_the_model_that_the_readme_trains_draws_its_points():

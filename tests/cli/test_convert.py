@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -174,6 +173,6 @@ def test_a_failed_conversion_leaves_the_averaged_weights_that_were_there(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", fail)
+        patch.setattr("ddim.checkpoints.diffusers.write_safetensors", fail)
         fails(1, "No space left", "convert", tiny, "model", "--force")
     assert load(tmp_path / "model").identity == before

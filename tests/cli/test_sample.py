@@ -556,3 +556,17 @@ def test_a_folder_where_a_file_is(fails, tiny, tmp_path):
     fails(2, "out exists already", *arguments)
     fails(2, "cannot write or read out: File exists", *arguments, "--force")
     assert (tmp_path / "out").read_text() == "a file"
+
+
+def test_a_method_in_a_file_that_changed_is_not_resumed(ddim, fails, tmp_path):
+    source = (
+        "import ddim\n"
+        "def mine(schedule, nodes, *, share: float = 0.0):\n"
+        "    return ddim.make_tableau(schedule, nodes, 'ddim', eta=share)\n"
+    )
+    (tmp_path / "mine.py").write_text(source)
+    words = ("sample", "--method", "mine.py:mine", "--steps", 2, "--output", "drawn", "--quiet")
+    assert ddim(*words, "-n", 1).status == 0
+    assert ddim(*words, "-n", 2, "--resume").status == 0
+    (tmp_path / "mine.py").write_text(source.replace("'ddim'", "'ddim' if nodes else 'heun'"))
+    fails(2, "another file of the method", *words, "-n", 3, "--resume")

@@ -458,3 +458,21 @@ def test_options_of_the_users_builders(own, refuses):
     own.write_text("import sys\nsys.exit(3)\n")
     with refuses("own.py cannot be run: SystemExit"):
         Sampler("own.py:typed")
+
+
+def test_builders_that_build_no_table_or_half_of_one(own, refuses):
+    own.write_text(
+        "import ddim\n"
+        "def nothing(schedule, nodes):\n"
+        "    pass\n"
+        "def half(schedule, nodes):\n"
+        "    grid = ddim.Grid(schedule, nodes)\n"
+        "    rows = [grid.first_order(n + 1, n) for n in range(grid.steps - 1)]\n"
+        "    return grid.tableau('half', rows)\n"
+    )
+    with refuses("own.py:nothing returned a NoneType, not a Tableau"):
+        Sampler("own.py:nothing", 4).tableau(SCHEDULE)
+    with refuses("half: the last row makes node 25, not the last node 0"):
+        Sampler("own.py:half", 4).tableau(SCHEDULE)
+    with refuses("own.py is a file: name the method in it, as in own.py:NAME"):
+        Sampler("own.py", 4)

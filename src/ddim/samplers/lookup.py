@@ -112,6 +112,8 @@ def _own(name: str, build: object) -> Method:
 
 def _unknown_method(name: str) -> InputError:
     """The error for a method that is not known: by what other programs call it, or the nearest."""
+    if name.endswith(".py"):
+        return InputError(f"{name} is a file: name the method in it, as in {name}:NAME")
     names = method_names()
     plain = re.sub(r"[_ ]+", "-", name.lower())
     stem, digits = re.fullmatch(r"(.*?)-?(\d?)", plain).groups()  # pyright: ignore[reportOptionalMemberAccess]

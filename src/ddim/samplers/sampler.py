@@ -256,7 +256,10 @@ class Sampler:
             InputError: numbers that do not fit the schedule, or a method that needs a model:
                 :meth:`ddim.Model.tableau` has its rows.
         """
-        return self.entry.build(schedule, self.place(schedule), **dict(self.settings))
+        made = self.entry.build(schedule, self.place(schedule), **dict(self.settings))
+        if not isinstance(made, Tableau):
+            raise InputError(f"{self.method} returned a {type(made).__name__}, not a Tableau")
+        return made
 
 
 def make_tableau(

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from ddim.base.errors import InputError, quoted, unknown
 from ddim.base.records import check_fields, record
-from ddim.noise.schedule import Schedule
+
+if TYPE_CHECKING:
+    from ddim.noise.schedule import Schedule
 
 __all__ = [
     "PRESETS",
@@ -169,6 +169,8 @@ class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
         check_fields(self)
         self._check_numbers()
         self._check_use()
+        from ddim.noise.schedule import Schedule  # NumPy, which no help needs
+
         check_signal(Schedule.from_spec(self.schedule_spec()), self.target)
 
     def _check_numbers(self) -> None:
@@ -277,7 +279,7 @@ def check_signal(schedule: Schedule, target: str) -> None:
     Raises:
         InputError: the first such node is named.
     """
-    silent = np.flatnonzero(schedule.alpha.astype(np.float32) == 0)
+    silent = (schedule.alpha.astype("float32") == 0).nonzero()[0]
     if target == "eps" and len(silent):
         raise InputError(
             f"α = 0 at node {silent[0]} of {schedule.T} (zero SNR), where ε says nothing about the "

@@ -172,7 +172,14 @@ class Grid:
         *,
         marginal: bool = True,
     ) -> Tableau:
-        """One initial state, and the last row as the result."""
+        """One initial state, and the last row as the result.
+
+        Raises:
+            InputError: rows that do not lead to the last node, or as :class:`Tableau`.
+        """
+        if not rows or rows[-1].k != self.nodes[-1]:
+            end = f"the last row makes node {rows[-1].k}" if rows else "there are no rows"
+            raise InputError(f"{method}: {end}, not the last node {self.nodes[-1]}")
         options = {**(options or {}), **({} if self.of is None else {"of": self.of})}
         return Tableau(method, (self.start(),), tuple(rows), (len(rows),), marginal, options)
 
