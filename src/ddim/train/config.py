@@ -169,7 +169,7 @@ class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
         check_fields(self)
         self._check_numbers()
         self._check_use()
-        from ddim.noise.schedule import Schedule  # NumPy, which no help needs
+        from ddim.noise.schedule import Schedule
 
         check_signal(Schedule.from_spec(self.schedule_spec()), self.target)
 
