@@ -158,15 +158,7 @@ def fit_conventions(
             f"{error:.2f} of a linear function's; are these its images, and its schedule?"
         )
     undecided = _differences([_named(*entry) for entry in tied])
-    for difference in undecided:
-        log.warning("%s: these images do not decide the %s", name, difference)
-    if (bias := chosen.bias(target)) > BIAS:
-        log.warning(
-            "%s: under the best candidate the noise it predicts is %.0f %% off in scale: what it "
-            "was trained with may not be among them",
-            name,
-            100 * bias,
-        )
+    _warn(name, undecided, chosen.bias(target))
     return Model(
         net,
         chosen.schedule,
@@ -181,6 +173,19 @@ def fit_conventions(
         name=name,
         facts=Facts(more={"ranking": named, "undecided": undecided}),
     )
+
+
+def _warn(name: str, undecided: Sequence[str], bias: float) -> None:
+    """Log what the images leave open, and a scale of the noise that is far off."""
+    for difference in undecided:
+        log.warning("%s: these images do not decide the %s", name, difference)
+    if bias > BIAS:
+        log.warning(
+            "%s: under the best candidate the noise it predicts is %.0f %% off in scale: what it "
+            "was trained with may not be among them",
+            name,
+            100 * bias,
+        )
 
 
 def _ranked(
