@@ -26,6 +26,7 @@ import importlib, json, os, signal, sys, time
 import matplotlib.figure, torch
 from ddim.cli.main import VERBS, main
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
 for name in (*(f"cli.{verb}" for verb in VERBS), "latents.coding", "evaluate.sweep.sweep"):
     importlib.import_module(f"ddim.{name}")
 for line in sys.stdin:
