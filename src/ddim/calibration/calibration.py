@@ -12,7 +12,6 @@ from ddim.base.errors import InputError
 from ddim.base.progress import meter
 from ddim.calibration.search import MOVES, Calibration, most_work, search_sampler
 from ddim.calibration.trajectory import TEACHER_STEPS, Group, Trajectory, follow
-from ddim.denoisers.network import NetworkDenoiser
 from ddim.model.condition import Condition
 from ddim.model.drawing import pick_batch_size
 from ddim.model.model import Model
@@ -132,7 +131,7 @@ def teach(
         raise InputError(f"the number of latents must be at least 1, not {latents}")
     size = pick_batch_size(model, batch_size)
     given = Condition.of(condition).check(model, 4 * latents, every_class=True)
-    network = NetworkDenoiser(model.network, model.target)
+    network = model.predictor()
 
     def groups(indices: range) -> list[Group]:
         parts = (indices[at : at + size] for at in range(0, len(indices), size))
@@ -152,7 +151,7 @@ def teach(
     steps = _teacher_steps(model, calls)
     return Teachers(
         *(
-            follow(model.schedule, groups(range(low, high)), steps, told)
+            follow(model.schedule, groups(range(low, high)), steps, told, model.each)
             for low, high in itertools.pairwise(edges)
         )
     )

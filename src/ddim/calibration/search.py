@@ -100,12 +100,14 @@ def endpoint_errors(
     Returns:
         (N,); infinite where the sampler diverged.
     """
-    ends: list[Tensor] = []
-    for net, latents in teacher.groups:
-        if count is not None and sum(map(len, ends)) >= count:
-            break
-        ends.append(final(integrate(net, tableau, tableau.start(latents)))[0])
-    images = torch.cat(ends)
+
+    def end(number: int) -> Tensor:
+        net, latents = teacher.groups[number]
+        return final(integrate(net, tableau, tableau.start(latents)))[0]
+
+    before = itertools.accumulate((len(latents) for _, latents in teacher.groups), initial=0)
+    looked_at = sum(n < len(teacher.end) and (count is None or n < count) for n in before)
+    images = torch.cat(list(teacher.each(end, looked_at)))
     return _rms(images, teacher.end[: len(images)])
 
 

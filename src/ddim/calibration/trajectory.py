@@ -5,7 +5,8 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddim.base.errors import InputError, RunError
-from ddim.denoisers.prediction import Denoiser
+from ddim.denoisers.prediction import Denoiser, Prediction
 from ddim.noise.nodes import Nodes, quadratic
-from ddim.noise.schedule import Schedule
+from ddim.noise.schedule import Level, Schedule
 from ddim.samplers.loop import integrate
 from ddim.samplers.sampler import make_tableau
 
@@ -29,6 +30,14 @@ TEACHER_STEPS = 60
 Group = tuple[Denoiser, Tensor]
 """Latents that go through a network together, shape (N, *), N(0, 1), and the denoiser for them."""
 
+Each = Callable[[Callable[[int], Any], int], Iterator[Any]]
+"""Called with a job and a number of them: the results of ``job(0)``, ``job(1)`` and so on."""
+
+
+def in_turn(job: Callable[[int], Any], count: int) -> Iterator[Any]:
+    """One job after another, on this thread."""
+    return map(job, range(count))
+
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
@@ -40,6 +49,7 @@ class Trajectory:
         nodes: falling, from T to 0.
         states: x at each node, each of shape (N, *).
         x0: what the network predicted at each node but the last, each of shape (N, *).
+        each: what runs a job for each group, such as :meth:`ddim.Model.each`.
     """
 
     schedule: Schedule
@@ -47,6 +57,7 @@ class Trajectory:
     nodes: Nodes
     states: tuple[Tensor, ...]
     x0: tuple[Tensor, ...]
+    each: Each = in_turn
 
     @property
     def end(self) -> Tensor:
@@ -95,6 +106,7 @@ def follow(
     groups: Sequence[Group],
     steps: int = TEACHER_STEPS,
     watch: Callable[[int], object] | None = None,
+    each: Each = in_turn,
 ) -> Trajectory:
     """Solve from latents by Adams' method of order 4 on quadratic nodes, and keep the way.
 
@@ -102,7 +114,8 @@ def follow(
         schedule: the noise schedule.
         groups: the latents.
         steps: of the solver; T if there are fewer.
-        watch: called with the number of images times network calls after each step.
+        watch: called with the number of images times network calls after each group.
+        each: what runs a job for each group.
 
     Raises:
         InputError: no latents.
@@ -112,23 +125,27 @@ def follow(
         raise InputError("there are no latents to follow: give at least one")
     nodes = quadratic(schedule, min(steps, schedule.T))
     tableau = make_tableau(schedule, nodes, "plms", order=4)
-    states: list[list[Tensor]] = [[] for _ in nodes]
-    x0: list[list[Tensor]] = [[] for _ in nodes[1:]]
-    for denoiser, latents in groups:
-        x = tableau.start(latents)
-        states[0].append(x)
-        for step in integrate(denoiser, tableau, x):
+
+    def way(number: int) -> tuple[list[Tensor], list[Tensor]]:
+        denoiser, latents = groups[number]
+        states, x0 = [tableau.start(latents)], []
+        for step in integrate(denoiser, tableau, states[0]):
             assert step.prediction is not None
-            x0[step.index].append(step.prediction.x0)
-            states[step.index + 1].append(step.x)
-            if watch is not None:
-                watch(len(latents))
-    joined = tuple(torch.cat(parts) for parts in states)
+            x0.append(step.prediction.x0)
+            states.append(step.x)
+        return states, x0
+
+    ways = []
+    for (_, latents), passed in zip(groups, each(way, len(groups)), strict=True):
+        ways.append(passed)
+        if watch is not None:
+            watch(len(latents) * len(tableau.rows))
+    joined, x0 = (
+        tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*ways, strict=True)
+    )
     if not bool(joined[-1].isfinite().all()):
         raise RunError("the teacher's images are not finite: look at the model with ddim checks")
-    return Trajectory(
-        schedule, tuple(groups), nodes, joined, tuple(torch.cat(parts) for parts in x0)
-    )
+    return Trajectory(schedule, tuple(groups), nodes, joined, x0, each)
 
 
 @torch.no_grad()
@@ -154,9 +171,7 @@ def fit_weights(teacher: Trajectory, nodes: Nodes) -> tuple[list[list[float]], T
     found: list[list[float]] = []
     for n, (k, following) in enumerate(itertools.pairwise(nodes)):
         level, target = schedule.level(k), schedule.level(following)
-        predictions = [
-            net(part, level) for (net, _), part in zip(teacher.groups, x.split(sizes), strict=True)
-        ]
+        predictions = _asked(teacher, x.split(sizes), level)
         x0 = torch.cat([p.x0 for p in predictions])
         outputs.append(torch.cat([p.eps for p in predictions]))
         x = target.alpha * x0 + target.sigma * outputs[n]
@@ -177,6 +192,10 @@ def fit_weights(teacher: Trajectory, nodes: Nodes) -> tuple[list[list[float]], T
         found.append(w.tolist())
         x = x + (w @ features).view_as(x).to(x.dtype)
     return found, x
+
+
+def _asked(teacher: Trajectory, parts: Sequence[Tensor], level: Level) -> list[Prediction]:
+    return list(teacher.each(lambda i: teacher.groups[i][0](parts[i], level), len(parts)))
 
 
 def shortest_path(teacher: Trajectory, steps: int) -> Nodes:

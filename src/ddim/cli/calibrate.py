@@ -197,6 +197,7 @@ def _write(
         "moves": options.moves,
         "teacher": len(found.teacher) - 1,
         "batch_size": size,
+        "backend": model.runs_on,
     }
     if condition.labels:
         facts["labels"] = list(condition.labels)

@@ -87,12 +87,18 @@ def main(argv: Sequence[str]) -> int:
     rows, drawn, judge = _draw(model, samplers, condition, options, size)
     captions = [", ".join(_caption(rows, row)) for row in rows]
     write_bytes(output, _picture(drawn, captions))
-    record(output, "compare", replaced(options, batch_size=size), model=model.name)
+    record(
+        output,
+        "compare",
+        replaced(options, batch_size=size, backend=model.runs_on),
+        model=model.name,
+    )
     counts = numbers(options.sweep.steps, int, "--steps")
     notes = left_out(samplers, options.sweep.methods, counts)
     notes += filter(None, (made_for(model, sampler, condition) for sampler in samplers))
     if options.run.json:
         facts = {"output": str(output), "model": model.name, "batch_size": size}
+        facts["backend"] = model.runs_on
         facts["reference"] = None if judge is None else str(judge)
         print_json({**facts, "rows": rows, "notes": notes})
         return 0

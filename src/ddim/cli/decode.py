@@ -29,6 +29,8 @@ class _DecodingRun(RunOptions):
 
     batch_size: Annotated[int | None, unset("that of the encoding", "INT")] = None
     """Images in one network call; another number than the encoding's changes the last bits."""
+    backend: Annotated[str, unset("that of the encoding")] = "auto"
+    """What runs the network: that of the encoding, and no other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +101,8 @@ def main(argv: Sequence[str]) -> int:
     seconds = time.perf_counter() - start
     labels = condition.rows(len(latents)).labels
     pixels = to_pixels(images)
-    resolved = replaced(options, batch_size=options.run.batch_size or latents.batch_size)
+    size = options.run.batch_size or latents.batch_size
+    resolved = replaced(options, batch_size=size, backend=latents.backend)
     if not output.suffix:
         output.mkdir(parents=True, exist_ok=True)
         clear_images(output)

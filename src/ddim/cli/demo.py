@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
 
     condition = Condition().check(model, options.n, every_class=True)
     size = pick_batch_size(model, options.run.batch_size)
-    resolved = replaced(options, batch_size=size)
+    resolved = replaced(options, batch_size=size, backend=model.runs_on)
     samplers = list(options.samplers(model))
     tableaux = [model.tableau(sampler) for sampler in samplers]
     rows: list[dict[str, object]] = []
@@ -157,7 +157,8 @@ def _tell(options: DemoOptions, model: Model, rows: Sequence[dict[str, object]])
     output = options.output.output
     if options.run.json:
         facts = {"output": output, "model": model.name, "images": options.n}
-        how = {"batch_size": options.run.batch_size, "dtype": options.model.dtype}
+        how = {"batch_size": options.run.batch_size, "backend": options.run.backend}
+        how["dtype"] = options.model.dtype
         print_json({**facts, **how, "threads": torch.get_num_threads(), "runs": rows})
         return
     print(table(rows))

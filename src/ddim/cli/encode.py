@@ -114,6 +114,7 @@ def main(argv: Sequence[str]) -> int:
         n=len(latents),
         steps=coding.sampler.steps or len(latents.nodes) - 1,
         batch_size=latents.batch_size,
+        backend=latents.backend,
     )
     record(output, "encode", resolved, model=model.name, identity=model.identity)
     _tell(options, latents, seconds)
@@ -135,6 +136,7 @@ def _tell(options: EncodeOptions, latents: Latents, seconds: float) -> None:
         "seconds": round(seconds, 3),
         "dtype": options.model.dtype,
         "batch_size": latents.batch_size,
+        "backend": latents.backend,
         "caveat": latents.caveat,
     }
     if latents.codec == "edict":

@@ -124,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
         print(_ahead(sweep, density))
         return 0
     sweep.begin()
-    resolved = replaced(options, batch_size=sweep.batch_size)
+    resolved = replaced(options, batch_size=sweep.batch_size, backend=sweep.model.runs_on)
     record(output, "evaluate", resolved, model=model.name)
     facts = sweep_facts(options, sweep)
     if not options.run.quiet and (sweep.work() or (density is not None and density.left)):

@@ -85,7 +85,7 @@ class NamedModelOptions:
 
         set_threads(run.threads)
         model = load(self.model, device=run.device, null_label=self.null_label)
-        return model.to(dtype=getattr(torch, dtype))
+        return model.to(dtype=getattr(torch, dtype)).with_backend(run.backend)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,13 +282,18 @@ class NetworkOptions:
 
     batch_size: Annotated[
         int | None,
-        unset("8 on a CPU for images up to 64 x 64, 1 above; on a GPU what fills it", "INT"),
+        unset(
+            "by ncnn 1; else on a CPU 8 up to 64 x 64 pixels, 1 above; on a GPU what fills it",
+            "INT",
+        ),
     ] = None
     """Images in one network call; it decides the last bits. 1 has the lowest latency."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
+    backend: str = "auto"
+    """auto, the fastest exact one; torch, ncnn, openvino; on CUDA cuda-graph or compile."""
     threads: Annotated[int | None, unset("torch's own", "INT")] = None
-    """CPU threads."""
+    """CPU threads: so many batches run side by side. They do not change the images."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -156,8 +156,7 @@ def _read(options: InterpolateOptions, path: str) -> tuple[Model, Latents]:
 
     latents = Latents.load(path)
     model = options.model.open(options.run, str(latents.dtype).removeprefix("torch."))
-    latents.check(model)
-    return model, latents
+    return latents.check(model), latents
 
 
 def _made(options: InterpolateOptions) -> tuple[Model, Latents, int]:
@@ -211,6 +210,7 @@ def _drawn(options: InterpolateOptions, model: Model, coding: Coding) -> Latents
         model.identity,
         pick_batch_size(model, options.run.batch_size),
         condition,
+        backend=model.runs_on,
         schedule=model.schedule.spec,
     )
 

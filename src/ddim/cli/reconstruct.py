@@ -147,7 +147,9 @@ def main(argv: Sequence[str]) -> int:
     images, found = read_images(options.data, model, options.n, labelled=labelled)
     condition = options.condition.condition(found).check(model, len(images))
     size = pick_batch_size(model, options.run.batch_size)
-    resolved = replaced(options, n=len(images), batch_size=size, resume=False)
+    resolved = replaced(
+        options, n=len(images), batch_size=size, backend=model.runs_on, resume=False
+    )
     subject = _subject(model, images)
     done = _earlier(output, resolved, subject) if options.resume else {}
     output.mkdir(parents=True, exist_ok=True)

@@ -127,7 +127,7 @@ def main(argv: Sequence[str]) -> int:
 
     size = pick_batch_size(model, options.run.batch_size)
     steps = sampler.steps or min(DEFAULT_STEPS, model.schedule.T)
-    resolved = replaced(options, steps=steps, batch_size=size, resume=False)
+    resolved = replaced(options, steps=steps, batch_size=size, backend=model.runs_on, resume=False)
     edited = _edited(options, model)
     known = {"identity": model.identity, "sampler": tableau.digest, "method": sampler.checksum}
     known["edited"] = None if edited is None else _digest(*edited)
@@ -296,6 +296,7 @@ def _tell(
         "network_calls": calls,
         "seconds": round(seconds, 3),
         "batch_size": resolved.run.batch_size,
+        "backend": resolved.run.backend,
         "dtype": options.model.dtype,
     }
     if options.run.json:

@@ -54,8 +54,7 @@ def sweep_facts(options: object, sweep: Sweep) -> dict[str, object]:
         "seeds": ", ".join(map(str, sweep.seeds)),
         "reference": sweep.reference.about,
         "features": f"{sweep.extractor.identity.name}, {sweep.extractor.identity.width} numbers",
-        "run on": f"{model.device.type}, {torch.get_num_threads()} threads, "
-        f"batches of {sweep.batch_size}, "
+        "run on": f"{model.device.type}, by {model.runs_on}, batches of {sweep.batch_size}, "
         f"network in {dtype}, ddim {__version__}, torch {torch.__version__}",
     }
 

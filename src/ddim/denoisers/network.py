@@ -36,6 +36,8 @@ class NetworkDenoiser:
         condition: tensors that the network takes by name, a row for each state.
         grad: let gradients through, to the state and to the network's parameters. Without it
             a state that asks for them is refused, because what came back would be wrong.
+        engine: what runs the network in place of torch; called as a UNet's ``conditioned``, or as
+            any other network.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class NetworkDenoiser:
         condition: Mapping[str, Tensor] | None = None,
         *,
         grad: bool = False,
+        engine: Callable[..., Tensor] | None = None,
     ) -> None:
-        self.net = net
+        self.net, self.engine = net, engine
         self.target = Target.named(target)
         self.labels, self.condition = labels, dict(condition or {})
         self.grad = grad
@@ -57,7 +60,9 @@ class NetworkDenoiser:
         self, labels: Tensor | None, condition: Mapping[str, Tensor] | None = None
     ) -> NetworkDenoiser:
         """The same network for another condition, sharing what was computed for the times."""
-        other = NetworkDenoiser(self.net, self.target, labels, condition, grad=self.grad)
+        other = NetworkDenoiser(
+            self.net, self.target, labels, condition, grad=self.grad, engine=self.engine
+        )
         other._memo = self._memo
         return other
 
@@ -101,13 +106,13 @@ class NetworkDenoiser:
                     kept[t] = embedding
             if self.net.config.has_classes or self.labels is not None:
                 embedding = self.net.condition(embedding, self.labels)
-            return self.net.conditioned(x, embedding)
+            return (self.engine or self.net.conditioned)(x, embedding)
         fine = torch.float64 if x.dtype is torch.float64 else torch.float32
         time = torch.full((len(x),), t, device=x.device, dtype=fine)
         if t == int(t):
             time = time.long()
         labels = () if self.labels is None else (self.labels,)
-        return ask(self.net, x, time, *labels, **self.condition)
+        return ask(self.engine or self.net, x, time, *labels, **self.condition)
 
 
 class _Memo:
@@ -135,7 +140,8 @@ class _Memo:
             torch.is_inference_mode_enabled(),
         )
         if not same or mark != self.mark:
-            self.weights, self.mark, self.kept = weights, mark, {}
+            # In this order: threads that share it never take what was kept for other weights.
+            self.kept, self.weights, self.mark = {}, weights, mark
         return self.kept
 
 

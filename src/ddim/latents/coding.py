@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ddim.base.errors import InputError, unknown
 from ddim.base.progress import meter
-from ddim.denoisers.network import NetworkDenoiser
 from ddim.latents.codecs import CODECS, decoder, encoder
 from ddim.latents.implicit import solve_encoding
 from ddim.latents.record import DTYPES, Latents
@@ -185,6 +184,7 @@ def encode(
         calls,
         residual,
         tolerance,
+        model.runs_on,
         schedule=model.schedule.spec,
     )
 
@@ -218,7 +218,7 @@ def decode(
     Raises:
         InputError: latents of another model or shape, a condition that does not fit.
     """
-    latents.check(model)
+    model = latents.check(model)
     given = Condition.of(latents.condition if condition is None else condition, labels, guidance)
     given = given.replace(clip=False).check(model, len(latents))
     _refuse_rounded(model)
@@ -284,22 +284,39 @@ def _solve(
     progress: bool,
 ) -> tuple[tuple[Tensor], Tensor, int]:
     """The implicit codec, by Anderson acceleration: latents, residuals, calls for an image."""
-    n, network = len(images), NetworkDenoiser(model.network, model.target)
-    found: list[Tensor] = []
-    residuals: list[Tensor] = []
-    calls = 0
-    total = -(-n // batch_size) * (len(nodes) - 1)
+    n, network = len(images), model.predictor()
+    parts = list(batches(n, batch_size))
+
+    def batch(number: int) -> Iterator[_Solving]:
+        positions, count = parts[number]
+        denoiser = model.denoiser(condition[positions], network=network)
+        x = images[positions].to(model.device)
+        worst = torch.zeros(len(positions), device=model.device, dtype=torch.float64)
+        calls = 0
+        for solved in solve_encoding(
+            denoiser, model.schedule, nodes, x, tolerance=tolerance, iterations=iterations
+        ):
+            x, calls = solved.x, calls + solved.calls * count
+            worst = torch.maximum(worst, solved.residual.double().nan_to_num(nan=math.inf))
+            yield _Solving(calls)
+        yield _Solving(calls, x[:count].cpu(), worst[:count].cpu())
+
+    found: list[_Solving] = []
+    total = len(parts) * (len(nodes) - 1)
     with meter(quiet=not progress, total=total, desc="implicit encode", unit="step") as shown:
-        for positions, count in batches(n, batch_size):
-            denoiser = model.denoiser(condition[positions], network=network)
-            x = images[positions].to(model.device)
-            worst = torch.zeros(len(positions), device=model.device, dtype=torch.float64)
-            for solved in solve_encoding(
-                denoiser, model.schedule, nodes, x, tolerance=tolerance, iterations=iterations
-            ):
-                x, calls = solved.x, calls + solved.calls * count
-                worst = torch.maximum(worst, solved.residual.double().nan_to_num(nan=math.inf))
+        for event in model.side_by_side(batch, len(parts), ends=lambda e: e.x is not None):
+            if event.x is None:
                 shown.update()
-            found.append(x[:count].cpu())
-            residuals.append(worst[:count].cpu())
-    return (torch.cat(found),), torch.cat(residuals), round(calls / n)
+            else:
+                found.append(event)
+    latents = torch.cat([event.x for event in found if event.x is not None])
+    residuals = torch.cat([event.residual for event in found if event.residual is not None])
+    return (latents,), residuals, round(sum(event.calls for event in found) / n)
+
+
+class _Solving(NamedTuple):
+    """A step of a batch of the implicit codec: calls so far; after the last what was found."""
+
+    calls: int
+    x: Tensor | None = None
+    residual: Tensor | None = None

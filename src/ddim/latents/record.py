@@ -37,6 +37,7 @@ class Latents:
         model: the model's name, for people.
         identity: the model's :attr:`~ddim.Model.identity`.
         batch_size: images in one network call.
+        backend: what ran the network.
         condition: of the encoding, a row for each image.
         calls: network calls that each image took.
         residual: of the ``implicit`` codec, for each image: the largest RMS, over the steps, by
@@ -55,6 +56,7 @@ class Latents:
     calls: int = 0
     residual: Tensor | None = None
     tolerance: float | None = None
+    backend: str = "torch"
     schedule: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,11 +111,12 @@ class Latents:
             )
         return None
 
-    def check(self, model: Model) -> None:
-        """Refuse a model that these latents are not of.
+    def check(self, model: Model) -> Model:
+        """The model as it encoded, by the same back end; others are refused.
 
         Raises:
-            InputError: another shape, or another model (weights, schedule or target).
+            InputError: another shape, or another model (weights, schedule or target); another back
+                end than ``auto`` or that of the encoding, or one that is not here.
         """
         shape = tuple(self.tensors[0].shape[1:])
         if shape != tuple(model.shape):
@@ -127,6 +130,12 @@ class Latents:
                 f"{model.name} ({model.identity[:12]}): decode them with the one that "
                 "encoded them"
             )
+        if model.backend not in ("auto", self.backend):
+            raise InputError(
+                f"these latents were encoded by {self.backend}, which decodes them to the last "
+                f"digit, and not by {model.backend}"
+            )
+        return model.with_backend(self.backend)
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file that carries all of it, whole or not at all."""
@@ -198,6 +207,7 @@ class _Facts:
     guidance: float
     dtype: Literal["float32", "float64"]
     rescale: float = 0.0
+    backend: str = "torch"
 
 
 def _shared() -> list[str]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from ddim.base.errors import InputError
 from ddim.base.progress import bar
 from ddim.denoisers.inpainting import Inpaint
-from ddim.denoisers.network import NetworkDenoiser
 from ddim.model.condition import Condition
 from ddim.model.inputs import check_finite, take_images, take_mask, take_states, whole
 from ddim.model.model import Model
@@ -57,13 +56,15 @@ class Drawn:
         return self.outputs[0] if self.outputs else None
 
 
-def default_batch_size(shape: Sequence[int], device: torch.device) -> int:
+def default_batch_size(shape: Sequence[int], device: torch.device, backend: str = "torch") -> int:
     """How many images pass through the network together.
 
-    On a CPU 8 up to 64 × 64 pixels, else 1; on a GPU what fills it; of vectors up to 512 wherever
-    they are, a call with 8 being hardly cheaper. Recorded with every output, because it decides the
-    last bits of a convolution.
+    By ncnn 1, since it takes images one by one; else on a CPU 8 up to 64 × 64 pixels, and 1 above;
+    on a GPU what fills it; of vectors up to 512 wherever they are, a call with 8 being hardly
+    cheaper. Recorded with every output, because it decides the last bits of a convolution.
     """
+    if backend == "ncnn":
+        return 1
     if len(shape) == 1:
         return max(8, min(512, 2**18 // shape[0]))
     pixels = math.prod(shape[1:])
@@ -79,7 +80,7 @@ def pick_batch_size(model: Model, batch_size: int | None) -> int:
         InputError: below 1.
     """
     if batch_size is None:
-        return default_batch_size(model.shape, model.device)
+        return default_batch_size(model.shape, model.device, model.runs_on)
     return whole("the batch size", batch_size, 1)
 
 
@@ -112,8 +113,9 @@ def generate(
     """Run a tableau on images, yielding after every step of every batch.
 
     Image i depends on the seed, i, its condition and its start alone, given equal ``batch_size``,
-    device and threads: the network always sees so many images, the last time filled up with
-    padding.
+    device and back end: the network always sees so many images, the last time filled up with
+    padding. On a CPU batches run side by side. Their last steps come in order, all others as they
+    happen.
 
     Args:
         model: the model.
@@ -154,34 +156,35 @@ def generate(
         clean = take_images(model, known[0], n)
         kept = clean, take_mask(known[1], clean)
 
-    def drawn() -> Iterator[Drawn]:
-        device = model.device
-        network = NetworkDenoiser(model.network, model.target)
-        for positions, count in batches(n, size):
-            noise = Noise(seed, [indices[i] for i in positions], model.shape, device, dtype)
-            denoiser = model.denoiser(given[positions], network=network)
-            images = mask = torch.empty(0)
-            if kept is not None:
-                images, mask = (part[positions].to(device) for part in kept)
-                denoiser = Inpaint(denoiser, images.to(dtype), mask)
-            if begun is None:
-                x = [tableau.start(noise(0))]
-            else:
-                x = [states[positions].to(device, dtype) for states in begun]
-            wanted = tuple(indices[i] for i in positions[:count])
-            # Zero for each image, NaN once anything predicted for it is not finite, which a step
-            # may leave out. Nothing waits for a GPU here.
-            sound = torch.zeros(size, *(1,) * len(model.shape), device=device, dtype=dtype)
-            for step in integrate(denoiser, tableau, x, noise):
-                if step.prediction is not None:
-                    sound = sound + (step.prediction.x0 * 0).flatten(1).sum(1).view_as(sound)
-                outputs = tuple(torch.where(sound == 0, end, torch.nan) for end in step.outputs)
-                if outputs and kept is not None:
-                    # Methods that mix two states in the end keep the known part only nearly.
-                    outputs = (torch.where(mask, images.to(dtype), outputs[0]), *outputs[1:])
-                yield Drawn(wanted, step, tuple(output[:count] for output in outputs))
+    device, network = model.device, model.predictor()
+    parts = list(batches(n, size))
 
-    return drawn()
+    def batch(number: int) -> Iterator[Drawn]:
+        positions, count = parts[number]
+        noise = Noise(seed, [indices[i] for i in positions], model.shape, device, dtype)
+        denoiser = model.denoiser(given[positions], network=network)
+        images = mask = torch.empty(0)
+        if kept is not None:
+            images, mask = (part[positions].to(device) for part in kept)
+            denoiser = Inpaint(denoiser, images.to(dtype), mask)
+        if begun is None:
+            x = [tableau.start(noise(0))]
+        else:
+            x = [states[positions].to(device, dtype) for states in begun]
+        wanted = tuple(indices[i] for i in positions[:count])
+        # Zero for each image, NaN once anything predicted for it is not finite, which a step may
+        # leave out. Nothing waits for a GPU here.
+        sound = torch.zeros(size, *(1,) * len(model.shape), device=device, dtype=dtype)
+        for step in integrate(denoiser, tableau, x, noise):
+            if step.prediction is not None:
+                sound = sound + (step.prediction.x0 * 0).flatten(1).sum(1).view_as(sound)
+            outputs = tuple(torch.where(sound == 0, end, torch.nan) for end in step.outputs)
+            if outputs and kept is not None:
+                # Methods that mix two states in the end keep the known part only nearly.
+                outputs = (torch.where(mask, images.to(dtype), outputs[0]), *outputs[1:])
+            yield Drawn(wanted, step, tuple(output[:count] for output in outputs))
+
+    return model.side_by_side(batch, len(parts), ends=lambda drawn: bool(drawn.outputs))
 
 
 def collect(

@@ -9,15 +9,19 @@ import hashlib
 import inspect
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim.base.errors import InputError, quoted
+from ddim.backends.choice import BACKENDS, Engine, checksum, choose
+from ddim.backends.purity import Memory
+from ddim.backends.workers import side_by_side, worker_count
+from ddim.base.errors import InputError, quoted, unknown
 from ddim.checkpoints.calibration import CalibrationFile, find_calibration
 from ddim.checkpoints.diffusers import write_folder
 from ddim.checkpoints.record import Facts
@@ -34,6 +38,9 @@ from ddim.samplers.sampler import Sampler
 from ddim.samplers.tableau import Tableau
 
 __all__ = ["Model", "bare"]
+
+T = TypeVar("T")
+log = logging.getLogger("ddim")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -86,6 +93,10 @@ class Model:
         clipping: what is done to the predicted x0 by default; nothing if None.
         name: what outputs call it.
         facts: what is known of the training; a mapping is taken for one.
+        backend: what runs the network: ``torch``, ``ncnn``, ``openvino``, on CUDA ``cuda-graph`` or
+            ``compile``; ``auto`` for the fastest that is exact, see :attr:`runs_on`.
+        workers: how many batches run side by side on a CPU at most; 1 for a network that is not
+            safe to call from two threads. None for as many as torch has threads.
         calibration: the file where its calibration is or will be kept; None for a model that was
             not opened from a file. That of a shipped model stands behind what the user found.
         network: what denoisers call: the network under the conventions t = k - 1 and [-1, 1].
@@ -120,6 +131,8 @@ class Model:
     name: str = "model"
     facts: Facts = dataclasses.field(default_factory=Facts)
     calibration: Path | None = None
+    backend: str = "auto"
+    workers: int | None = None
     network: nn.Module = dataclasses.field(init=False)
     _given: Schedule = dataclasses.field(init=False)
     _known: dict[str, Any] = dataclasses.field(init=False)
@@ -190,6 +203,9 @@ class Model:
         for name in ("null_label", "labels_as"):
             if getattr(self, name) is not None and self.classes is None:
                 raise InputError(f"{name} is for a class-conditional network: give classes too")
+        if self.backend not in BACKENDS:
+            raise unknown("backend", self.backend, BACKENDS)
+        worker_count(torch.device("cpu"), self.workers)
         if not isinstance(self.clipping, Clipping | None):
             raise InputError(f"clipping is a ddim.Clipping, not {self.clipping!r}")
         if self.labels_as is not None and self.labels_as in (self.arguments or {}):
@@ -339,7 +355,81 @@ class Model:
             scheduler,
         )
 
+    def with_backend(self, name: str) -> Model:
+        """The same model and network, run by another back end; see :attr:`backend`.
+
+        Raises:
+            InputError: an unknown one, or one that cannot run this network here.
+            RunError: its answer is not torch's.
+        """
+        other = self.replace(backend=name)
+        if name != "auto":
+            other.engine()
+        return other
+
     # -- drawing from it ------------------------------------------------------------------------
+
+    @property
+    def runs_on(self) -> str:
+        """The name of what runs the network: that of :attr:`backend`, or what ``auto`` stands for.
+
+        Raises:
+            InputError: a back end that cannot run this network here.
+        """
+        engine = self.engine()
+        return "torch" if engine is None else engine.name
+
+    def engine(self) -> Engine | None:
+        """What runs the network in place of plain torch; made again where weights have changed.
+
+        Under autocast, which only torch follows, and in float64 there is none.
+        """
+        if self.backend == "torch" or torch.is_autocast_enabled(self.device.type):
+            return None
+        mark = (checksum(self.network), self.device, torch.get_num_threads())
+        if self._known.get("engine_of") != mark:
+            made = choose(self.backend, self.network, self.shape, self.device)
+            self._known.update(engine=made, engine_of=mark)
+        return self._known["engine"]
+
+    def predictor(self, *, grad: bool = False) -> NetworkDenoiser:
+        """The network as a denoiser without a condition, which batches share.
+
+        Args:
+            grad: let gradients through, which torch alone can.
+        """
+        engine = None if grad else self.engine()
+        return NetworkDenoiser(self.network, self.target, grad=grad, engine=engine)
+
+    def each(self, job: Callable[[int], T], count: int) -> Iterator[T]:
+        """The results of ``job(0)`` to ``job(count - 1)`` in order; see :meth:`side_by_side`."""
+        return self.side_by_side(lambda number: [job(number)], count, ends=lambda _: True)
+
+    def side_by_side(
+        self, job: Callable[[int], Iterable[T]], count: int, *, ends: Callable[[T], bool]
+    ) -> Iterator[T]:
+        """Jobs that call the network, on :attr:`workers`: see :mod:`ddim.backends.workers`.
+
+        A network that remembers something of its calls gets one worker.
+        """
+        workers = worker_count(self.device, self.workers)
+        pure = isinstance(self.network, UNet) or self._known.get("engine") is not None
+        if pure or min(workers, count) < 2:
+            return side_by_side(job, count, workers, ends=ends)
+        memory = Memory(self.network)
+
+        def alone() -> bool:
+            changed = memory.changed()
+            if changed is not None:
+                log.warning(
+                    "the network of %s changes %s when it is called, so its batches run one after "
+                    "another: Model(…, workers=1) says so beforehand",
+                    self.name,
+                    changed,
+                )
+            return changed is not None
+
+        return side_by_side(job, count, workers, ends=ends, alone=alone)
 
     def denoiser(
         self,
@@ -362,7 +452,7 @@ class Model:
         """
         given = Condition.of(condition).check(self)
         self._check_evaluation()
-        network = network or NetworkDenoiser(self.network, self.target, grad=grad)
+        network = network or self.predictor(grad=grad)
         labels = given.label_tensor(self.device)
         denoiser: Denoiser = network.given(labels, self._moved(given.tensors))
         if given.guidance != 1.0:

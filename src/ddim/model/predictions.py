@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -92,21 +93,27 @@ def check_predictions(
         if not 1 <= k <= T:
             raise InputError(f"a node to look at is in 1..{T}, not {k}")
     size = pick_batch_size(model, batch_size)
+    network, parts = model.predictor(), list(batches(len(images), size))
+
+    def squares(number: int) -> tuple[float, ...]:
+        """Of the predicted ε, of what it misses, of ε, and of x0 beyond the images'."""
+        k, (positions, count) = nodes[number // len(parts)], parts[number % len(parts)]
+        level = schedule.level(k)
+        eps = Noise(seed, positions, model.shape, model.device)(k)
+        clean = images[positions].to(model.device)
+        x = level.alpha * clean + level.sigma * eps
+        prediction = model.denoiser(given[positions], network=network)(x, level)
+        seen, eps = prediction.eps[:count].double(), eps[:count].double()
+        x0, clean = prediction.x0[:count].double(), clean[:count].double()
+        excess = x0.square().sum() - clean.square().sum()
+        sums = seen.square().sum(), (eps - seen).square().sum(), eps.square().sum(), excess
+        return tuple(value.item() for value in sums)
+
+    done = model.each(squares, len(nodes) * len(parts))
     found = []
     for k in nodes:
-        level = schedule.level(k)
-        predicted = missed = true = excess = 0.0
-        for positions, count in batches(len(images), size):
-            eps = Noise(seed, positions, model.shape, model.device)(k)
-            clean = images[positions].to(model.device)
-            x = level.alpha * clean + level.sigma * eps
-            prediction = model.denoiser(given[positions])(x, level)
-            seen, eps = prediction.eps[:count].double(), eps[:count].double()
-            x0, clean = prediction.x0[:count].double(), clean[:count].double()
-            excess += (x0.square().sum() - clean.square().sum()).item()
-            predicted += seen.square().sum().item()
-            missed += (eps - seen).square().sum().item()
-            true += eps.square().sum().item()
+        every = zip(*itertools.islice(done, len(parts)), strict=True)
+        predicted, missed, true, excess = (sum(values) for values in every)
         overshoot = max(0.0, excess / images.numel()) ** 0.5
         found.append(PredictionCheck(k, predicted / true, missed / true, overshoot))
     if all(check.sound for check in found):

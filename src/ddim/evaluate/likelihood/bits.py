@@ -89,6 +89,7 @@ class BitsPerDimension:
             "images": [len(data), *data.shape],
             "dtype": str(model.dtype).removeprefix("torch."),
             "batch_size": batch_size,
+            "backend": model.runs_on,
         }
         self._values: dict[str, list[float]] = {"elbo": [], "ode": []}
         if self.path.exists() and not anew:
@@ -110,20 +111,25 @@ class BitsPerDimension:
     def run(self) -> Iterator[int]:
         """Measure what is left. Yields the images done, batch by batch."""
         schedule = self.model.schedule
-        every = make_nodes(schedule, "uniform", schedule.T)
-        while self.left:
-            first = len(self._values["elbo"])
+        every, network = make_nodes(schedule, "uniform", schedule.T), self.model.predictor()
+        starts = range(len(self._values["elbo"]), self.count, self.batch_size)
+
+        def measured(number: int) -> tuple[list[float], list[float]]:
+            first = starts[number]
             indices = range(first, min(first + self.batch_size, self.count))
             wanted = torch.from_numpy(self.chosen[first : indices.stop])
             x0 = from_pixels(self.data.batch(wanted)).to(self.model.device)
             labels = None if self.model.classes is None else self.data.labels(wanted)
-            denoiser = self.model.denoiser(Condition(labels, clip=False))
+            denoiser = self.model.denoiser(Condition(labels, clip=False), network=network)
             bound = elbo(denoiser, schedule, every, x0, indices=indices).total
             density = ode_bits(denoiser, schedule, x0, indices=indices)
-            self._values["elbo"] += bound.tolist()
-            self._values["ode"] += density.tolist()
+            return bound.tolist(), density.tolist()
+
+        for bound, density in self.model.each(measured, len(starts)):
+            self._values["elbo"] += bound
+            self._values["ode"] += density
             write_json(self.path, {**self._about, **self._values})
-            yield len(indices)
+            yield len(bound)
 
     def figures(self) -> dict[str, Estimate]:
         """``elbo`` and ``ode`` of the images, in bits per dimension; once all are measured."""

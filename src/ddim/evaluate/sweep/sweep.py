@@ -55,7 +55,7 @@ class Sweep:
 
     Raises:
         InputError: numbers out of range, a reference that was measured otherwise, or a folder that
-            was begun with another model, clipping, reference, N, batch_size or extractor.
+            was begun with another model, clipping, reference, N, batch_size, back end or extractor.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Sweep:
             "clipping": dataclasses.asdict(self.model.clipping),
             "n": self.n,
             "batch_size": self.batch_size,
-            "threads": torch.get_num_threads(),
+            "backend": self.model.runs_on,
             "device": self.model.device.type,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "extractor": dataclasses.asdict(self.extractor.identity),

@@ -1,0 +1,152 @@
+"""Which back end runs a network: a name, or the fastest exact one that this machine has."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddim.backends import ncnn, openvino
+from ddim.base.errors import InputError, RunError, unknown
+from ddim.nets.unet import UNet
+from ddim.noise.draws import Noise
+
+__all__ = ["BACKENDS", "Engine", "checksum", "choose"]
+
+log = logging.getLogger("ddim")
+
+BACKENDS = ("auto", "torch", "ncnn", "openvino", "cuda-graph", "compile")
+SMALL = 2**18
+"""Parameters below which a call takes a millisecond or two, and nothing gains on torch."""
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+"""How far from torch's a back end's answer may be, of the largest number in it."""
+
+
+class Engine(Protocol):
+    """What runs a network in place of plain torch; several threads may call it at once."""
+
+    @property
+    def name(self) -> str:
+        """The back end's."""
+        ...
+
+    def __call__(self, x: Tensor, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """What the network says to a state, float32 of shape (N, C, *).
+
+        The inputs of a :class:`~ddim.nets.unet.UNet` are those of its ``conditioned``; of any other
+        network those of the network.
+        """
+        ...
+
+
+def choose(
+    name: str, net: nn.Module, shape: tuple[int, ...], device: torch.device
+) -> Engine | None:
+    """What runs a network; None for plain torch.
+
+    ``auto`` is the fastest back end that was measured and is exact to rounding, or, of a network in
+    bfloat16, as exact as that: ncnn, then OpenVINO, for a :class:`~ddim.nets.unet.UNet` of more
+    than 2¹⁸ parameters on a CPU. It depends on network, device and installed packages alone.
+
+    Args:
+        name: one of :data:`BACKENDS`.
+        net: the network, in evaluation mode.
+        shape: of one image.
+        device: where the network is.
+
+    Raises:
+        InputError: an unknown name, or one that cannot run this network here.
+        RunError: a back end that was asked for by name, and whose answer is not torch's.
+    """
+    if name not in BACKENDS:
+        raise unknown("backend", name, BACKENDS)
+    if name == "auto":
+        return _fastest(net, shape, device)
+    if name == "torch":
+        return None
+    why = _why_not(name, net, device)
+    if why is not None:
+        raise InputError(f"the back end {name} {why}")
+    engine = _made(name, net, shape)
+    off = _distance(engine, net, shape)
+    if not off <= _close(net):
+        raise RunError(
+            f"{name}'s answer is {off:.1e} away from torch's, of the largest number in it: use the "
+            "back end torch"
+        )
+    return engine
+
+
+def _fastest(net: nn.Module, shape: tuple[int, ...], device: torch.device) -> Engine | None:
+    if not isinstance(net, UNet) or net.config.parameters < SMALL:
+        return None
+    for name in ("ncnn", "openvino"):
+        if _why_not(name, net, device) is not None:
+            continue
+        engine = _made(name, net, shape)
+        off = _distance(engine, net, shape)
+        if off <= _close(net):
+            return engine
+        log.warning("%s's answer is %.1e away from torch's, and is not used", name, off)
+    return None
+
+
+def _why_not(name: str, net: nn.Module, device: torch.device) -> str | None:
+    """Why a back end cannot run a network here, as the rest of a sentence."""
+    cuda = name in ("cuda-graph", "compile")
+    if (device.type == "cuda") != cuda:
+        return f"is for CUDA, not for {device}" if cuda else f"is for the CPU, not for {device}"
+    if name == "ncnn":
+        return ncnn.why_not(net)
+    return openvino.why_not(net) if name == "openvino" else None
+
+
+def _made(name: str, net: nn.Module, shape: tuple[int, ...]) -> Engine:
+    if name == "ncnn":
+        return ncnn.Ncnn(net, shape[1:])
+    return openvino.OpenVINO(net, torch.get_num_threads(), _close(net))
+
+
+def _close(net: nn.Module) -> float:
+    return CLOSE[next(p.dtype for p in net.parameters() if p.is_floating_point())]
+
+
+@torch.no_grad()
+def _distance(engine: Engine, net: nn.Module, shape: tuple[int, ...]) -> float:
+    """How far the answer to noise is from torch's, of the largest number in that; 0 unless a UNet.
+
+    What any other network takes beside its state is not known here; its engine compares the first
+    answers that it gives.
+    """
+    if not isinstance(net, UNet):
+        return 0.0
+    dtype = net.conv_in.weight.dtype
+    x = Noise(0, [0], shape, dtype=dtype)(0)
+    labels = None
+    if net.config.has_classes:
+        kind = net.config.class_embed_type
+        size = (net.time_layers()[0].out_features,) if kind == "identity" else ()
+        labels = torch.zeros(1, *size, dtype=torch.long if kind is None else dtype)
+    cond = net.condition(net.embed(torch.full((1,), 100.0)), labels)
+    true = net.conditioned(x, cond).float()
+    return float((engine(x, cond) - true).abs().max() / true.abs().max().clamp(min=1e-30))
+
+
+def checksum(net: nn.Module) -> int:
+    """A number that changes with the weights, however they were written.
+
+    Not the identity of a network, but quick: a second for some ten billion bytes.
+    """
+    total = 0
+    for i, value in enumerate(net.state_dict().values()):
+        # By NumPy, since torch's threads do not come along into a forked process.
+        plain = value.detach().cpu()
+        plain = plain.view(torch.int16) if plain.dtype is torch.bfloat16 else plain
+        data = plain.numpy().ravel(order="K").view(np.uint8)
+        whole = len(data) // 8 * 8
+        parts = int(data[:whole].view(np.int64).sum()), data[whole:].tobytes()
+        total = hash((total, i, value.data_ptr(), parts))
+    return total

@@ -1,0 +1,227 @@
+"""Batches side by side: worker threads, each with a batch and single-threaded operations.
+
+Threads inside operations wait for each other at every one of them, which is slow for small networks
+and ten times slower beside another program; and how many there are decides the last bits. Batches
+share nothing, so that neither is true of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+import torch
+
+from ddim.base.errors import InputError
+
+__all__ = ["side_by_side", "worker_count"]
+
+T = TypeVar("T")
+PATIENCE = 0.1
+"""Seconds after which a thread that waits looks whether it is to end."""
+
+
+def worker_count(device: torch.device, most: int | None = None) -> int:
+    """How many worker threads batches on a device get; 0 where the caller's own runs them.
+
+    On a CPU as many as torch would use threads, which ``torch.set_num_threads`` and
+    ``OMP_NUM_THREADS`` say. An accelerator is kept busy by one thread.
+
+    Args:
+        device: where the network is.
+        most: as many as this at most; 1 for a network that is not safe to call from two threads.
+
+    Raises:
+        InputError: a limit below 1.
+    """
+    if most is not None and most < 1:
+        raise InputError(f"workers must be at least 1, not {most}")
+    if device.type != "cpu":
+        return 0
+    return min(torch.get_num_threads(), most or torch.get_num_threads())
+
+
+def side_by_side(
+    job: Callable[[int], Iterable[T]],
+    count: int,
+    workers: int,
+    *,
+    ends: Callable[[T], bool],
+    alone: Callable[[], bool] | None = None,
+) -> Iterator[T]:
+    """Run jobs on worker threads and yield what they yield.
+
+    What a job yields comes in its order; what ``ends`` a job comes in the order of the jobs, the
+    rest as it happens. Torch's operations are single-threaded within a job, and follow the caller's
+    gradient, inference and autocast modes. At most ``workers`` jobs are under way, and as many
+    ended ones are kept until it is their turn. The first error is raised here; then, and where the
+    iterator is closed, the workers stop at the next thing that they would yield, and have ended
+    when this returns.
+
+    Args:
+        job: called with its number; its iterable is gone through on one thread.
+        count: how many jobs there are.
+        workers: how many threads; 0 runs them one after another on the caller's own.
+        ends: whether that is what a job was run for.
+        alone: asked once the first job has yielded something, before another is begun: whether
+            one worker must do them all. None does not ask.
+    """
+    if workers == 0:
+        for number in range(count):
+            yield from job(number)
+        return
+    crew = _Crew(job, count, workers)
+    try:
+        crew.hire(1 if alone else min(workers, count))
+        for item in crew.items(ends):
+            yield item
+            if alone is not None:
+                crew.hire(0 if alone() else min(workers, count) - 1)
+                alone = None
+    finally:
+        crew.dismiss()
+
+
+class _Crew(Generic[T]):
+    """The threads of one call, and what they hand over."""
+
+    def __init__(self, job: Callable[[int], Iterable[T]], count: int, workers: int) -> None:
+        self.job, self.count, self.window = job, count, 2 * workers
+        self.done = False
+        self._modes = _Modes()
+        self._threads: list[threading.Thread] = []
+        self._moved = threading.Condition()
+        self._begun = self._turn = 0
+        # A job's number, and what it yielded, an empty list at its end, or its error.
+        self._handed: queue.Queue[tuple[int, list[T] | BaseException]] = queue.Queue(workers)
+
+    def hire(self, count: int) -> None:
+        for _ in range(count):
+            target = contextvars.copy_context().run
+            thread = threading.Thread(target=target, args=(self._work,), name="ddim worker")
+            self._threads.append(thread)
+            _single_threaded.enter()
+            thread.start()
+
+    def items(self, ends: Callable[[T], bool]) -> Iterator[T]:
+        kept: dict[int, list[T]] = {}
+        ended: set[int] = set()
+        while self._turn < self.count:
+            number, handed = self._take()
+            if isinstance(handed, BaseException):
+                raise handed
+            for item in handed:
+                if ends(item):
+                    kept.setdefault(number, []).append(item)
+                else:
+                    yield item
+            if not handed:
+                ended.add(number)
+            while self._turn in ended:
+                yield from kept.pop(self._turn, [])
+                with self._moved:
+                    self._turn += 1
+                    self._moved.notify_all()
+
+    def dismiss(self) -> None:
+        """End the threads, each after the network call that it is in."""
+        self.done = True
+        with contextlib.ExitStack() as stack:  # an interruption here leaves nothing undone either
+            for _ in self._threads:
+                stack.callback(_single_threaded.leave)
+            for thread in self._threads:
+                while thread.is_alive():
+                    with contextlib.suppress(queue.Empty):
+                        self._handed.get_nowait()  # one that waits to hand something over
+                    thread.join(PATIENCE / 10)
+
+    def _take(self) -> tuple[int, list[T] | BaseException]:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._handed.get(timeout=PATIENCE)
+
+    # -- on a worker's thread -------------------------------------------------------------------
+
+    def _work(self) -> None:
+        number = 0
+        try:
+            torch.set_num_threads(1)
+            with self._modes():
+                while (number := self._next()) < self.count:
+                    for item in self.job(number):
+                        if not self._hand(number, [item]):
+                            return
+                    self._hand(number, [])
+        except BaseException as error:  # raised again where the iterator is
+            self._hand(number, error)
+
+    def _next(self) -> int:
+        """The number of the next job, once the window has reached it; ``count`` if none is left."""
+        with self._moved:
+            while self._begun >= self._turn + self.window and not self._over():
+                self._moved.wait(PATIENCE)
+            if self._over() or self._begun >= self.count:
+                return self.count
+            self._begun += 1
+            return self._begun - 1
+
+    def _hand(self, number: int, what: list[T] | BaseException) -> bool:
+        """Hand something over; false if nobody takes it any more."""
+        while not self._over():
+            with contextlib.suppress(queue.Full):
+                self._handed.put((number, what), timeout=PATIENCE)
+                return not self._over()
+        return False
+
+    def _over(self) -> bool:
+        # An interpreter that ends joins its threads, and nobody closes the iterator before.
+        return self.done or not threading.main_thread().is_alive()
+
+
+class _SingleThreaded:
+    """While a worker is there torch's own number of threads is 1, as one thread's is all others'.
+
+    The caller's is what it was when the last worker has gone.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._workers = threading.Lock(), 0
+
+    def enter(self) -> None:
+        with self._lock:
+            self._workers += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._workers -= 1
+            if self._workers == 0:
+                torch.set_num_threads(torch.get_num_threads())
+
+
+_single_threaded = _SingleThreaded()
+
+
+class _Modes:
+    """The modes of torch that each thread has for itself, of the thread that made this."""
+
+    def __init__(self) -> None:
+        self.grad, self.inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        self.autocast = [
+            (device, torch.get_autocast_dtype(device))
+            for device in ("cpu", "cuda")
+            if torch.is_autocast_enabled(device)
+        ]
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            if self.inference:
+                stack.enter_context(torch.inference_mode())
+            stack.enter_context(torch.set_grad_enabled(self.grad))
+            for device, dtype in self.autocast:
+                stack.enter_context(torch.autocast(device, dtype))
+            yield
