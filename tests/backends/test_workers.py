@@ -190,8 +190,8 @@ def test_a_thousand_starts_and_stops():
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_process_can_fork_afterwards():
     script = (
-        "import os, ddim, torch; model = ddim.load('mnist'); torch.set_num_threads(2)\n"
-        "before = ddim.sample(model, 9, steps=2)\n"
+        "import os, ddim, torch; model = ddim.load('mnist').with_backend('torch')\n"
+        "torch.set_num_threads(2); before = ddim.sample(model, 9, steps=2)\n"
         "pid = os.fork()\n"
         "same = torch.equal(before, ddim.sample(model, 9, steps=2))\n"
         "if pid == 0: os._exit(0 if same else 3)\n"

@@ -161,6 +161,7 @@ def test_json_is_on_stdout_and_progress_on_stderr(ddim, conditional):
         "steps": 3,
         "network_calls": 6,
         "batch_size": 8,
+        "backend": "torch",
         "dtype": "float32",
     }
     assert "6/6" in answer.err

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ddim.base.errors import InputError, quoted
+from ddim.base.errors import InputError, RunError, quoted
 from ddim.denoisers.prediction import Prediction
 from ddim.denoisers.target import Target
 from ddim.nets.unet import UNet
@@ -176,7 +176,7 @@ def ask(
     before = [0 if v.is_inference() else v._version for v in beside]
     try:
         output = tensor_of(net(x.clone(), time, *labels, **named))
-    except (InputError, torch.OutOfMemoryError):
+    except (InputError, RunError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, IndexError) as error:
         raise InputError(

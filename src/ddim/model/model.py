@@ -362,7 +362,12 @@ class Model:
             InputError: an unknown one, or one that cannot run this network here.
             RunError: its answer is not torch's.
         """
-        other = self.replace(backend=name)
+        if name not in BACKENDS:
+            raise unknown("backend", name, BACKENDS)
+        other = copy.copy(self)
+        known = {k: v for k, v in self._known.items() if not k.startswith("engine")}
+        object.__setattr__(other, "_known", known)
+        object.__setattr__(other, "backend", name)
         if name != "auto":
             other.engine()
         return other
