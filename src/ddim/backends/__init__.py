@@ -1,0 +1,1 @@
+"""Who runs the network, where it is not torch."""
