@@ -169,7 +169,7 @@ def test_trained_weights_give_what_they_give_in_float64(t):
     assert isinstance(net, UNet)
     torch.manual_seed(t)
     x, cond = torch.randn(1, 1, 28, 28), net.condition(net.embed(torch.tensor([float(t)])))
-    assert error(NcnnUNet(net, (28, 28))(x, cond), exact(net, x, cond)) < 3e-6
+    assert error(NcnnUNet(net, (28, 28))(x, cond), exact(net, x, cond)) < 1.5e-6
 
 
 def test_an_image_does_not_depend_on_its_batch(net, run):
@@ -190,8 +190,8 @@ def test_one_row_of_the_condition_is_for_every_image(net, run):
 
 
 def test_strided_inputs_are_read_as_they_are_and_kept(net, run):
-    x, cond = inputs(net, 2, (12, 8), rows=4)
-    x, cond = x.mT, cond[::2]
+    x, cond = inputs(net, 2, (12, 8), rows=2)
+    x, cond = x.mT, cond.T.contiguous().T
     before = x.clone(), cond.clone()
     assert torch.equal(run(x, cond), run(x.contiguous(), cond.contiguous()))
     assert torch.equal(x, before[0])
