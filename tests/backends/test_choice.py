@@ -88,7 +88,7 @@ def test_small_and_other_networks_stay_on_torch():
 
 def test_an_answer_that_is_off_is_said_and_not_used(monkeypatch, caplog, installed):
     installed("ncnn")
-    monkeypatch.setattr(choice.ncnn, "Ncnn", Off)
+    monkeypatch.setattr(choice.ncnn, "NcnnUNet", Off)
     model = ddim.load("mnist")
     assert model.runs_on == "torch"
     assert [r.getMessage() for r in caplog.records] == [

@@ -296,5 +296,5 @@ def test_another_network_is_named_and_nothing_is_drawn(net):
 def test_without_ncnn_it_says_what_to_install(net, refuses, monkeypatch):
     monkeypatch.setitem(sys.modules, "ncnn", None)
     assert unsupported(net) is None
-    with refuses("pip install ncnn"):
+    with refuses("pip install 'ddim"):
         NcnnUNet(net, (8, 8))

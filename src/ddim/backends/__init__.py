@@ -1,1 +1,1 @@
-"""Who runs the network, where it is not torch."""
+"""Who runs a network: worker threads with a batch each, and what stands in place of plain torch."""

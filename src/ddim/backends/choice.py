@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from importlib.util import find_spec
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,8 +34,8 @@ class Engine(Protocol):
         """The back end's."""
         ...
 
-    def __call__(self, x: Tensor, *inputs: Tensor, **named: Tensor) -> Tensor:
-        """What the network says to a state, float32 of shape (N, C, *).
+    def __call__(self, *inputs: Any, **named: Any) -> Tensor:
+        """What the network says to a state, which comes first, float32 of shape (N, C, *).
 
         The inputs of a :class:`~ddim.nets.unet.UNet` are those of its ``conditioned``; of any other
         network those of the network.
@@ -100,13 +101,17 @@ def _why_not(name: str, net: nn.Module, device: torch.device) -> str | None:
     if (device.type == "cuda") != cuda:
         return f"is for CUDA, not for {device}" if cuda else f"is for the CPU, not for {device}"
     if name == "ncnn":
-        return ncnn.why_not(net)
+        if find_spec("ncnn") is None:
+            return "is not installed: pip install 'ddim[fast]'"
+        reason = ncnn.unsupported(net)
+        return None if reason is None else f"cannot run this network: {reason}"
     return openvino.why_not(net) if name == "openvino" else None
 
 
 def _made(name: str, net: nn.Module, shape: tuple[int, ...]) -> Engine:
     if name == "ncnn":
-        return ncnn.Ncnn(net, shape[1:])
+        assert isinstance(net, UNet)  # it runs no other
+        return ncnn.NcnnUNet(net, (shape[1], shape[2]))
     return openvino.OpenVINO(net, torch.get_num_threads(), _close(net))
 
 

@@ -70,6 +70,8 @@ class NcnnUNet:
         RunError: ncnn did not read the network.
     """
 
+    name = "ncnn"
+
     def __init__(self, net: UNet, size: tuple[int, int]) -> None:
         if reason := unsupported(net):
             raise InputError(f"ncnn cannot run this network: {reason}")
@@ -83,7 +85,7 @@ class NcnnUNet:
         try:
             ncnn: Any = import_module("ncnn")
         except ImportError:
-            raise InputError("ncnn is not installed: pip install ncnn") from None
+            raise InputError("ncnn is not installed: pip install 'ddim[fast]'") from None
         graph = UNetGraph(net, size)
         self._mat = ncnn.Mat
         self._net = ncnn.Net()
