@@ -95,7 +95,8 @@ class NetworkDenoiser:
 
     def _output(self, x: Tensor, t: float) -> Tensor:
         if isinstance(self.net, UNet):
-            kept = self._memo.of(self.net)
+            # Those of an engine are the weights of when it was made.
+            kept = self._memo.of(self.net) if self.engine is None else self._memo.kept
             embedding = kept.get(t)
             if embedding is None:
                 time = torch.full((1,), t, device=x.device)  # no copy from the host

@@ -402,7 +402,11 @@ class Model:
 
         Args:
             grad: let gradients through, which torch alone can.
+
+        Raises:
+            InputError: a network in training mode.
         """
+        self._check_evaluation()
         engine = None if grad else self.engine()
         return NetworkDenoiser(self.network, self.target, grad=grad, engine=engine)
 
@@ -456,7 +460,6 @@ class Model:
                 else reads the mode works in another way; or a condition that is not this model's.
         """
         given = Condition.of(condition).check(self)
-        self._check_evaluation()
         network = network or self.predictor(grad=grad)
         labels = given.label_tensor(self.device)
         denoiser: Denoiser = network.given(labels, self._moved(given.tensors))
