@@ -17,29 +17,17 @@ from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
 from ddim.model.drawing import generate
 from ddim.model.opening import load
-from ddim.nets.unet import UNet, UNetConfig
+from ddim.nets.unet import UNet
 from ddim.noise.draws import Noise
 from ddim.noise.nodes import uniform
 from ddim.noise.schedule import Schedule
 from ddim.samplers.sampler import make_tableau
+from tiny import tiny_config
 
 T = 20
 SHAPE = (1, 8, 8)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-UNET = UNetConfig(
-    sample_size=8,
-    in_channels=1,
-    out_channels=1,
-    block_out_channels=(8, 16),
-    layers_per_block=1,
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    norm_num_groups=4,
-    attention_head_dim=8,
-    freq_shift=1,
-    flip_sin_to_cos=False,
-    downsample_padding=0,
-)
+UNET = tiny_config(attention=True, freq_shift=1, flip_sin_to_cos=False, downsample_padding=0)
 
 
 def write(

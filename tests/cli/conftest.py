@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from ddim.cli.main import main
 from ddim.denoisers.target import Target
 from ddim.model.model import Model
-from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
+from tiny import tiny_unet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,21 +29,7 @@ Fails = Callable[..., str]
 
 
 def _save(folder: Path, classes: int | None) -> Path:
-    config = UNetConfig(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        attention_head_dim=None,
-        num_class_embeds=None if classes is None else classes + 1,
-    )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        net = UNet(config)
+    net = tiny_unet(classes)
     schedule = Schedule.linear(20, 0.01, 0.4)
     model = Model(
         net,

@@ -17,11 +17,14 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from torch import Tensor
 
+from ddim.base import device
 from ddim.checkpoints.training import read_training
 from ddim.cli.main import main
 from ddim.data import named
 from ddim.model.opening import load
+from ddim.nets.unet import UNet
 from ddim.train.checkpoint import saved_config
 from ddim.train.loop import TrainStep
 from ddim.train.metrics import Metrics
@@ -374,6 +377,10 @@ def test_force_begins_anew(ddim, fails, whole, tmp_path):
         ("unknown data 'digts': did you mean 'digits'", ["--data", "digts"]),
         ("unknown data 'x/y'.*nor is there a file or folder", ["--data", "x/y"]),
         ("--leraning-rate", ["--data", "digits", "--leraning-rate", 1]),
+        (
+            "accumulate = 3 does not divide a batch_size of 8",
+            ["--data", "digits", *SMALL, "--accumulate", 3],
+        ),
         ("--lrr.* did you mean --lr", ["--data", "digits", "--lrr", 1]),
         ("^ddim train: lr must be positive, not 0.0$", ["--data", "digits", "--lr", 0]),
         ("images must be at least 1", ["--data", "digits", "--images", 0]),
@@ -494,6 +501,43 @@ def test_a_full_disk(fails, ddim, whole, tmp_path, monkeypatch):
     assert not list((tmp_path / "run").rglob(".*"))
     assert ddim("train", "--resume", "--quiet").status == 0
     assert_same(whole, tmp_path / "run")
+
+
+def test_out_of_memory_names_the_command_that_needs_less(fails, ddim, whole, tmp_path, monkeypatch):
+    """At the third step, before the first checkpoint; as the message says it is then resumed."""
+    inner, calls = UNet.forward, []
+
+    def forward(self: UNet, x: Tensor, *rest: Tensor) -> Tensor:
+        calls.append(len(x))
+        if len(calls) > 2 and len(x) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB")
+        return inner(self, x, *rest)
+
+    monkeypatch.setattr(UNet, "forward", forward)
+    line = fails(1, "", *DIGITS)
+    command = "ddim train --resume --accumulate 2 --output run"
+    assert line == (
+        "ddim train: out of memory at step 3, with a batch_size of 8: accumulate = 2 takes less, "
+        f"for the same weights within rounding: {command}"
+    )
+    assert ddim(*command.split()[1:], "--quiet").status == 0
+    saved = saved_config(read_training(tmp_path / "run" / "checkpoint.safetensors"))
+    assert (saved.batch_size, saved.accumulate) == (8, 2)
+    for one, two in zip(lines(whole), lines(tmp_path / "run"), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+
+
+def test_bfloat16_where_it_is_slow_is_said(ddim, monkeypatch):
+    short = [a for a in (*DIGITS, "--images", 8, "--force") if a != "--quiet"]
+    for slow, precision, said in [
+        (True, "bfloat16", True),
+        (True, "float32", False),
+        (False, "bfloat16", False),
+    ]:
+        monkeypatch.setattr(device, "slow_in_bfloat16", lambda _, slow=slow: slow)
+        answer = ddim(*short, "--precision", precision)
+        assert answer.status == 0
+        assert ("no bfloat16 arithmetic" in answer.err) == said
 
 
 def test_a_loss_that_is_no_longer_finite(fails):

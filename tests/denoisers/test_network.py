@@ -13,11 +13,11 @@ from ddim.denoisers.inpainting import Inpaint
 from ddim.denoisers.network import NetworkDenoiser
 from ddim.denoisers.prediction import Prediction
 from ddim.denoisers.target import Target
-from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.nodes import uniform
 from ddim.noise.schedule import Level, Schedule
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.sampler import make_tableau
+from tiny import tiny_unet
 
 LEVEL = Level(0.6, 0.8, 41.0)
 
@@ -29,26 +29,6 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 def assert_makes_up_x(prediction: Prediction, x: Tensor, level: Level = LEVEL) -> None:
     made = level.alpha * prediction.x0 + level.sigma * prediction.eps
     torch.testing.assert_close(made, x, rtol=1e-12, atol=1e-12)
-
-
-def tiny(**changes) -> UNetConfig:
-    values = {
-        "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
-        "block_out_channels": (8, 8),
-        "down_block_types": ("DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D"),
-        "norm_num_groups": 4,
-        "layers_per_block": 1,
-        "attention_head_dim": None,
-    }
-    return UNetConfig(**(values | changes))
-
-
-def tiny_unet(**changes) -> UNet:
-    torch.manual_seed(0)
-    return UNet(tiny(**changes)).eval()
 
 
 # -- networks -------------------------------------------------------------------------------------

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from ddim.model.model import Model
-from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
+from tiny import tiny_unet
 
 # Reads a job a line. The kill comes before the nth of some changes of a folder, or after so many
 # seconds; what is answered is the exit status, the number of changes and the seconds.
@@ -110,23 +109,7 @@ class Runner:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     """The runner; its folder has an untrained model, images and a function of features."""
     folder = tmp_path_factory.mktemp("killed")
-    blocks: dict[str, Sequence[str]] = {
-        "down_block_types": ("DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D"),
-    }
-    config = UNetConfig(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=None,
-        **{key: tuple(value) for key, value in blocks.items()},
-    )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        net = UNet(config)
+    net = tiny_unet()
     Model(net, Schedule.linear(20, 0.01, 0.4), "eps", (1, 8, 8)).save(folder / "tiny")
     pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
     np.savez(folder / "data.npz", images=pixels)

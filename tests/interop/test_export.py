@@ -10,9 +10,9 @@ import ddim
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
 from ddim.interop.export import export_scheduler
-from ddim.nets.unet import UNet, UNetConfig
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.methods.learned import learned
+from tiny import tiny_unet
 
 # diffusers hands tensors to NumPy in a way that NumPy will not take forever.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -22,20 +22,7 @@ LISTED = (100, 83, 60, 33, 12, 4, 1, 0)
 
 
 def model(clipping=None, target=Target.EPS):
-    config = UNetConfig(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        attention_head_dim=None,
-    )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        net = UNet(config).requires_grad_(False).eval()
+    net = tiny_unet().requires_grad_(False)
     schedule = ddim.Schedule.linear(T, 1e-3, 0.2)
     return ddim.Model(
         net, schedule, target, (1, 8, 8), clipping=clipping or Clipping(), name="tiny"

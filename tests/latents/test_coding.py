@@ -17,26 +17,12 @@ from ddim.denoisers.target import Target
 from ddim.latents.coding import codec_nodes, decode, encode
 from ddim.latents.record import Latents
 from ddim.latents.slerp import interpolate, slerp
-from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
+from tiny import tiny_unet
 
 
 def make_model(seed=0, classes=None):
-    config = UNetConfig(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        attention_head_dim=None,
-        num_class_embeds=None if classes is None else classes + 1,
-    )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        net = UNet(config).eval()
+    net = tiny_unet(classes, seed=seed)
     schedule = Schedule.linear(50, 0.002, 0.16)
     return ddim.Model(
         net,

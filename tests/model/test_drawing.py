@@ -25,6 +25,7 @@ from ddim.noise.schedule import Schedule
 from ddim.samplers.lookup import METHODS
 from ddim.samplers.sampler import Sampler, make_tableau
 from ddim.samplers.tableau import Tableau
+from tiny import tiny_unet
 
 T = 20
 SHAPE = (1, 8, 8)
@@ -32,21 +33,7 @@ SHAPE = (1, 8, 8)
 
 def make_model(classes: int | None = None, clipping: Clipping | None = None) -> Model:
     """An untrained model with attention in every place that has it."""
-    config = UNetConfig(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        attention_head_dim=8,
-        num_class_embeds=None if classes is None else classes + 1,
-    )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        net = UNet(config).requires_grad_(False).eval()
+    net = tiny_unet(classes, attention=True).requires_grad_(False)
     return Model(
         net,
         Schedule.linear(T, 0.01, 0.4),

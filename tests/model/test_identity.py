@@ -9,7 +9,7 @@ from torch import nn
 
 import ddim
 from ddim.checkpoints.record import Facts
-from ddim.nets.unet import UNet, UNetConfig
+from tiny import tiny_unet
 
 SCHEDULE = ddim.Schedule.linear(50, scaled=True)
 SHAPE = (1, 8, 8)
@@ -27,20 +27,7 @@ class Own(nn.Module):
 
 
 def unet(seed=0):
-    config = UNetConfig(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        attention_head_dim=None,
-    )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        return UNet(config).requires_grad_(False)
+    return tiny_unet(seed=seed).requires_grad_(False)
 
 
 def own(**options):

@@ -16,30 +16,17 @@ from ddim.model.condition import Condition
 from ddim.model.drawing import sample
 from ddim.model.model import Model
 from ddim.model.opening import load, shipped
-from ddim.nets.unet import UNet, UNetConfig
+from ddim.nets.unet import UNet
 from ddim.noise.schedule import Schedule
 from ddim.train.config import TrainConfig
 from ddim.train.run import Run
+from tiny import tiny_unet
 
 BETAS = np.linspace(0.01, 0.3, 20)
 
 
 def make_model(classes: int | None = None) -> Model:
-    config = UNetConfig(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        attention_head_dim=8,
-        num_class_embeds=None if classes is None else classes + 1,
-    )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        net = UNet(config).eval()
+    net = tiny_unet(classes, attention=True)
     return Model(
         net,
         Schedule.linear(20, 0.01, 0.4),

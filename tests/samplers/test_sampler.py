@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 import ddim
 from ddim.checkpoints.calibration import read_calibration, write_calibration
 from ddim.denoisers.target import Target
-from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.foreign import FOREIGN_NODES
 from ddim.noise.nodes import NODES as FAMILIES
 from ddim.samplers.lookup import METHODS
 from ddim.samplers.methods.analytic import analytic
 from ddim.samplers.sampler import Sampler
+from tiny import tiny_unet
 
 NODES = (50, 31, 12, 4, 0)
 SCHEDULE = ddim.Schedule.linear(100)
@@ -255,20 +255,7 @@ def test_every_method_says_what_it_is():
 
 
 def make(path, seed=0):
-    config = UNetConfig(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8,),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        norm_num_groups=4,
-        attention_head_dim=None,
-    )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        net = UNet(config).requires_grad_(False).eval()
+    net = tiny_unet(seed=seed).requires_grad_(False)
     schedule = ddim.Schedule.linear(50, 0.002, 0.16)
     return ddim.Model(net, schedule, Target.EPS, (1, 8, 8), name="tiny", calibration=path)
 

@@ -25,6 +25,12 @@ def test_presets_mirror_only_what_looks_the_same_in_a_mirror():
     [
         ({"T": 0}, "T must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"accumulate": 0}, "accumulate must be at least 1"),
+        (
+            {"batch_size": 128, "accumulate": 3},
+            "accumulate = 3 does not divide a batch_size of 128",
+        ),
+        ({"batch_size": 4, "accumulate": 8}, "accumulate = 8 does not divide a batch_size of 4"),
         ({"seed": -1}, "seed must not be negative"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\)"),

@@ -394,6 +394,18 @@ def test_a_run_is_resumed_as_it_was_begun(tmp_path, config, field, value, refuse
     assert tensors(tmp_path) == before
 
 
+def test_a_resumed_run_may_see_its_batches_in_other_parts(tmp_path, config):
+    """So a run goes on on a smaller device, and its file says so from then on."""
+    train(Run(config, tmp_path / "whole"))
+    train(Run(config, tmp_path / "parts"), 4)
+    other = dataclasses.replace(config, accumulate=4)
+    train(Run(other, tmp_path / "parts", resume=True))
+    assert saved_config(read_training(tmp_path / "parts" / CHECKPOINT)) == other
+    for one, two in zip(lines(tmp_path / "whole"), lines(tmp_path / "parts"), strict=True):
+        assert one["images"] == two["images"]
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+
+
 def test_a_run_without_a_checkpoint_begins_again(tmp_path, config):
     """Killed before the first one: what it has logged comes again."""
     train(Run(config, tmp_path / "whole"))

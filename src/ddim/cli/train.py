@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, RunError
 from ddim.base.files import refuse_existing
 from ddim.base.progress import meter
 from ddim.cli.groups import OutputOptions, ReportOptions, Switch, unset
@@ -108,7 +108,9 @@ def main(argv: Sequence[str]) -> int:
     output = Path(options.output.output)
     run = Run(config, output, resume=options.resume)
     record(output, "train", replaced(options, preset=None, resume=False))
-    with _interruptible(options.report.quiet) as stopped:
+    if not options.report.quiet:
+        _warn(run)
+    with _interruptible(options.report.quiet) as stopped, _advising(output):
         steps = run.steps()
         for step in _bar(run, steps, options.report.quiet):
             if stopped and step.step < config.steps:
@@ -170,6 +172,32 @@ def _begun(output: Path) -> TrainConfig | None:
     if output.is_file() or (output.is_dir() and any(p.name[0] != "." for p in output.iterdir())):
         raise InputError(f"{output} is no training that could be resumed: give another --output")
     return None
+
+
+def _warn(run: Run) -> None:
+    """Say what makes the run slower than it need be."""
+    from ddim.base.device import slow_in_bfloat16
+
+    if run.config.precision == "bfloat16" and slow_in_bfloat16(run.device):
+        print(
+            "ddim train: this CPU has no bfloat16 arithmetic, and training takes some ten times as "
+            "long as with --precision float32",
+            file=sys.stderr,
+        )
+
+
+@contextlib.contextmanager
+def _advising(output: Path) -> Iterator[None]:
+    """Name the command by which a run that was too large for the memory goes on."""
+    from ddim.train.memory import OutOfMemory
+
+    try:
+        yield
+    except OutOfMemory as error:
+        if error.accumulate is None:
+            raise
+        command = f"ddim train --resume --accumulate {error.accumulate} --output {output}"
+        raise RunError(f"{error}: {command}") from error
 
 
 def _tell(options: TrainOptions, run: Run) -> bool:

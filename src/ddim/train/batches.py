@@ -6,6 +6,7 @@ All of it follows from the seed and the step's number.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -133,6 +134,14 @@ class Batch:
     k: Tensor
     noise: Tensor
     labels: tuple[Tensor, ...]
+
+    def parts(self, count: int) -> Iterator[Batch]:
+        """The batch in equal parts, one after the other."""
+        size = len(self.images) // count
+        for start in range(0, len(self.images), size):
+            here = slice(start, start + size)
+            labels = tuple(each[here] for each in self.labels)
+            yield Batch(self.images[here], self.k[here], self.noise[here], labels)
 
 
 def check_labels(data: Trainable, config: TrainConfig, null_label: int | None) -> None:

@@ -18,10 +18,13 @@ from ddim.train.loop import TrainState
 __all__ = ["check_resumed", "load_checkpoint", "save_checkpoint", "saved_config"]
 
 _FREE = (
-    "data", "data_root", "skip_broken", "images", "save_every", "sample_every", "tensorboard"
+    "data", "data_root", "skip_broken", "images", "accumulate", "save_every", "sample_every",
+    "tensorboard",
 )  # fmt: skip
 """What may change when a run is resumed: none of it touches what has been learnt. The data are told
-by their checksums. More images move the end, and with it the fall of the learning rate."""
+by their checksums. More images move the end, and with it the fall of the learning rate. Other parts
+of a batch change last bits, and which of the equally good dropout masks are drawn: a run that has
+met a smaller device can still be ended."""
 
 _SLOTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"})
 """What the optimizers of a configuration keep of a parameter."""

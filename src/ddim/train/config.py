@@ -112,6 +112,9 @@ class Optimisation:
     """Training images to see in all."""
     batch_size: int = 128
     """Images a step."""
+    accumulate: int = 1
+    """Equal parts of a batch, seen by the network one after the other: less memory, for the same
+    weights within rounding (dropout draws other masks). A resumed run may change it."""
     optimizer: Literal["adam", "adamw", "muon"] = "adam"
     """Optimizer; adamw decouples the weight decay, muon orthogonalises the updates of matrices."""
     lr: float = 2e-4
@@ -174,7 +177,9 @@ class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
         check_signal(Schedule.from_spec(self.schedule_spec()), self.target)
 
     def _check_numbers(self) -> None:
-        for name in ("T", "images", "batch_size", "blocks", "groups", "save_every", "log_every"):
+        for name in (
+            "T", "images", "batch_size", "accumulate", "blocks", "groups", "save_every", "log_every"
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("size", "head_dim", "threads"):
@@ -190,6 +195,11 @@ class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 none = ", or None" if name == "clip" else ""
                 raise InputError(f"{name} must be positive{none}, not {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"accumulate = {self.accumulate} does not divide a batch_size of "
+                f"{self.batch_size} into equal parts: give a divisor"
+            )
         if self.seed >= 2**64:
             raise InputError(f"seed must be from 0 to 2⁶⁴ - 1, not {self.seed}")
         if self.T > _LONGEST:

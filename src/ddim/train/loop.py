@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddim.base.device import out_of_memory
 from ddim.base.errors import InputError, RunError, quoted
 from ddim.denoisers.network import tensor_of
 from ddim.denoisers.target import Target
@@ -26,6 +27,7 @@ from ddim.noise.schedule import Schedule
 from ddim.train.batches import Batch, Stream, Trainable, check_labels, draw
 from ddim.train.config import TrainConfig, check_signal
 from ddim.train.loss import diffusion_loss, loss_weights
+from ddim.train.memory import enough_memory
 from ddim.train.muon import Muon
 
 __all__ = ["TrainState", "TrainStep", "fit"]
@@ -120,7 +122,10 @@ def fit(
             more about it, that one.
         config: batch size, learning rate, target, seed and so on. The optimizer and what it is
             made with are those of ``state``; devices, threads, files and the network are not
-            looked at.
+            looked at. ``accumulate`` parts of the batch go through the network one after the
+            other, and their gradients are averaged. All that is drawn is the same for any number
+            of them but for the network's own randomness, and what a network makes of the others
+            in its batch (batch normalisation) is made of a part.
         null_label: the label that stands for 'no class', where ``config.classes`` and labels are
             dropped; none of the data's.
         loss: called as ``loss(network, x0, k, noise, schedule)`` with what
@@ -131,6 +136,7 @@ def fit(
     Raises:
         InputError: data, labels, a schedule or a network that cannot be trained with as given.
         RunError: the loss is no longer finite.
+        OutOfMemory: a RunError too; the weights are those before the step.
     """
     _check(data, schedule, config)
     check_labels(data, config, null_label)
@@ -145,6 +151,7 @@ def fit(
     # A weight that has several names is averaged once.
     averaged = list({average.data_ptr(): (average, new) for average, new in pairs}.values())
     stream = Stream(config.seed, len(data))
+    state.optimizer.zero_grad(set_to_none=True)  # a step that failed may have left some
 
     while state.step < config.steps:
         if not state.net.training:  # at first, and where the caller has drawn from it
@@ -155,16 +162,10 @@ def fit(
         lr = learning_rate(config, n)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        network = functools.partial(_ask, state.net, batch.labels, config.precision)
-        # The network's own randomness, such as dropout, comes from torch's global generators.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(derive(config.seed, 2, n))
-            mean = loss(network, batch.images, batch.k, batch.noise, schedule).mean()
-            if not mean.requires_grad:
-                raise InputError("the network's output does not depend on what is trained of it")
-            mean.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
-        value = mean.item()
+        with enough_memory(config, n):
+            mean = _backward(state.net, batch, n, schedule, config, loss)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
+            value = mean.item()
         if not (math.isfinite(value) and math.isfinite(norm.item())):
             raise _not_finite(batch, indices, n)
         state.optimizer.step()
@@ -172,6 +173,25 @@ def fit(
         _average(averaged, ema_decay(config.ema, n))
         state.step = n + 1
         yield TrainStep(n + 1, value, norm.item(), lr)
+
+
+def _backward(
+    net: nn.Module, batch: Batch, n: int, schedule: Schedule, config: TrainConfig, loss: Loss
+) -> Tensor:
+    """The mean loss of step n (from 0), whose gradient the parameters get."""
+    device, shares = batch.images.device, []
+    # The network's own randomness, such as dropout, comes from torch's global generators.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(derive(config.seed, 2, n))
+        for part in batch.parts(config.accumulate):
+            network = functools.partial(_ask, net, part.labels, config.precision)
+            mean = loss(network, part.images, part.k, part.noise, schedule).mean()
+            if not mean.requires_grad:
+                raise InputError("the network's output does not depend on what is trained of it")
+            share = mean / config.accumulate
+            share.backward()
+            shares.append(share.detach())
+    return torch.stack(shares).sum()
 
 
 def _check(data: Trainable, schedule: Schedule, config: TrainConfig) -> None:
@@ -219,9 +239,11 @@ def _ask(
     try:
         with half:
             output = net(x.clone(), t, *labels)
-    except (InputError, torch.OutOfMemoryError):
+    except InputError:
         raise
     except (RuntimeError, TypeError, IndexError) as error:
+        if out_of_memory(error):
+            raise
         also = f" and labels {int(labels[0].min())}..{int(labels[0].max())}" if labels else ""
         raise InputError(
             f"the network fails on a state of {tuple(x.shape)} and {x.dtype}, with times of "

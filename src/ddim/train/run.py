@@ -18,7 +18,6 @@ from ddim.base.records import checked, in_file
 from ddim.checkpoints.record import Facts
 from ddim.checkpoints.training import read_training
 from ddim.data import pixels as images
-from ddim.data.base import ImageData
 from ddim.data.load import load_data
 from ddim.denoisers.target import Target
 from ddim.model.drawing import sample
@@ -30,28 +29,13 @@ from ddim.train.checkpoint import check_resumed, load_checkpoint, save_checkpoin
 from ddim.train.config import TrainConfig
 from ddim.train.loop import TrainState, TrainStep, fit
 from ddim.train.metrics import METRICS, TENSORBOARD, Metrics
+from ddim.train.scaled import Scaled
 
 __all__ = ["CHECKPOINT", "RECORD", "Run", "unet_config"]
 
 CHECKPOINT = "checkpoint.safetensors"
 RECORD = "run.toml"
 """The command's options, which it writes as soon as there is a run."""
-
-
-class _Scaled:
-    """Image data in [-1, 1], as the loop reads it."""
-
-    def __init__(self, data: ImageData) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def batch(self, indices: Tensor) -> Tensor:
-        return images.from_pixels(self.data.batch(indices))
-
-    def labels(self, indices: Tensor) -> Tensor | None:
-        return self.data.labels(indices)
 
 
 def unet_config(
@@ -236,7 +220,7 @@ class Run:
             with metrics.aside():
                 self._catch_up()
         saved = self.state.step
-        steps = fit(self.state, _Scaled(self.data), self.schedule, config, self.null_label)
+        steps = fit(self.state, Scaled(self.data), self.schedule, config, self.null_label)
         try:
             for step in steps:
                 metrics.add(step)
