@@ -481,7 +481,7 @@ class Model:
 
     def _check_evaluation(self) -> None:
         for name, module in self.net.named_modules():
-            share = getattr(module, "p", getattr(module, "dropout", 1))
+            share = vars(module).get("p", vars(module).get("dropout", 1))
             if module.training and _reads_mode(type(module)) and share:
                 raise InputError(
                     f"the network is in training mode, where {name or type(module).__name__} makes "
