@@ -19,7 +19,7 @@ slow: .venv/test-installed
 .venv/demo-installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[all]' -c constraints.txt || { \
 	  echo "ncnn and OpenVINO cannot be had here: torch runs the network"; \
-	  $(BIN)/python -m pip install --quiet --editable '.[plot,tensorboard,data,ode]' \
+	  $(BIN)/python -m pip install --quiet --editable '.[plot,tensorboard,data,ode,onnx]' \
 	    -c constraints.txt; }
 	touch $@
 

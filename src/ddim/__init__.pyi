@@ -14,6 +14,7 @@ from ddim.denoisers.prediction import Prediction as Prediction
 from ddim.denoisers.target import Target as Target
 from ddim.interop.diffusers import diffusers_scheduler as diffusers_scheduler
 from ddim.interop.export import export_scheduler as export_scheduler
+from ddim.interop.onnx import export_onnx as export_onnx
 from ddim.latents.coding import decode as decode
 from ddim.latents.coding import encode as encode
 from ddim.latents.record import Latents as Latents

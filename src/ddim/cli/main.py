@@ -147,12 +147,13 @@ def _one_writer(verb: str, module: ModuleType, argv: Sequence[str]) -> Iterator[
         yield
         return
     options = flat(parse(getattr(module, f"{verb.title()}Options"), verb, argv))
-    output = options.get("dest", options.get("output"))
+    folder = options.get("dest")
+    output = folder or options.get("onnx") or options.get("output")
     if output is None or options.get("dry_run"):
         yield
         return
     path = Path(str(output))
-    with locked(path, folder="dest" in options or not path.suffix):
+    with locked(path, folder=folder is not None or not path.suffix):
         yield
 
 

@@ -55,7 +55,11 @@ class Threshold:
     def bound(self, x0: Tensor) -> Tensor:
         """x0 within ±1, each image by its own threshold; shape (N, *); NaN where not finite."""
         magnitude = x0.flatten(1).abs().to(torch.promote_types(x0.dtype, torch.float32))
-        s = torch.quantile(magnitude, self.ratio, dim=1).clamp(1, self.largest).to(x0.dtype)
+        s = (
+            torch.quantile(magnitude, self.ratio, dim=1)
+            .clamp(1.0, float(self.largest))
+            .to(x0.dtype)
+        )
         s = s.view(-1, *(1,) * (x0.ndim - 1))
         return _open(x0).clamp(-s, s) / s
 

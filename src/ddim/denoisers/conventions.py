@@ -217,7 +217,17 @@ class Adapted(nn.Module):
         Returns:
             shape of ``seen``, or twice its channels with a variance.
         """
-        given = [seen, self.time(t, seen.dtype)]
+        return self.call(seen, self.time(t, seen.dtype), labels, condition)
+
+    def call(
+        self,
+        seen: Tensor,
+        time: Tensor,
+        labels: Tensor | None = None,
+        condition: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """What :meth:`ask` returns, for times of the network's own, as :meth:`time` makes them."""
+        given = [seen, time]
         leaves = [getattr(self, f"argument_{i}", leaf) for i, leaf in enumerate(self.leaves)]
         arguments = pytree.tree_unflatten(leaves, self.arguments)
         if labels is not None and self.conventions.labels_as is None:

@@ -109,7 +109,7 @@ class NetworkDenoiser:
                 embedding = self.net.condition(embedding, self.labels)
             return (self.engine or self.net.conditioned)(x, embedding)
         fine = torch.float64 if x.dtype is torch.float64 else torch.float32
-        time = torch.full((len(x),), t, device=x.device, dtype=fine)
+        time = torch.full((x.shape[0],), t, device=x.device, dtype=fine)
         if t == int(t):
             time = time.long()
         labels = () if self.labels is None else (self.labels,)

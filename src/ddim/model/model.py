@@ -463,13 +463,26 @@ class Model:
         network = network or self.predictor(grad=grad)
         labels = given.label_tensor(self.device)
         denoiser: Denoiser = network.given(labels, self._moved(given.tensors))
+        null = None
         if given.guidance != 1.0:
             free = given.without(self)
             null = network.given(free.label_tensor(self.device), self._moved(free.tensors))
-            denoiser = Guided(denoiser, null, given.guidance, given.rescale, self.target)
+        return self.wrap(denoiser, null, given)
+
+    def wrap(self, denoiser: Denoiser, null: Denoiser | None, condition: Condition) -> Denoiser:
+        """A network's denoiser with the guidance and the clipping of a condition around it.
+
+        Args:
+            denoiser: of what the images are drawn of.
+            null: of nothing, which guidance compares with; None where there is none.
+            condition: whose scale and clipping are taken.
+        """
+        if null is not None:
+            scale, rescale = condition.guidance, condition.rescale
+            denoiser = Guided(denoiser, null, scale, rescale, self.target)
         clipping = self.clipping
-        if given.clip is not None:
-            clipping = Clipping("clip") if given.clip else Clipping()
+        if condition.clip is not None:
+            clipping = Clipping("clip") if condition.clip else Clipping()
         return clipping.wrap(denoiser)
 
     def _moved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
