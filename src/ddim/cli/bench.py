@@ -42,7 +42,7 @@ class BenchOptions:
 
     From noise to images in [0, 1] by DDIM, η = 0. All contestants run in this process, in a new
     random order every round; ratios are medians over rounds, with quartiles. With mnist on two slow
-    cores a run takes ten minutes, on two fast ones three. Let the machine do nothing else.
+    cores a run takes some seven minutes, on fast ones half of it, beside other programs far longer.
     """
 
     EXAMPLES: ClassVar = (
@@ -52,7 +52,7 @@ class BenchOptions:
 
     n: Count = 64
     """How many images are drawn at a time."""
-    steps: int = 5
+    steps: int = 4
     """Steps; the time goes with them, and the ratios hardly."""
     rounds: int = 7
     """Rounds that are counted, after two that are not."""

@@ -39,7 +39,7 @@ class Plan:
     """
 
     n: int = 64
-    steps: int = 5
+    steps: int = 4
     rounds: int = ROUNDS
     parts: tuple[str, ...] | None = None
     dtype: str = "auto"

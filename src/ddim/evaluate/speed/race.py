@@ -19,7 +19,8 @@ __all__ = ["SIZES", "Entry", "Result", "best_batch_size", "race"]
 
 SIZES = (1, 8, 16, 32, 64)
 """The batch sizes among which an opponent's best is looked for."""
-SEARCH_ROUNDS = 3
+SEARCH_ROUNDS, SEARCHED = 3, 16
+"""Rounds in which it is looked for, and how many images small batches draw in each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,9 @@ def _alone(entry: Entry, action: Callable[[], object]) -> Timing:
 
 
 def best_batch_size(contestant: Contestant, noise: Tensor, count: int, plan: Plan) -> int:
-    """The batch size, among :data:`SIZES`, at which a contestant draws the noise's images fastest.
+    """The batch size, among :data:`SIZES`, at which a contestant draws an image fastest.
+
+    In one step; small batches draw fewer images than large ones, which is a matter of time alone.
 
     Args:
         contestant: who draws.
@@ -108,13 +111,17 @@ def best_batch_size(contestant: Contestant, noise: Tensor, count: int, plan: Pla
         count: how many CPU threads.
         plan: the measurement that this is for; a quick one makes one round.
     """
-    entries = [Entry(contestant, len(noise), size, count) for size in SIZES if size <= len(noise)]
+    entries = [
+        Entry(contestant, min(len(noise), max(size, SEARCHED)), size, count)
+        for size in SIZES
+        if size <= len(noise)
+    ]
     rounds, warm_ups = (1, 0) if plan.quick else (SEARCH_ROUNDS, 1)
 
     def timed(entry: Entry) -> Timing:
-        return _alone(entry, lambda: contestant.draw(noise, 1, entry.batch_size))
+        return _alone(entry, lambda: contestant.draw(noise[: entry.n], 1, entry.batch_size))
 
     if len(entries) == 1:
         return entries[0].batch_size
     timings = interleave({entry: entry for entry in entries}, rounds, timed, warm_ups=warm_ups)
-    return min(entries, key=lambda entry: median(timings[entry])).batch_size
+    return min(entries, key=lambda entry: median(timings[entry]) / entry.n).batch_size
