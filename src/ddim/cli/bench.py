@@ -42,7 +42,7 @@ class BenchOptions:
 
     From noise to images in [0, 1] by DDIM, η = 0. All contestants run in this process, in a new
     random order every round; ratios are medians over rounds, with quartiles. With mnist on two slow
-    cores a run takes some seven minutes, on fast ones half of it, beside other programs far longer.
+    cores a run takes some five minutes, on fast ones half of it, beside other programs longer.
     """
 
     EXAMPLES: ClassVar = (

@@ -31,6 +31,7 @@ def deviation(images: Tensor, reference: Tensor) -> Deviation:
     """How far images are from others of the same shape.
 
     Example:
+        >>> import torch
         >>> deviation(torch.full((2, 1, 4, 4), 0.6), torch.full((2, 1, 4, 4), 0.5)).psnr
         20.0
     """
