@@ -1,91 +1,46 @@
-"""What the benchmarks share: interleaved timing, paired ratios, tables, machine facts, targets.
+"""What the benchmarks share: reports with tables and targets, and their options.
 
-Timing follows one rule. All contestants run in one process, in a new random order every round,
-after two rounds that are not counted; what is reported is the median of the paired ratios, round
-by round, with its quartiles. A busy machine slows both contestants of a round alike. CPU time is
-kept beside wall time: with one thread it hardly depends on what else the machine does.
+Timing follows the rule of :mod:`ddim.evaluate.speed.timing`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import os
-import platform
-import random
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-WARM_UPS = 2
+from ddim.evaluate.speed.machine import load_average, machine
+from ddim.evaluate.speed.timing import (
+    Action,
+    Spread,
+    Timing,
+    Timings,
+    interleave,
+    median,
+    once,
+    speedup,
+    spread,
+)
 
-
-class Timing(NamedTuple):
-    """Seconds that one call took, and seconds of CPU that the whole process spent on it."""
-
-    wall: float
-    cpu: float
-
-
-class Spread(NamedTuple):
-    """A median and its quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-
-Action = Callable[[], object]
-Timings = dict[str, list[Timing]]
-
-
-def once(action: Action) -> Timing:
-    """Call it and time it."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    action()
-    return Timing(time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def interleave(actions: Mapping[str, Action], rounds: int, time_one=once) -> Timings:
-    """Time every action once a round, in random order."""
-    shuffle = random.Random(0).shuffle
-    timings: Timings = {name: [] for name in actions}
-    for n in range(WARM_UPS + rounds):
-        names = list(actions)
-        shuffle(names)
-        for name in names:
-            timing = time_one(actions[name])
-            if n >= WARM_UPS:
-                timings[name].append(timing)
-    return timings
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """The median and the quartiles."""
-    if len(values) < 2:
-        return Spread(values[0], values[0], values[0])
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(median, low, high)
-
-
-def speedup(reference: Sequence[Timing], ours: Sequence[Timing], clock: str = "wall") -> Spread:
-    """How many times the reference's time ours takes less of, paired by round."""
-    pairs = zip(reference, ours, strict=True)
-    return spread([getattr(a, clock) / getattr(b, clock) for a, b in pairs])
-
-
-def median(timings: Sequence[Timing], clock: str = "wall") -> float:
-    """The median of the wall or the CPU time."""
-    return statistics.median(getattr(timing, clock) for timing in timings)
+__all__ = [
+    "Action",
+    "Report",
+    "Spread",
+    "Target",
+    "Timing",
+    "Timings",
+    "gigaflops",
+    "interleave",
+    "median",
+    "once",
+    "parser",
+    "speedup",
+    "spread",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,30 +100,6 @@ class Report:
 
 def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def machine(packages: Sequence[str]) -> dict[str, str]:
-    """What the figures depend on."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts = {"cpu": _cpu_model(), "cores": str(usable), "python": platform.python_version()}
-    for package in packages:
-        with contextlib.suppress(PackageNotFoundError):
-            facts[package] = version(package)
-    facts["load average"] = load_average()
-    return facts
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def load_average() -> str:
-    """Of the last 1, 5 and 15 minutes."""
-    return " ".join(f"{x:.2f}" for x in os.getloadavg()) if hasattr(os, "getloadavg") else "?"
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

@@ -210,6 +210,7 @@ VERBS_THAT_WRITE = {
     "interpolate": ("--output", "x.webp"),
     "encode": ("--output", "x.safetensors"),
     "inspect": ("--output", "x.png"),
+    "bench": ("--output", "x.md"),
 }
 
 

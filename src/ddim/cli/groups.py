@@ -25,6 +25,7 @@ __all__ = [
     "Count",
     "DataConditionOptions",
     "DataOptions",
+    "DeviceOptions",
     "ForceOptions",
     "GuidanceOptions",
     "ModelArgument",
@@ -277,7 +278,17 @@ class OutputOptions(ForceOptions, _Output):
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkOptions:
+class DeviceOptions:
+    """Where the network runs."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    threads: Annotated[int | None, unset("torch's own", "INT")] = None
+    """CPU threads: so many batches run side by side. They do not change the images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions(DeviceOptions):
     """How the network is called."""
 
     batch_size: Annotated[
@@ -288,12 +299,8 @@ class NetworkOptions:
         ),
     ] = None
     """Images in one network call; it decides the last bits. 1 has the lowest latency."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
     backend: str = "auto"
     """auto, the fastest exact one; torch, ncnn, openvino; on CUDA cuda-graph or compile."""
-    threads: Annotated[int | None, unset("torch's own", "INT")] = None
-    """CPU threads: so many batches run side by side. They do not change the images."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,7 @@ GROUPS = {
     },
     "measure": {
         "evaluate": "measure what each saved step costs, in tables, plots and one page",
+        "bench": "time a model on this machine, by every back end, beside diffusers",
         "inspect": "print and plot a schedule, its nodes and the sampler's table of numbers",
     },
 }

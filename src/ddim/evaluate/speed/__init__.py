@@ -1,0 +1,1 @@
+"""How fast a model draws on this machine, beside other programs with the same weights."""
