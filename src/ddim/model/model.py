@@ -40,6 +40,8 @@ from ddim.samplers.tableau import Tableau
 __all__ = ["Model", "bare"]
 
 T = TypeVar("T")
+Inputs = list[tuple[Tensor | None, dict[str, Tensor]]]
+"""Labels, and tensors by name: what a network is given beside states and times."""
 log = logging.getLogger("ddim")
 
 
@@ -382,11 +384,13 @@ class Model:
     def engine(self) -> Engine | None:
         """What runs the network in place of plain torch; made again where weights have changed.
 
-        Under autocast, which only torch follows, and in float64 there is none.
+        Under autocast, which only torch follows, and in float64 there is none. Those on CUDA read
+        the network's own weights, and look themselves whether others have taken their place.
         """
         if self.backend == "torch" or torch.is_autocast_enabled(self.device.type):
             return None
-        mark = (checksum(self.network), self.device, torch.get_num_threads())
+        weights = 0 if self.device.type == "cuda" else checksum(self.network)
+        mark = (weights, self.device, torch.get_num_threads())
         if self._known.get("engine_of") != mark:
             made = choose(self.backend, self.network, self.shape, self.device)
             self._known.update(engine=made, engine_of=mark)
@@ -453,15 +457,46 @@ class Model:
         given = Condition.of(condition).check(self)
         self._check_evaluation()
         network = network or self.predictor(grad=grad)
-        labels = given.label_tensor(self.device)
-        denoiser: Denoiser = network.given(labels, self._moved(given.tensors))
-        if given.guidance != 1.0:
-            free = given.without(self)
-            null = network.given(free.label_tensor(self.device), self._moved(free.tensors))
-            denoiser = Guided(denoiser, null, given.guidance, given.rescale, self.target)
+        return self.denoiser_of(self.inputs(given), given, network)
+
+    def inputs(self, condition: Condition) -> Inputs:
+        """Labels and tensors of a condition, on the device and in the precision of the network.
+
+        Args:
+            condition: of a batch, as :meth:`Condition.check` returns it; with guidance the
+                condition that it compares with comes second.
+        """
+        parts = [condition]
+        if condition.guidance != 1.0:
+            parts.append(condition.without(self))
+        return [(part.label_tensor(self.device), self._moved(part.tensors)) for part in parts]
+
+    def denoiser_of(
+        self, inputs: Inputs, condition: Condition, network: NetworkDenoiser
+    ) -> Denoiser:
+        """The denoiser of inputs that are where the network is; nothing is checked or copied.
+
+        Guidance is one network call of twice the images on CUDA, and elsewhere two calls.
+
+        Args:
+            inputs: as :meth:`inputs` makes them.
+            condition: whose guidance and clipping are taken, and nothing else.
+            network: as for :meth:`denoiser`.
+        """
+        asked, *free = [network.given(*part) for part in inputs]
+        denoiser: Denoiser = asked
+        if free:
+            denoiser = Guided(
+                asked,
+                free[0],
+                condition.guidance,
+                condition.rescale,
+                self.target,
+                together=self.device.type == "cuda",
+            )
         clipping = self.clipping
-        if given.clip is not None:
-            clipping = Clipping("clip") if given.clip else Clipping()
+        if condition.clip is not None:
+            clipping = Clipping("clip") if condition.clip else Clipping()
         return clipping.wrap(denoiser)
 
     def _moved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
