@@ -45,6 +45,10 @@ class Capture(Protocol):
         """Held while a graph is used: they share their memory."""
         ...
 
+    def renew(self) -> None:
+        """Give what is recorded from now on other memory."""
+        ...
+
 
 class CudaGraphs:
     """Runs of one network by graphs; see :class:`~ddim.backends.choice.Engine`.
@@ -82,6 +86,7 @@ class CudaGraphs:
             return
         with self._lock:
             self._graphs, self._memory = {}, None
+            self.capture.renew()
             # Held, so that a graph in use never reads what is something else by now.
             self._weights = weights
 
@@ -146,8 +151,10 @@ class CudaGraphs:
             try:
                 repeat, outputs = self.capture.record(run)
             except torch.OutOfMemoryError:
+                self.capture.renew()
                 raise
             except (InputError, RuntimeError) as error:
+                self.capture.renew()
                 raise _uncapturable(type(self.net).__name__, quoted(str(error))) from error
         self._memory = self._memory or memory
         return _Graph(static, repeat, outputs), true
@@ -205,9 +212,14 @@ class OnCuda:
         recording = torch.cuda.graph(
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         )
-        with torch.cuda.device(self.device), recording:
+        # The stream once more, since after a failure torch leaves the caller on it.
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream), recording:
             outputs = run()
         return graph.replay, outputs
+
+    def renew(self) -> None:
+        """A pool that has lost its last graph cannot be used again; see :class:`Capture`."""
+        self._pool = torch.cuda.graph_pool_handle()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
