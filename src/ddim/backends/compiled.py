@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import types
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -54,7 +55,9 @@ class Compiled:
         with self._lock:
             call = _compile(caller(self.net))
             try:
-                found = call(x, *inputs, **named)
+                with warnings.catch_warnings():  # of torch, about torch
+                    warnings.simplefilter("ignore")
+                    found = call(x, *inputs, **named)
             except (InputError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # of dynamo, inductor or Triton, which share no class
