@@ -198,7 +198,7 @@ def images(report: Report, args: argparse.Namespace) -> None:
     rows, flops = [], []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
-            ours, theirs = _opened(name, Path(folder) / name)
+            ours, theirs = opened(name, Path(folder) / name)
             flops.append(f"{name}: {gigaflops(count_flops(ours.net))}")
             steps = args.steps if name == "mnist" else args.cifar10_steps
             for threads, batch, S in _grid(args.threads, args.batch, steps):
@@ -218,7 +218,7 @@ def _grid(*axes: list[int]) -> list[tuple[int, ...]]:
     return grid
 
 
-def _opened(name: str, folder: Path) -> tuple[ddim.Model, DDIMPipeline]:
+def opened(name: str, folder: Path) -> tuple[ddim.Model, DDIMPipeline]:
     """The same weights, in a folder that both open."""
     if name == "mnist":
         ddim.load("mnist").save(folder)

@@ -6,17 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddim.noise.draws import Noise, _normal_on_device, _words, derive, philox
-
-CPU = torch.device("cpu")
+from ddim.noise.draws import DeviceNoise, Noise, derive, philox
 
 
 def normal_on_device(
     seed: int, images: list[int], state: int, shape: tuple[int, ...]
 ) -> torch.Tensor:
     """The CUDA path, which is tensor operations only and so runs anywhere."""
-    size = int(np.prod(shape))
-    return _normal_on_device(seed, _words(images, CPU), state, size).view(len(images), *shape)
+    return DeviceNoise(DeviceNoise.words(seed, images), shape)(state)
 
 
 def normal(seed: int, images: list[int], state: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -261,7 +258,18 @@ def test_numpys_indices_are_numbers_like_others(kind):
     noise = Noise(kind(5), np.arange(3, dtype=kind), (4,))
     assert {type(i) for i in (noise.seed, *noise.images)} == {int}
     assert same_bytes(noise(1), Noise(5, range(3), (4,))(1))
-    assert torch.equal(_words(noise.images, CPU), _words(range(3), CPU))
+    words = [DeviceNoise.words(noise.seed, images) for images in (noise.images, range(3))]
+    assert torch.equal(*words)
+
+
+def test_other_words_in_the_same_tensor_are_other_noise():
+    """What a captured graph is told another batch by."""
+    words = DeviceNoise.words(7, [1, 2])
+    noise = DeviceNoise(words, (3, 5), torch.float64)
+    assert same_bytes(noise(4), normal_on_device(7, [1, 2], 4, (3, 5)).double())
+    words.copy_(DeviceNoise.words(2**63 + 5, [LARGE + 1, 9]))
+    expected = normal_on_device(2**63 + 5, [LARGE + 1, 9], 4, (3, 5))
+    assert same_bytes(noise(4), expected.double())
 
 
 @pytest.mark.gpu

@@ -109,7 +109,8 @@ class SampleOptions:
 
 
 CLEARING = "images of an earlier run are being removed"
-KINDS = ("", ".png", ".npz", ".webp", ".gif")
+MOVING = (".webp", ".gif")
+KINDS = ("", ".png", ".npz", *MOVING)
 FRAMES = 60
 
 
@@ -118,11 +119,16 @@ def main(argv: Sequence[str]) -> int:
     options = parse(SampleOptions, "sample", argv)
     output, sampler = options.check(), options.sampler.sampler()
     model = options.model.open(options.run)
+    if output.suffix.lower() in MOVING and model.runs_on == "cuda-graph":
+        raise InputError(
+            f"{output.name} shows the steps, of which a CUDA graph gives none but the last: "
+            "--backend torch"
+        )
     tableau = model.tableau(sampler, options.strength)
     condition = options.condition.condition().check(model, options.n, every_class=True)
 
     from ddim.calibration.calibration import made_for
-    from ddim.model.drawing import pick_batch_size
+    from ddim.model.drawing import pick_batch_size, step_count
     from ddim.samplers.sampler import DEFAULT_STEPS
 
     size = pick_batch_size(model, options.run.batch_size)
@@ -143,7 +149,7 @@ def main(argv: Sequence[str]) -> int:
             record(output, "sample", resolved, model=model.name, **known, stage=CLEARING)
             clear_images(output)
         record(output, "sample", resolved, model=model.name, **known)
-    total = -(-len(wanted) // size) * len(tableau.rows)
+    total = step_count(model, tableau, len(wanted), size)
     what = f"what {model.name} draws by {sampler}"
     shown = bar(drawn, total, tableau.method, quiet=options.run.quiet)
     _write(output, shown, options.columns, condition, what)
@@ -263,7 +269,7 @@ def _write(
     for event in drawn:
         # At most FRAMES of the steps, evenly spread, the last among them.
         left = event.step.total - 1 - event.step.index
-        if kind in (".webp", ".gif") and left % -(-event.step.total // FRAMES) == 0:
+        if kind in MOVING and left % -(-event.step.total // FRAMES) == 0:
             part = pixels.to_pixels(event.step.x[: len(event.indices)].cpu())
             frames.setdefault(event.step.index, []).append(part)
         if event.images is None:

@@ -66,6 +66,17 @@ class NetworkDenoiser:
         other._memo = self._memo
         return other
 
+    def followed_by(self, other: NetworkDenoiser) -> NetworkDenoiser:
+        """The same network for these images and then as many of another condition, in one call."""
+        labels = self.labels
+        if labels is not None and other.labels is not None:
+            labels = torch.cat([labels, other.labels])
+        condition = {
+            name: torch.cat([value, other.condition[name]])
+            for name, value in self.condition.items()
+        }
+        return self.given(labels, condition)
+
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         """Predict; see :class:`Denoiser`.
 

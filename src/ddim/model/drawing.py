@@ -12,14 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ddim.backends.graphs import CudaGraphs
 from ddim.base.errors import InputError
 from ddim.base.progress import bar
-from ddim.denoisers.inpainting import Inpaint
 from ddim.model.condition import Condition
 from ddim.model.inputs import check_finite, take_images, take_mask, take_states, whole
 from ddim.model.model import Model
-from ddim.noise.draws import Noise
-from ddim.samplers.loop import Step, integrate
+from ddim.model.rollout import Rollout
+from ddim.noise.draws import DeviceNoise, Noise
+from ddim.samplers.loop import Step
 from ddim.samplers.sampler import Sampler
 from ddim.samplers.tableau import Tableau
 
@@ -32,6 +33,7 @@ __all__ = [
     "noised",
     "pick_batch_size",
     "sample",
+    "step_count",
 ]
 
 
@@ -117,6 +119,10 @@ def generate(
     padding. On a CPU batches run side by side. Their last steps come in order, all others as they
     happen.
 
+    By the back end ``cuda-graph`` a batch is one piece of work, and its last step, without a
+    prediction, the only one that is yielded: to watch the others take ``torch``. Given states and
+    images to keep are copied into the graph like conditions are, so that it runs them too.
+
     Args:
         model: the model.
         tableau: the sampler, or the encoder or decoder of a codec.
@@ -150,41 +156,41 @@ def generate(
         raise InputError(
             "nodes that rise encode images, which must be given; draw by some that fall"
         )
-    begun = None if start is None else [take_states(model, states, n) for states in start]
+    states = None if start is None else [take_states(model, x, n) for x in start]
     kept = None
     if known is not None:
         clean = take_images(model, known[0], n)
         kept = clean, take_mask(known[1], clean)
 
-    device, network = model.device, model.predictor()
+    network, rollout = model.predictor(), Rollout(model, tableau, given[[0]], dtype)
+    graphs = network.engine if isinstance(network.engine, CudaGraphs) else None
+    if graphs is not None:
+        graphs.refresh()
     parts = list(batches(n, size))
 
     def batch(number: int) -> Iterator[Drawn]:
         positions, count = parts[number]
-        noise = Noise(seed, [indices[i] for i in positions], model.shape, device, dtype)
-        denoiser = model.denoiser(given[positions], network=network)
-        images = mask = torch.empty(0)
-        if kept is not None:
-            images, mask = (part[positions].to(device) for part in kept)
-            denoiser = Inpaint(denoiser, images.to(dtype), mask)
-        if begun is None:
-            x = [tableau.start(noise(0))]
+        images = [int(indices[i]) for i in positions]
+        begun = rollout.begin(positions, states, kept)
+        if graphs is not None:
+            tensors = DeviceNoise.words(seed, images), model.inputs(given[positions]), begun
+            outputs = graphs.run(rollout.key, rollout.ends, tensors)
+            steps = iter([(rollout.end(outputs), outputs)])
         else:
-            x = [states[positions].to(device, dtype) for states in begun]
+            denoiser = model.denoiser(given[positions], network=network)
+            noise = Noise(seed, images, model.shape, model.device, dtype)
+            steps = rollout.steps(denoiser, begun, noise)
         wanted = tuple(indices[i] for i in positions[:count])
-        # Zero for each image, NaN once anything predicted for it is not finite, which a step may
-        # leave out. Nothing waits for a GPU here.
-        sound = torch.zeros(size, *(1,) * len(model.shape), device=device, dtype=dtype)
-        for step in integrate(denoiser, tableau, x, noise):
-            if step.prediction is not None:
-                sound = sound + (step.prediction.x0 * 0).flatten(1).sum(1).view_as(sound)
-            outputs = tuple(torch.where(sound == 0, end, torch.nan) for end in step.outputs)
-            if outputs and kept is not None:
-                # Methods that mix two states in the end keep the known part only nearly.
-                outputs = (torch.where(mask, images.to(dtype), outputs[0]), *outputs[1:])
+        for step, outputs in steps:
             yield Drawn(wanted, step, tuple(output[:count] for output in outputs))
 
     return model.side_by_side(batch, len(parts), ends=lambda drawn: bool(drawn.outputs))
+
+
+def step_count(model: Model, tableau: Tableau, n: int, batch_size: int) -> int:
+    """How many steps :func:`generate` yields for n images."""
+    shown = 1 if model.runs_on == CudaGraphs.name else len(tableau.rows)
+    return -(-n // batch_size) * shown
 
 
 def collect(
@@ -203,7 +209,7 @@ def collect(
     Raises:
         RunError: images that are not finite.
     """
-    total = -(-n // batch_size) * len(tableau.rows)
+    total = step_count(model, tableau, n, batch_size)
     ends = [e.outputs for e in bar(drawn, total, label, quiet=not label) if e.outputs]
     outputs = tuple(torch.cat([part.cpu() for part in parts]) for parts in zip(*ends, strict=True))
     for output in outputs:

@@ -40,6 +40,8 @@ from ddim.samplers.tableau import Tableau
 __all__ = ["Model", "bare"]
 
 T = TypeVar("T")
+Inputs = list[tuple[Tensor | None, dict[str, Tensor]]]
+"""Labels, and tensors by name: what a network is given beside states and times."""
 log = logging.getLogger("ddim")
 
 
@@ -387,11 +389,13 @@ class Model:
     def engine(self) -> Engine | None:
         """What runs the network in place of plain torch; made again where weights have changed.
 
-        Under autocast, which only torch follows, and in float64 there is none.
+        Under autocast, which only torch follows, and in float64 there is none. Those on CUDA read
+        the network's own weights, and look themselves whether others have taken their place.
         """
         if self.backend == "torch" or torch.is_autocast_enabled(self.device.type):
             return None
-        mark = (checksum(self.network), self.device, torch.get_num_threads())
+        weights = 0 if self.device.type == "cuda" else checksum(self.network)
+        mark = (weights, self.device, torch.get_num_threads())
         if self._known.get("engine_of") != mark:
             made = choose(self.backend, self.network, self.shape, self.device)
             self._known.update(engine=made, engine_of=mark)
@@ -461,29 +465,54 @@ class Model:
         """
         given = Condition.of(condition).check(self)
         network = network or self.predictor(grad=grad)
-        labels = given.label_tensor(self.device)
-        denoiser: Denoiser = network.given(labels, self._moved(given.tensors))
-        null = None
-        if given.guidance != 1.0:
-            free = given.without(self)
-            null = network.given(free.label_tensor(self.device), self._moved(free.tensors))
-        return self.wrap(denoiser, null, given)
+        return self.denoiser_of(self.inputs(given), given, network)
 
-    def wrap(self, denoiser: Denoiser, null: Denoiser | None, condition: Condition) -> Denoiser:
+    def inputs(self, condition: Condition) -> Inputs:
+        """Labels and tensors of a condition, on the device and in the precision of the network.
+
+        Args:
+            condition: of a batch, as :meth:`Condition.check` returns it; with guidance the
+                condition that it compares with comes second.
+        """
+        parts = [condition]
+        if condition.guidance != 1.0:
+            parts.append(condition.without(self))
+        return [(part.label_tensor(self.device), self._moved(part.tensors)) for part in parts]
+
+    def denoiser_of(
+        self, inputs: Inputs, condition: Condition, network: NetworkDenoiser
+    ) -> Denoiser:
+        """The denoiser of inputs that are where the network is; nothing is checked or copied.
+
+        Args:
+            inputs: as :meth:`inputs` makes them.
+            condition: whose guidance and clipping are taken, and nothing else.
+            network: as for :meth:`denoiser`.
+        """
+        asked, *free = [network.given(*part) for part in inputs]
+        return self.wrap(asked, free[0] if free else None, condition)
+
+    def wrap(
+        self, denoiser: NetworkDenoiser, null: NetworkDenoiser | None, condition: Condition
+    ) -> Denoiser:
         """A network's denoiser with the guidance and the clipping of a condition around it.
+
+        Guidance is one network call of twice the images on CUDA, and elsewhere two calls.
 
         Args:
             denoiser: of what the images are drawn of.
             null: of nothing, which guidance compares with; None where there is none.
             condition: whose scale and clipping are taken.
         """
+        guided: Denoiser = denoiser
         if null is not None:
             scale, rescale = condition.guidance, condition.rescale
-            denoiser = Guided(denoiser, null, scale, rescale, self.target)
+            both = self.device.type == "cuda"
+            guided = Guided(denoiser, null, scale, rescale, self.target, together=both)
         clipping = self.clipping
         if condition.clip is not None:
             clipping = Clipping("clip") if condition.clip else Clipping()
-        return clipping.wrap(denoiser)
+        return clipping.wrap(guided)
 
     def _moved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors where the network is, in its precision where they are no whole numbers."""

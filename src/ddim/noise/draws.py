@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ddim.base.errors import InputError
 
-__all__ = ["Noise", "derive", "philox"]
+__all__ = ["DeviceNoise", "Noise", "derive", "philox"]
 
 
 class Noise:
@@ -61,47 +61,80 @@ class Noise:
                 raise InputError(f"the {name} must be from 0 to 2⁶⁴ - 1 and whole, not {value}")
         self.seed, self.images, self.shape = int(seed), tuple(map(int, images)), tuple(shape)
         self.device, self.dtype = torch.device(device), dtype
-        # Copied to the device here, once: a copy at every step would wait for it.
-        self._words = _words(self.images, self.device) if self.device.type == "cuda" else None
+        # Its words are copied to the device here, once: a copy at every step would wait for it.
+        self._drawn = None
+        if self.device.type == "cuda":
+            words = DeviceNoise.words(self.seed, self.images).to(self.device)
+            self._drawn = DeviceNoise(words, self.shape, dtype)
 
     def __call__(self, state: int) -> Tensor:
         """The noise for the state of that index: shape (N, *), N(0, 1)."""
+        if self._drawn is not None:
+            return self._drawn(state)
         size = math.prod(self.shape)
-        if self._words is not None:
-            flat = _normal_on_device(self.seed, self._words, state, size)
-        else:
-            flat = torch.empty(len(self.images), size, dtype=torch.float32, device="cpu")
-            # One for all: making one takes longer than drawing a few numbers.
-            bits = np.random.Philox(key=0)
-            # As uint64, because NumPy would take a list with numbers above 2⁶³ through float64.
-            key = np.array([self.seed, 0], dtype=np.uint64)
-            counter = np.array([0, 0, 0, state], dtype=np.uint64)
-            begun = {**bits.state, "state": {"counter": counter, "key": key}}
-            generator = np.random.Generator(bits)
-            for row, image in zip(flat.numpy(), self.images, strict=True):
-                key[1] = image
-                bits.state = begun  # pyright: ignore[reportAttributeAccessIssue]
-                generator.standard_normal(dtype=np.float32, out=row)
+        flat = torch.empty(len(self.images), size, dtype=torch.float32, device="cpu")
+        # One for all: making one takes longer than drawing a few numbers.
+        bits = np.random.Philox(key=0)
+        # As uint64, because NumPy would take a list with numbers above 2⁶³ through float64.
+        key = np.array([self.seed, 0], dtype=np.uint64)
+        counter = np.array([0, 0, 0, state], dtype=np.uint64)
+        begun = {**bits.state, "state": {"counter": counter, "key": key}}
+        generator = np.random.Generator(bits)
+        for row, image in zip(flat.numpy(), self.images, strict=True):
+            key[1] = image
+            bits.state = begun  # pyright: ignore[reportAttributeAccessIssue]
+            generator.standard_normal(dtype=np.float32, out=row)
         return flat.view(len(self.images), *self.shape).to(self.device, self.dtype)
 
 
-def _words(images: Sequence[int], device: torch.device) -> Tensor:
-    """The lower and the upper 32 bits of the images' indices, int64 of shape (2, N, 1)."""
-    words = [[i & 0xFFFFFFFF for i in images], [i >> 32 for i in images]]
-    return torch.tensor(words, device=device)[:, :, None]
+class DeviceNoise:
+    """What :class:`Noise` draws on CUDA: a function of tensors alone, where those are.
+
+    A graph that it was captured in draws other noise once other words were copied into its own.
+
+    Args:
+        words: seed and images, as :meth:`words` makes them.
+        shape: of one image.
+        dtype: of the result.
+    """
+
+    def __init__(
+        self, words: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.shape, self.dtype = tuple(shape), dtype
+        self._keys = words[: 2 * ROUNDS].view(ROUNDS, 2)
+        self._images = words[2 * ROUNDS :].view(2, -1, 1)
+
+    @staticmethod
+    def words(seed: int, images: Sequence[int]) -> Tensor:
+        """A seed and the indices of N images in 32-bit words, int64 of shape (20 + 2·N,).
+
+        The seed comes as the keys of Philox's rounds, whose computing on the device would take as
+        long as one more round for each.
+        """
+        keys = [word for pair in _round_keys((seed & MASK, seed >> 32)) for word in pair]
+        return torch.tensor([*keys, *(i & MASK for i in images), *(i >> 32 for i in images)])
+
+    def __call__(self, state: int) -> Tensor:
+        """The noise for the state of that index: shape (N, *), N(0, 1)."""
+        flat = self._normal(state, math.prod(self.shape))
+        return flat.view(-1, *self.shape).to(self.dtype)
+
+    def _normal(self, state: int, size: int) -> Tensor:
+        """Philox and Box-Muller, in tensor operations only; shape (N, size), float32."""
+        blocks = torch.arange(-(-size // 4), device=self._images.device)
+        counter = (blocks[None, :], torch.full_like(blocks, state)[None, :], *self._images)
+        random = _philox(counter, [(key[0], key[1]) for key in self._keys])
+        uniform = [(word.float() + 0.5) * 2.0**-32 for word in random]
+        normal = []
+        for u, v in (uniform[:2], uniform[2:]):
+            radius = (-2 * u.log()).clamp_(min=0).sqrt()
+            normal += [radius * (2 * math.pi * v).cos(), radius * (2 * math.pi * v).sin()]
+        return torch.stack(normal, dim=-1).flatten(1)[:, :size].contiguous()
 
 
-def _normal_on_device(seed: int, words: Tensor, state: int, size: int) -> Tensor:
-    """Philox and Box-Muller, in tensor operations only; shape (N, size), float32."""
-    blocks = torch.arange(-(-size // 4), device=words.device)
-    counter = (blocks[None, :], torch.full_like(blocks, state)[None, :], words[0], words[1])
-    random = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
-    uniform = [(word.float() + 0.5) * 2.0**-32 for word in random]
-    normal = []
-    for u, v in (uniform[:2], uniform[2:]):
-        radius = (-2 * u.log()).clamp_(min=0).sqrt()
-        normal += [radius * (2 * math.pi * v).cos(), radius * (2 * math.pi * v).sin()]
-    return torch.stack(normal, dim=-1).flatten(1)[:, :size].contiguous()
+ROUNDS = 10
+MASK = 0xFFFFFFFF
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -114,19 +147,27 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...
     Returns:
         Four int64 tensors of the broadcast shape, each element in 0..2³²-1.
     """
-    mask = 0xFFFFFFFF
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    return _philox(counter, _round_keys(key))
+
+
+def _round_keys(key: tuple[int, int]) -> list[tuple[int, int]]:
     k0, k1 = key
-    for _ in range(10):
+    return [((k0 + n * 0x9E3779B9) & MASK, (k1 + n * 0xBB67AE85) & MASK) for n in range(ROUNDS)]
+
+
+def _philox(
+    counter: Sequence[Tensor], keys: Iterable[tuple[int | Tensor, int | Tensor]]
+) -> tuple[Tensor, ...]:
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    for k0, k1 in keys:
         # A product of two words may wrap around int64; its 64 bits are right all the same.
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (
-            ((p1 >> 32) & mask) ^ c1 ^ k0,
-            p1 & mask,
-            ((p0 >> 32) & mask) ^ c3 ^ k1,
-            p0 & mask,
+            ((p1 >> 32) & MASK) ^ c1 ^ k0,
+            p1 & MASK,
+            ((p0 >> 32) & MASK) ^ c3 ^ k1,
+            p0 & MASK,
         )
-        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
     return c0, c1, c2, c3
 
 
