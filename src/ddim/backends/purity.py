@@ -1,7 +1,8 @@
-"""Whether a network remembers its calls, so that two batches at once would mix it up."""
+"""Whether a network's answer depends on its state alone: no memory of calls, no training mode."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from types import CellType, FunctionType, ModuleType
@@ -9,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Memory"]
+from ddim.base.errors import InputError
+
+__all__ = ["Memory", "check_evaluation"]
 
 _OWN = frozenset(vars(nn.Module()))
 
@@ -92,3 +95,26 @@ def _same(before: list[Any], now: list[Any]) -> bool:
     return len(before) == len(now) and all(
         a is b or (type(a) is type(b) is int and a == b) for a, b in zip(before, now, strict=True)
     )
+
+
+def check_evaluation(net: nn.Module) -> None:
+    """Refuse a network in training mode, where what it says is another thing at every call.
+
+    Raises:
+        InputError: it is, and something of it reads the mode.
+    """
+    for name, module in net.named_modules():
+        share = vars(module).get("p", vars(module).get("dropout", 1))
+        if module.training and _reads_mode(type(module)) and share:
+            raise InputError(
+                f"the network is in training mode, where {name or type(module).__name__} makes "
+                "every call another one: call net.eval() first"
+            )
+
+
+@functools.cache
+def _reads_mode(kind: type[nn.Module]) -> bool:
+    """Whether a module does something else in training, as dropout and batch normalisation do."""
+    own = itertools.takewhile(lambda base: base is not nn.Module, kind.__mro__)
+    functions = (f for base in own for f in vars(base).values() if isinstance(f, FunctionType))
+    return any("training" in f.__code__.co_names for f in functions if f.__name__ != "__init__")

@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _about(model: Model) -> dict[str, object]:
-    from ddim.model.model import bare
+    from ddim.model.identity import bare
 
     return {
         "model": model.name,

@@ -282,7 +282,7 @@ def _ahead(sweep: Sweep, density: BitsPerDimension | None) -> str:
     import torch
 
     from ddim.evaluate.likelihood.bits import image_calls
-    from ddim.model.model import bare
+    from ddim.model.identity import bare
     from ddim.nets.unet import UNet, count_flops
 
     model, size = sweep.model, sweep.batch_size

@@ -11,7 +11,8 @@ from ddim.base.errors import InputError, quoted
 from ddim.denoisers.conventions import Adapted
 from ddim.denoisers.network import NetworkDenoiser, tensor_of
 from ddim.model.condition import Condition
-from ddim.model.model import Model, bare
+from ddim.model.identity import bare
+from ddim.model.model import Model
 from ddim.noise.draws import Noise
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.tableau import Tableau

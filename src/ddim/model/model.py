@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
-import hashlib
 import inspect
-import itertools
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ddim.backends.choice import BACKENDS, Engine, checksum, choose
-from ddim.backends.purity import Memory
+from ddim.backends.purity import Memory, check_evaluation
 from ddim.backends.workers import side_by_side, worker_count
-from ddim.base.errors import InputError, quoted, unknown
+from ddim.base.errors import InputError, unknown
 from ddim.checkpoints.calibration import CalibrationFile, find_calibration
 from ddim.checkpoints.diffusers import write_folder
 from ddim.checkpoints.record import Facts
@@ -32,12 +27,14 @@ from ddim.denoisers.network import NetworkDenoiser
 from ddim.denoisers.prediction import Denoiser
 from ddim.denoisers.target import Target
 from ddim.model.condition import Condition
+from ddim.model.fields import check_fields
+from ddim.model.identity import bare, digest_of, versions_of
 from ddim.nets.unet import UNet
 from ddim.noise.schedule import Schedule
 from ddim.samplers.sampler import Sampler
 from ddim.samplers.tableau import Tableau
 
-__all__ = ["Model", "bare"]
+__all__ = ["Model"]
 
 T = TypeVar("T")
 Inputs = list[tuple[Tensor | None, dict[str, Tensor]]]
@@ -140,7 +137,7 @@ class Model:
     _known: dict[str, Any] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        self._check()
+        check_fields(self)
         conventions = Conventions(
             self.time,
             self.offset,
@@ -171,62 +168,6 @@ class Model:
         for name, value in settled.items():
             object.__setattr__(self, name, value)
 
-    def _check(self) -> None:
-        if not isinstance(self.net, nn.Module):
-            raise InputError(f"a model needs a torch.nn.Module, not a {type(self.net).__name__}")
-        if not isinstance(self.schedule, Schedule):
-            raise InputError(f"a model needs a ddim.Schedule, not a {type(self.schedule).__name__}")
-        sizes = tuple(self.shape) if isinstance(self.shape, Sequence) else ()
-        if not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
-            raise InputError(
-                f"shape is that of one image, such as (3, 32, 32), not {quoted(self.shape)}"
-            )
-        if not isinstance(self.offset, int):
-            raise InputError(f"offset is a whole number of levels, not {quoted(self.offset)}")
-        if not (
-            isinstance(self.data_range, Sequence)
-            and len(self.data_range) == 2
-            and all(isinstance(bound, int | float) for bound in self.data_range)
-        ):
-            raise InputError(
-                f"data_range is two numbers, black and white, not {quoted(self.data_range)}"
-            )
-        if not (self.time_dtype is None or isinstance(self.time_dtype, torch.dtype)):
-            raise InputError(
-                f"time_dtype is a torch.dtype such as torch.long, not {quoted(self.time_dtype)}"
-            )
-        if not isinstance(self.classes, int | None) or not isinstance(self.null_label, int | None):
-            raise InputError(
-                "classes and null_label are whole numbers, not "
-                f"{self.classes!r}, {self.null_label!r}"
-            )
-        if self.classes is not None and self.classes < 1:
-            raise InputError(f"classes must be at least 1, not {self.classes}")
-        for name in ("null_label", "labels_as"):
-            if getattr(self, name) is not None and self.classes is None:
-                raise InputError(f"{name} is for a class-conditional network: give classes too")
-        if self.backend not in BACKENDS:
-            raise unknown("backend", self.backend, BACKENDS)
-        worker_count(torch.device("cpu"), self.workers)
-        if not isinstance(self.clipping, Clipping | None):
-            raise InputError(f"clipping is a ddim.Clipping, not {self.clipping!r}")
-        if self.labels_as is not None and self.labels_as in (self.arguments or {}):
-            raise InputError(
-                f"{self.labels_as} is among the arguments: labels cannot come under that name"
-            )
-        for name, value in (self.arguments or {}).items():
-            if isinstance(value, Tensor) and value.ndim and len(value) != 1:
-                raise InputError(
-                    f"the argument {name} has {len(value)} rows: what differs between images is "
-                    f"given when they are drawn, condition={{{name!r}: tensor}}; what is the same "
-                    "for all has a first dimension of 1"
-                )
-        if self.time in ("lambda", "log-snr", "rho") and self.schedule.alpha[-1] == 0:
-            raise InputError(
-                f"the time {self.time!r} is infinite at the last level, where α = 0: make the "
-                "schedule of the levels below it"
-            )
-
     def __repr__(self) -> str:
         kind = f", {self.classes} classes" if self.classes else ""
         return (
@@ -256,37 +197,13 @@ class Model:
         and other files that are only good for one model carry it. It is computed again when weights
         were changed, as by an optimizer; what is written through ``.data`` goes unseen.
         """
-        versions = self._versions()
+        versions = versions_of(self.network)
         if self._known.get("versions") != versions:
-            self._known.update(versions=versions, identity=self._digest())
+            self._known.update(
+                versions=versions,
+                identity=digest_of(self.net, self.network, self.schedule, self.target),
+            )
         return self._known["identity"]
-
-    def _digest(self) -> str:
-        digest = hashlib.sha256(self.target.name.encode())
-        net = bare(self.net)
-        if isinstance(net, UNet):  # heads and time scale are not in the weights
-            digest.update(json.dumps(net.config.to_json(), sort_keys=True).encode())
-        # The last bits of float64 are the processor's own: exp and log differ there.
-        for values in (self.schedule.alpha, self.schedule.sigma):
-            digest.update(values.astype(np.float32).tobytes())
-        # Parts of it may be compiled, too.
-        state = {n.replace("_orig_mod.", ""): v for n, v in net.state_dict().items()}
-        if isinstance(self.network, Adapted):
-            digest.update(self.network.description.encode())
-            state |= {f"arguments.{n}": v for n, v in self.network.named_buffers(recurse=False)}
-        for name, value in sorted(state.items()):
-            plain = value.detach().cpu()
-            plain = plain.float() if plain.is_floating_point() else plain
-            digest.update(f"{name} {tuple(plain.shape)}".encode())
-            digest.update(plain.contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    def _versions(self) -> tuple[tuple[int, int], ...]:
-        """What is other after weights were replaced, or changed in place."""
-        return tuple(
-            (id(value), 0 if value.is_inference() else value._version)
-            for value in self.network.state_dict(keep_vars=True).values()
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy's weights have other addresses. Rounded ones do not tell what they were made of.
@@ -296,7 +213,7 @@ class Model:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._known:
-            self._known["versions"] = self._versions()
+            self._known["versions"] = versions_of(self.network)
 
     # -- other forms of it ----------------------------------------------------------------------
 
@@ -317,7 +234,7 @@ class Model:
         identity = self.identity if low else None
         self.network.to(device=device, dtype=dtype)
         moved = copy.copy(self)
-        known = {"versions": moved._versions(), "identity": identity} if low else {}
+        known = {"versions": versions_of(moved.network), "identity": identity} if low else {}
         object.__setattr__(moved, "_known", known)
         if moved.dtype is torch.bfloat16 and moved.device.type == "cpu":
             # There torch's bfloat16 group norm is 20 times slower in channels_last, which costs
@@ -410,7 +327,7 @@ class Model:
         Raises:
             InputError: a network in training mode.
         """
-        self._check_evaluation()
+        check_evaluation(self.net)
         engine = None if grad else self.engine()
         return NetworkDenoiser(self.network, self.target, grad=grad, engine=engine)
 
@@ -426,7 +343,7 @@ class Model:
         A network that remembers something of its calls gets one worker.
         """
         workers = worker_count(self.device, self.workers)
-        pure = isinstance(self.network, UNet) or self._known.get("engine") is not None
+        pure = type(self.network) is UNet or self._known.get("engine") is not None
         if pure or min(workers, count) < 2:
             return side_by_side(job, count, workers, ends=ends)
         memory = Memory(self.network)
@@ -521,15 +438,6 @@ class Model:
             for name, value in tensors.items()
         }
 
-    def _check_evaluation(self) -> None:
-        for name, module in self.net.named_modules():
-            share = vars(module).get("p", vars(module).get("dropout", 1))
-            if module.training and _reads_mode(type(module)) and share:
-                raise InputError(
-                    f"the network is in training mode, where {name or type(module).__name__} makes "
-                    "every call another one: call net.eval() first"
-                )
-
     def takes(self, name: str) -> bool:
         """Whether the network has an argument of that name that is not its state, time or label."""
         if isinstance(bare(self.net), UNet):
@@ -585,20 +493,3 @@ class Model:
                 f"{self.name} has no calibration: `ddim calibrate MODEL --calls N` makes one"
             )
         return found
-
-
-@functools.cache
-def _reads_mode(kind: type[nn.Module]) -> bool:
-    """Whether a module does something else in training, as dropout and batch normalisation do."""
-    own = itertools.takewhile(lambda base: base is not nn.Module, kind.__mro__)
-    functions = (f for base in own for f in vars(base).values() if inspect.isfunction(f))
-    return any("training" in f.__code__.co_names for f in functions if f.__name__ != "__init__")
-
-
-def bare(net: nn.Module) -> nn.Module:
-    """The network within what ``torch.compile`` or a parallel wrapper of torch put around it."""
-    if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return bare(net.module)
-    # By name, because the class is in a module that takes a second to import.
-    inner = getattr(net, "_orig_mod", None) if type(net).__name__ == "OptimizedModule" else None
-    return bare(inner) if isinstance(inner, nn.Module) else net
