@@ -21,24 +21,20 @@ where one is missed.
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DModel
-from measure import Action, Report, gigaflops, interleave, median, parser, speedup
-from torch import Tensor, nn
+from measure import Report, gigaflops, interleave, median, parser, speedup
+from torch import Tensor
 
-from ddim.nets.unet import UNet, UNetConfig, count_flops
-from ddim.noise.schedule import Schedule
+from ddim.nets.unet import UNet, count_flops
 from ddim.train.batches import TensorData
 from ddim.train.config import PRESETS, TrainConfig
-from ddim.train.loop import TrainState, fit
 from ddim.train.run import unet_config
+from ddim.train.speed import advance, our_loop, plain_loop, twin
 
 IMAGES = 2048
 PRECISIONS = ("float32", "bfloat16")
@@ -94,13 +90,12 @@ def _pictures(shape: tuple[int, int, int]) -> Tensor:
 def _one_case(
     config: TrainConfig, net: UNet, data: TensorData, rounds: int, steps: int
 ) -> dict[str, Any]:
-    schedule = Schedule.from_spec(config.schedule_spec())
     loops: dict[str, Iterator[object]] = {
-        "ddim": fit(TrainState.start(copy.deepcopy(net), config), data, schedule, config),
-        "plain": plain_loop(_twin(net), data.images, config, fused=False),
-        "tuned": plain_loop(_twin(net), data.images, config, fused=True),
+        "ddim": our_loop(net, data, config),
+        "plain": plain_loop(twin(net), data, config),
+        "tuned": plain_loop(twin(net), data, config, fused=True),
     }
-    actions = {name: _advance(loop, steps) for name, loop in loops.items()}
+    actions = {name: advance(loop, steps) for name, loop in loops.items()}
     timings = interleave(actions, rounds)
     row: dict[str, Any] = {
         name: steps * config.batch_size / median(taken) for name, taken in timings.items()
@@ -110,58 +105,6 @@ def _one_case(
         by_cpu = speedup(timings[name], timings["ddim"], "cpu")
         row[f"CPU ratio to {name}"] = by_cpu if torch.get_num_threads() == 1 else "-"
     return row
-
-
-def _advance(loop: Iterator[object], steps: int) -> Action:
-    def action() -> None:
-        for _ in range(steps):
-            next(loop)
-
-    return action
-
-
-def _twin(net: UNet) -> UNet2DModel:
-    """diffusers' network with the same shape and the same weights."""
-    config: UNetConfig = net.config
-    twin = UNet2DModel.from_config(config.to_json())
-    twin.load_state_dict(net.state_dict())
-    return twin
-
-
-def plain_loop(
-    net: UNet2DModel, images: Tensor, config: TrainConfig, *, fused: bool
-) -> Iterator[float]:
-    """The loop that tutorials write."""
-    average = copy.deepcopy(net).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(
-        net.parameters(), lr=1e-4, weight_decay=config.weight_decay, fused=fused
-    )
-    scheduler = DDPMScheduler(config.T, config.beta_start, config.beta_end)
-    autocast = config.precision == "bfloat16"
-    net.train()
-    while True:
-        clean = images[torch.randint(len(images), (config.batch_size,))]
-        noise = torch.randn_like(clean)
-        times = torch.randint(config.T, (len(clean),))
-        noisy = scheduler.add_noise(clean, noise, times)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            loss = F.mse_loss(net(noisy, times).sample.float(), noise)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), config.clip or float("inf"))
-        optimizer.step()
-        optimizer.zero_grad()
-        _average(average, net, config.ema, fused)
-        yield loss.item()
-
-
-@torch.no_grad()
-def _average(average: nn.Module, net: nn.Module, decay: float, fused: bool) -> None:
-    kept, new = list(average.parameters()), list(net.parameters())
-    if fused:
-        torch._foreach_lerp_(kept, new, 1 - decay)
-        return
-    for a, b in zip(kept, new, strict=True):
-        a.lerp_(b, 1 - decay)
 
 
 def _judge(report: Report, row: dict[str, Any]) -> None:

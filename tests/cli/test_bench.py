@@ -10,6 +10,9 @@ import torch
 
 from ddim.backends import openvino
 from ddim.evaluate.speed import contestants, measure, race
+from ddim.evaluate.speed.plan import Plan
+from ddim.model.opening import load
+from ddim.train.speed import training_table
 
 RATIO = {"median", "low", "high"}
 
@@ -51,6 +54,7 @@ def test_a_quick_run_has_every_table(ddim, tiny, tmp_path, no_openvino):
     assert any("fastest in batches of" in note for note in document["notes"])
     tables = {name: table["rows"] for name, table in document["tables"].items()}
     assert list(tables)[:5] == ["images", "one", "threads", "busy", "dtype"]
+    assert list(tables)[-1] == "training"
     for name in ("images", "one", "threads", "busy"):
         assert tables[name][0]["contestant"] == "torch"
         assert {row["contestant"].split(",")[0] for row in tables[name]} >= {"torch", "diffusers"}
@@ -125,13 +129,53 @@ def model():
 """
 
 
+@pytest.mark.parametrize("kind", ["tiny", "conditional"])
+def test_training_is_timed_beside_a_plain_loop_on_a_copy(ddim, request, kind, no_openvino):
+    pytest.importorskip("diffusers")
+    model, options = load(request.getfixturevalue(kind)), ("--dtype", "bfloat16", "--json")
+    before = {name: value.clone() for name, value in model.net.state_dict().items()}
+    plan = Plan(parts=("training",), dtype="bfloat16", quick=True)
+    report = measure.measure(model, plan, "", training_table)
+    assert all(torch.equal(value, before[name]) for name, value in model.net.state_dict().items())
+    assert not model.net.training
+    (table,) = report.tables
+    answer = ddim("bench", request.getfixturevalue(kind), "--quick", "--parts=training", *options)
+    (name, found), *_ = json.loads(answer.out)["tables"].items()
+    assert name == table.name == "training"
+    for row in (*table.to_json()["rows"], *found["rows"]):
+        assert row["batch"] == 8 and row["images/s"] > 0
+        assert set(row["× plain loop"]) == set(row["× ddim"]) == RATIO
+    names = ["ddim", "ddim, autocast", "plain loop"]
+    assert [row["contestant"] for row in found["rows"]] == names
+    assert found["rows"][-1]["× plain loop"] == {"median": 1, "low": 1, "high": 1}
+    assert "training" in answer.err and "preparing" not in answer.err
+
+
+def test_training_without_diffusers_has_no_plain_loop(ddim, tiny, alone):
+    answer = ddim("bench", tiny, "--quick", "--parts", "training", "--dtype", "float32", "--quiet")
+    assert answer.status == 0 and answer.err == ""
+    assert "\nnote: training without a plain loop: diffusers is not installed" in answer.out
+    assert "\nddim            8 " in answer.out and "autocast  " not in answer.out
+
+
+def test_a_step_that_fails_is_told(ddim, tiny, alone, monkeypatch):
+    def fails(*_, **__):
+        raise MemoryError("too much")
+
+    monkeypatch.setattr("ddim.train.loop.diffusion_loss", fails)
+    answer = ddim("bench", tiny, "--quick", "--parts", "training", "--quiet")
+    assert answer.status == 0
+    assert "\nnote: without training: out of memory at step 1, with a batch_size of 8" in answer.out
+
+
 def test_a_network_of_ones_own(ddim, tmp_path, no_openvino):
     (tmp_path / "mine.py").write_text(MINE)
-    answer = ddim("bench", "mine.py:model", "--quick", "--parts", "images,one", "--json")
+    answer = ddim("bench", "mine.py:model", "--quick", "--parts", "images,training", "--json")
     document = json.loads(answer.out)
     assert document["model"]["shape"] == "3×4"
     assert document["tables"]["images"]["rows"][0]["network error"] < 1e-5
     assert any("without an opponent" in note for note in document["notes"])
+    assert any("without training: it is for a UNet" in note for note in document["notes"])
 
 
 def test_bfloat16_is_left_out_where_there_are_no_instructions(ddim, tiny, alone, monkeypatch):
@@ -164,6 +208,7 @@ def test_refusals(fails, tiny, tmp_path, monkeypatch):
     fails(2, "exists already: give --force", "bench", tiny, "--output", "speeds.md")
     monkeypatch.setattr(measure, "has_bfloat16", lambda: False)
     fails(2, "nothing else to measure", "bench", tiny, "--parts", "dtype")
+    fails(2, "in dtype and training", "bench", tiny, "--parts=one", "--dtype=bfloat16")
 
 
 def test_an_interruption_leaves_nothing(fails, tiny, alone, monkeypatch):

@@ -51,16 +51,16 @@ class BenchOptions:
     )
 
     n: Count = 64
-    """How many images are drawn at a time."""
+    """How many images are drawn at a time, and are in a batch of training."""
     steps: int = 4
     """Steps; the time goes with them, and the ratios hardly."""
     rounds: int = 7
     """Rounds that are counted, after two that are not."""
     parts: Annotated[tuple[str, ...], unset("all but start", "PART ...")] = ()
     """images: all cores; one: one image; threads: one thread; busy: beside a busy process; dtype:
-    bfloat16; start: fresh processes."""
+    bfloat16; training: steps of fit; start: fresh processes."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16, in a table of its own: auto where the processor has instructions for it."""
+    """bfloat16, in a table and in training: auto where the processor has instructions for it."""
     quick: Switch = False
     """At most 8 images, 2 steps and 2 rounds, to see that it runs."""
     model: MeasuredModel = dataclasses.field(default_factory=MeasuredModel)
@@ -103,8 +103,10 @@ def main(argv: Sequence[str]) -> int:
     model = options.model.open(where)
 
     from ddim.evaluate.speed.measure import measure
+    from ddim.train.speed import training_table
 
-    report = measure(model, plan, options.model.model, quiet=options.report.quiet)
+    quiet = options.report.quiet
+    report = measure(model, plan, options.model.model, training_table, quiet=quiet)
     if options.output is not None:
         write_bytes(Path(options.output), report.markdown().encode())
         record(Path(options.output), "bench", options, model=model.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -22,14 +22,26 @@ from ddim.model.model import Model
 from ddim.nets.unet import UNet, count_flops
 from ddim.noise.draws import Noise
 
-__all__ = ["measure"]
+__all__ = ["Training", "measure"]
 
 PACKAGES = ("ddim", "torch", "diffusers", "ncnn", "openvino")
 EXACT = 8
 """States on which the network's error is measured, at most."""
 
 
-def measure(model: Model, plan: Plan, source: str, *, quiet: bool = True) -> Report:
+class Training(Protocol):
+    """What times training steps, which is above this folder: ``train.speed.training_table``."""
+
+    def __call__(
+        self, model: Model, plan: Plan, *, half: bool, quiet: bool
+    ) -> tuple[Table | None, list[str]]:
+        """The table, if any, and what is left out, and why."""
+        ...
+
+
+def measure(
+    model: Model, plan: Plan, source: str, training: Training, *, quiet: bool = True
+) -> Report:
     """Time every back end and every opponent that is here and can run a model.
 
     From noise to images in [0, 1] by DDIM, η = 0, all from equal weights and equal noise. How many
@@ -39,6 +51,7 @@ def measure(model: Model, plan: Plan, source: str, *, quiet: bool = True) -> Rep
         model: in float32.
         plan: what is measured.
         source: where :func:`ddim.load` opens the model.
+        training: called for the part of that name, with a UNet of this package alone.
         quiet: show no progress bars.
 
     Raises:
@@ -48,43 +61,57 @@ def measure(model: Model, plan: Plan, source: str, *, quiet: bool = True) -> Rep
     if plan.steps > model.schedule.T:
         raise InputError(f"{model.name} has T = {model.schedule.T}, fewer than {plan.steps} steps")
     count, before = torch.get_num_threads(), machine(PACKAGES)
-    plan, half, notes = _here(plan, model.device)
+    plan, half, notes = _here(plan, model)
     about, tables = _about(model), list[Table]()
     if plan.racing:
         noise = Noise(0, range(plan.n), model.shape)(0)
         with nothing_kept():
-            lineup = line_up(model, noise, count, plan, half=half, quiet=quiet)
+            lineup = line_up(
+                model, noise, count, plan, half=half and plan.has("dtype"), quiet=quiet
+            )
             about["back end by default"] = model.with_backend("auto").runs_on
             grid = Grid.of(lineup, plan)
             result = race(grid.entries(), noise, plan, quiet=quiet)
             tables = _tables(model, grid, result, lineup, plan)
         notes = [*lineup.notes, *notes]
+    if plan.has("training"):
+        table, left_out = training(model, plan, half=half, quiet=quiet)
+        tables += [table] if table else []
+        notes = [*notes, *left_out]
     if plan.has("start"):
         tables.append(start_table(model, source, plan, quiet=quiet))
     facts = before | {"threads": str(count), "load average afterwards": load_average()}
-    title = (
-        f"{model.name}: images by DDIM in {plan.steps} steps, η = 0, {plan.rounds} rounds in "
-        "random order"
-    )
+    what = f"images by DDIM in {plan.steps} steps, η = 0, " if plan.racing else ""
+    title = f"{model.name}: {what}{plan.rounds} rounds in random order"
     return Report(title, about, dataclasses.asdict(plan), facts, notes, tables)
 
 
-def _here(plan: Plan, device: torch.device) -> tuple[Plan, bool, list[str]]:
-    """What of a plan there is on a device, whether that includes bfloat16, and what to say."""
-    notes = []
+def _here(plan: Plan, model: Model) -> tuple[Plan, bool, list[str]]:
+    """What of a plan there is for a model, whether that includes bfloat16, and what to say."""
+    device, notes = model.device, []
     if device.type != "cpu" and plan.has("threads", "busy"):
         why = f"threads and busy are for the CPU, not for {device}"
         plan = plan.without("threads", "busy", why=why)
         notes.append(f"left out: {why}")
     can = has_bfloat16() if device.type == "cpu" else device.type == "cuda"
-    half = plan.has("dtype") and (plan.dtype == "bfloat16" or (plan.dtype == "auto" and can))
-    if plan.has("dtype") and not half:
+    half = plan.dtype == "bfloat16" or (plan.dtype == "auto" and can)
+    if plan.has("dtype", "training") and not half:
         why = "this processor has no instructions for bfloat16, which is measured if asked for"
         plan = plan.without("dtype", why=why)
         notes += [f"left out: {why}"] if plan.dtype == "auto" else []
+    if plan.has("training") and not _trainable(model):
+        what = "a UNet of this package with as many channels out as in"
+        plan = plan.without("training", why=f"training is for {what}")
+        notes.append(f"without training: it is for {what}")
     if plan.rounds < ROUNDS:
         notes.append(f"fewer than {ROUNDS} rounds: the figures show that it runs, and little more")
     return plan, half, notes
+
+
+def _trainable(model: Model) -> bool:
+    """Whether training steps can be timed: a learned variance is not trained here."""
+    net = model.net
+    return isinstance(net, UNet) and net.config.in_channels == net.config.out_channels
 
 
 def _tables(model: Model, grid: Grid, result: Result, lineup: Lineup, plan: Plan) -> list[Table]:

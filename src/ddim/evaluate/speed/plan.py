@@ -15,6 +15,7 @@ PARTS = {
     "threads": "a quarter of the images, but at least 8, on one thread, by CPU time",
     "busy": "beside a process that computes without a pause",
     "dtype": "the network in bfloat16",
+    "training": "training steps of N images",
     "start": "fresh processes: imports, opening",
 }
 DEFAULT_PARTS = tuple(part for part in PARTS if part != "start")
@@ -55,8 +56,10 @@ class Plan:
                 raise unknown("part", part, PARTS)
         if self.parts and "dtype" in self.parts and self.dtype == "float32":
             raise InputError("the part dtype is bfloat16, which the dtype float32 leaves out")
-        if self.parts and "dtype" not in self.parts and self.dtype == "bfloat16":
-            raise InputError("bfloat16 is measured in the part dtype, which is not among the parts")
+        if self.parts and self.dtype == "bfloat16" and not self.has("dtype", "training"):
+            raise InputError(
+                "bfloat16 is measured in dtype and training, which are not among the parts"
+            )
         settled = {"parts": self.parts or DEFAULT_PARTS}
         if self.quick:
             few = {"n": min(self.n, 8), "steps": min(self.steps, 2), "rounds": min(self.rounds, 2)}
@@ -81,8 +84,8 @@ class Plan:
 
     @property
     def racing(self) -> bool:
-        """Whether contestants are timed in this process."""
-        return self.parts != ("start",)
+        """Whether contestants draw images in this process."""
+        return not {"start", "training"}.issuperset(self.parts or ())
 
     @property
     def few(self) -> int:
