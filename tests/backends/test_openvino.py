@@ -36,7 +36,7 @@ class Conditioned(torch.nn.Module):
         return torch.nn.functional.silu(self.convolution(x) + shift[:, :, None, None])
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"

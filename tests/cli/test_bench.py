@@ -8,7 +8,6 @@ import os
 import pytest
 import torch
 
-from ddim.backends import openvino
 from ddim.evaluate.speed import contestants, measure, race
 from ddim.evaluate.speed.plan import Plan
 from ddim.model.opening import load
@@ -28,17 +27,18 @@ def without(monkeypatch, *names: str) -> None:
 
 
 @pytest.fixture
-def no_openvino(monkeypatch):
-    monkeypatch.setattr(openvino, "why_not", lambda net: "is not installed")
+def slow(monkeypatch):
+    """No back end but torch."""
+    without(monkeypatch, "ncnn", "openvino")
 
 
 @pytest.fixture
-def alone(monkeypatch, no_openvino):
+def alone(monkeypatch):
     """Nothing but torch."""
-    without(monkeypatch, "diffusers")
+    without(monkeypatch, "ncnn", "openvino", "diffusers")
 
 
-def test_a_quick_run_has_every_table(ddim, tiny, tmp_path, no_openvino):
+def test_a_quick_run_has_every_table(ddim, tiny, tmp_path, slow):
     pytest.importorskip("diffusers")
     before = torch.get_num_threads()
     options = ("--quick", "--dtype", "bfloat16", "--json", "--output", "speeds.md", "--quiet")
@@ -106,7 +106,7 @@ def test_parts_choose(ddim, tiny, alone, parts):
     assert "timing" in answer.err
 
 
-def test_a_conditional_model_has_no_opponent(ddim, conditional, no_openvino):
+def test_a_conditional_model_has_no_opponent(ddim, conditional, slow):
     answer = ddim("bench", conditional, "--quick", "--parts", "images", "--json")
     notes = json.loads(answer.out)["notes"]
     assert any("takes no class labels" in note for note in notes) or any(
@@ -130,7 +130,7 @@ def model():
 
 
 @pytest.mark.parametrize("kind", ["tiny", "conditional"])
-def test_training_is_timed_beside_a_plain_loop_on_a_copy(ddim, request, kind, no_openvino):
+def test_training_is_timed_beside_a_plain_loop_on_a_copy(ddim, request, kind, slow):
     pytest.importorskip("diffusers")
     model, options = load(request.getfixturevalue(kind)), ("--dtype", "bfloat16", "--json")
     before = {name: value.clone() for name, value in model.net.state_dict().items()}
@@ -168,7 +168,7 @@ def test_a_step_that_fails_is_told(ddim, tiny, alone, monkeypatch):
     assert "\nnote: without training: out of memory at step 1, with a batch_size of 8" in answer.out
 
 
-def test_a_network_of_ones_own(ddim, tmp_path, no_openvino):
+def test_a_network_of_ones_own(ddim, tmp_path, slow):
     (tmp_path / "mine.py").write_text(MINE)
     answer = ddim("bench", "mine.py:model", "--quick", "--parts", "images,training", "--json")
     document = json.loads(answer.out)

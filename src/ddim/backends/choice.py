@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,7 +106,7 @@ def _why_not(name: str, net: nn.Module, device: torch.device) -> str | None:
     if device.type != where:
         return f"is for {'CUDA' if where == 'cuda' else 'the CPU'}, not for {device}"
     if name == "ncnn":
-        if find_spec("ncnn") is None:
+        if importlib.util.find_spec("ncnn") is None:
             return "is not installed: pip install 'ddim[fast]'"
         reason = ncnn.unsupported(net)
         return None if reason is None else f"cannot run this network: {reason}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -39,9 +40,7 @@ PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 def why_not(net: nn.Module) -> str | None:
     """Why OpenVINO does not run a network here, as the rest of a sentence; None if it does."""
-    from importlib.util import find_spec
-
-    if find_spec("openvino") is None:
+    if importlib.util.find_spec("openvino") is None:
         return "is not installed: pip install 'ddim[fast]'"
     dtypes = {p.dtype for p in net.parameters() if p.is_floating_point()}
     if len(dtypes) != 1 or not dtypes <= PRECISIONS.keys():
