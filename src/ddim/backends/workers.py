@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
@@ -21,6 +22,10 @@ from ddim.base.errors import InputError
 __all__ = ["side_by_side", "worker_count"]
 
 T = TypeVar("T")
+PROMPT = 0.02
+"""Seconds for which what a job yields is gathered before it is handed over,"""
+GATHERED = 4
+"""and how many of it at most."""
 PATIENCE = 0.1
 """Seconds after which a thread that waits looks whether it is to end."""
 
@@ -152,12 +157,25 @@ class _Crew(Generic[T]):
             torch.set_num_threads(1)
             with self._modes():
                 while (number := self._next()) < self.count:
-                    for item in self.job(number):
-                        if not self._hand(number, [item]):
-                            return
-                    self._hand(number, [])
+                    if not self._do(number):
+                        return
         except BaseException as error:  # raised again where the iterator is
             self._hand(number, error)
+
+    def _do(self, number: int) -> bool:
+        """Go through a job; false if nobody takes what it yields any more."""
+        items: list[T] = []
+        handed = time.monotonic()
+        for item in self.job(number):
+            items.append(item)
+            # One by one would cost as much as a step of a small network.
+            if len(items) == GATHERED or time.monotonic() - handed >= PROMPT:
+                if not self._hand(number, items):
+                    return False
+                items, handed = [], time.monotonic()
+            if self._over():
+                return False
+        return (not items or self._hand(number, items)) and self._hand(number, [])
 
     def _next(self) -> int:
         """The number of the next job, once the window has reached it; ``count`` if none is left."""

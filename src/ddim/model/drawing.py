@@ -144,8 +144,8 @@ def generate(
     if n < 1:
         raise InputError(f"the number of images must be at least 1, not {n}")
     size, seed = pick_batch_size(model, batch_size), whole("the seed", seed)
-    given = Condition.of(condition).check(model, n)
-    model.denoiser(given[[0]])
+    given, network = Condition.of(condition).check(model, n), model.predictor()
+    model.denoiser(given[[0]], network=network)
     Noise(seed, indices, model.shape)
     if start is None and len(tableau.initial) != 1:
         raise InputError(
@@ -162,7 +162,7 @@ def generate(
         clean = take_images(model, known[0], n)
         kept = clean, take_mask(known[1], clean)
 
-    network, rollout = model.predictor(), Rollout(model, tableau, given[[0]], dtype)
+    rollout = Rollout(model, tableau, given[[0]], dtype)
     graphs = network.engine if isinstance(network.engine, CudaGraphs) else None
     if graphs is not None:
         graphs.refresh()
@@ -189,7 +189,8 @@ def generate(
 
 def step_count(model: Model, tableau: Tableau, n: int, batch_size: int) -> int:
     """How many steps :func:`generate` yields for n images."""
-    shown = 1 if model.runs_on == CudaGraphs.name else len(tableau.rows)
+    one = model.backend == CudaGraphs.name and model.runs_on == CudaGraphs.name
+    shown = 1 if one else len(tableau.rows)
     return -(-n // batch_size) * shown
 
 
