@@ -121,9 +121,42 @@ def test_a_checksum_sees_every_way_of_changing_weights():
     seen.add(checksum(net))
     net[1].num_batches_tracked += 1
     seen.add(checksum(net))
+    net[0].weight.data.copy_(net[0].weight.data.flip(1).clone())  # the same numbers elsewhere
+    seen.add(checksum(net))
+    hook = net[0].register_forward_hook(lambda *_: None)
+    seen.add(checksum(net))
+    hook.remove()
+    net.register_buffer("beside", torch.zeros(1), persistent=False)
+    seen.add(checksum(net))
     net.to(torch.bfloat16)
     seen.add(checksum(net))
-    assert len(seen) == 6
+    assert len(seen) == 9
+
+
+def test_a_denoiser_that_is_held_does_not_mix_old_weights_with_new():
+    model = ddim.load("mnist").with_backend("openvino")
+    denoiser, level = model.denoiser(), model.schedule.level(100)
+    x = ddim.Noise(0, [0], model.shape)(0)
+    denoiser(x, level)
+    with torch.no_grad():
+        model.net.conv_out.weight.mul_(2)
+    with pytest.raises(ddim.RunError, match="weights have changed since this denoiser was made"):
+        denoiser(x, level)
+    model.denoiser()(x, level)
+
+
+def test_hooks_on_the_whole_network_are_heeded():
+    model = ddim.load("mnist").with_backend("torch")
+    x, level = ddim.Noise(0, [0], model.shape)(0), model.schedule.level(100)
+    plain = model.denoiser()(x, level).eps
+    hook = model.net.register_forward_hook(lambda module, given, output: 2 * output)
+    try:
+        assert torch.allclose(model.denoiser()(x, level).eps, 2 * plain, atol=1e-4)
+        auto = model.with_backend("auto")
+        assert torch.allclose(auto.denoiser()(x, level).eps, 2 * plain, atol=1e-3)
+    finally:
+        hook.remove()
+    assert torch.equal(model.denoiser()(x, level).eps, plain)
 
 
 def test_latents_are_decoded_by_what_encoded_them(tmp_path):

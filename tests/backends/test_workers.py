@@ -253,6 +253,8 @@ class Remembers(torch.nn.Module):
     def keep(self, x):
         if self.where == "attribute":
             self.state = x
+        elif self.where == "helper":
+            keep_held(x)
         elif self.where == "dictionary":
             self.__dict__.setdefault("states", {})["x"] = x
         elif self.where == "global":
@@ -263,7 +265,8 @@ class Remembers(torch.nn.Module):
 
     def kept(self):
         if self.where == "attribute":
-            return self.state
+            found, self.state = self.state, None
+            return found
         if self.where == "dictionary":
             return self.states["x"]
         return STATE if self.where == "global" else HELD["x"]
@@ -273,7 +276,11 @@ STATE: torch.Tensor | None = None
 HELD: dict[str, torch.Tensor] = {}
 
 
-@pytest.mark.parametrize("where", ["attribute", "dictionary", "global", "held"])
+def keep_held(x):
+    HELD["x"] = x
+
+
+@pytest.mark.parametrize("where", ["attribute", "dictionary", "global", "held", "helper"])
 def test_a_network_that_remembers_its_calls_gets_one_worker(where, caplog):
     model = ddim.Model(Remembers(where), ddim.Schedule.linear(10), "eps", (1, 2, 2))
     given = {"n": 12, "steps": 3, "batch_size": 2}
@@ -302,3 +309,49 @@ def test_a_network_that_remembers_nothing_gets_them_all():
     assert len(threads) > 1
     with pytest.raises(ddim.InputError, match="workers must be at least 1"):
         model.replace(workers=0)
+
+
+def test_hooks_get_one_worker_on_any_network(caplog):
+    model = ddim.load("mnist").with_backend("torch")
+    held = {}
+    first, last = model.net.conv_in, model.net.conv_out
+    hooks = [
+        first.register_forward_hook(lambda m, given, out: held.update(x=given[0])),
+        last.register_forward_hook(lambda m, given, out: out + 0.1 * held["x"]),
+    ]
+    try:
+        given = {"n": 6, "steps": 2, "batch_size": 1}
+        expected = draws(model.replace(workers=1), 2, **given)
+        assert torch.equal(draws(model, 3, **given), expected)
+        assert "it has hooks" in caplog.text
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_threads_that_overlap_leave_the_number_of_threads():
+    """Two of the user's threads draw at once; a thread made later has as many as ever."""
+    script = (
+        "import threading, time, torch; from ddim.backends.workers import side_by_side\n"
+        "torch.set_num_threads(3)\n"
+        "def run(): list(side_by_side(lambda n: [time.sleep(0.05)], 6, 2, ends=lambda _: True))\n"
+        "threads = [threading.Thread(target=run) for _ in range(2)]\n"
+        "for thread in threads: thread.start(); time.sleep(0.08)\n"
+        "for thread in threads: thread.join()\n"
+        "seen = []; last = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))\n"
+        "last.start(); last.join(); assert (seen, torch.get_num_threads()) == ([3], 3), seen"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_a_thread_of_the_user_s_draws_to_the_end_after_the_main_one():
+    script = (
+        "import threading, time; from ddim.backends.workers import side_by_side\n"
+        "def run(): print(len(list(side_by_side(lambda n: [time.sleep(0.05)], 12, 2, "
+        "ends=lambda _: True))))\n"
+        "threading.Thread(target=run).start()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "12\n", "")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import zlib
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +15,10 @@ from ddim.backends.compiled import Compiled
 from ddim.backends.exactness import distance, tolerance
 from ddim.backends.graphs import CudaGraphs
 from ddim.base.errors import InputError, RunError, unknown
-from ddim.nets.unet import UNet
+from ddim.nets.unet import UNet, in_parts
 from ddim.noise.draws import Noise
 
-__all__ = ["BACKENDS", "Engine", "checksum", "choose"]
+__all__ = ["BACKENDS", "Engine", "checksum", "choose", "is_torchs"]
 
 log = logging.getLogger("ddim")
 
@@ -86,14 +86,25 @@ def choose(
     return engine
 
 
+def is_torchs(name: str, net: nn.Module, device: torch.device) -> bool:
+    """Whether a back end's name stands for plain torch whatever is installed."""
+    if name != "auto":
+        return name == "torch"
+    return device.type != "cpu" or type(net) is not UNet or net.config.parameters < SMALL
+
+
 def _fastest(net: nn.Module, shape: tuple[int, ...], device: torch.device) -> Engine | None:
-    if device.type != "cpu" or not isinstance(net, UNet) or net.config.parameters < SMALL:
+    if is_torchs("auto", net, device):
         return None
     for name in ("ncnn", "openvino"):
         if _why_not(name, net, device) is not None:
             continue
-        engine = _made(name, net, shape)
-        off = _distance(engine, net, shape)
+        try:
+            engine = _made(name, net, shape)
+            off = _distance(engine, net, shape)
+        except (InputError, RunError) as error:
+            log.warning("%s is not used: %s", name, error)
+            continue
         if off <= tolerance(net):
             return engine
         log.warning("%s's answer is %.1e away from torch's, and is not used", name, off)
@@ -127,7 +138,7 @@ def _distance(engine: Engine, net: nn.Module, shape: tuple[int, ...]) -> float:
     What any other network takes beside its state is not known here; its engine compares the first
     answers that it gives.
     """
-    if not isinstance(net, UNet):
+    if not in_parts(net):
         return 0.0
     dtype = net.conv_in.weight.dtype
     x = Noise(0, [0], shape, dtype=dtype)(0)
@@ -141,17 +152,22 @@ def _distance(engine: Engine, net: nn.Module, shape: tuple[int, ...]) -> float:
 
 
 def checksum(net: nn.Module) -> int:
-    """A number that changes with the weights, however they were written.
+    """A number that changes with a network's weights and structure, however they were changed.
 
-    Not the identity of a network, but quick: a second for some ten billion bytes.
+    Not its identity, but quick: a second for some three billion bytes.
     """
     total = 0
-    for i, value in enumerate(net.state_dict().values()):
+    for name, module in net.named_modules():
+        own = vars(module)
+        hooks = *module._forward_hooks, 0, *module._forward_pre_hooks
+        kind = name, id(type(module)), id(own.get("forward")), hooks, module.extra_repr()
+        total = hash((total, kind))
+    for value in (*net.parameters(), *net.buffers()):
         # By NumPy, since torch's threads do not come along into a forked process.
         plain = value.detach().cpu()
-        plain = plain.view(torch.int16) if plain.dtype is torch.bfloat16 else plain
-        data = plain.numpy().ravel(order="K").view(np.uint8)
-        whole = len(data) // 8 * 8
-        parts = int(data[:whole].view(np.int64).sum()), data[whole:].tobytes()
-        total = hash((total, i, value.data_ptr(), parts))
+        data = plain.view(_BITS[min(plain.element_size(), 8)]).numpy().ravel(order="K")
+        total = hash((total, value.data_ptr(), zlib.crc32(data.data)))
     return total
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -145,7 +145,7 @@ class CudaGraphs:
             changed = None if memory is None else memory.changed()
             if changed is not None:
                 raise InputError(
-                    f"the network changes {changed} when it is called, which a CUDA graph would "
+                    f"the network may remember its calls ({changed}), which a CUDA graph would "
                     "not do again: use the back end torch"
                 )
             try:

@@ -21,7 +21,7 @@ from ddim.backends.ncnn_graph import UNetGraph
 from ddim.base.errors import InputError, RunError
 from ddim.nets.unet import UNet
 
-__all__ = ["NcnnUNet", "unsupported"]
+__all__ = ["NcnnUNet", "changed", "unsupported"]
 
 
 def unsupported(net: nn.Module) -> str | None:
@@ -29,6 +29,23 @@ def unsupported(net: nn.Module) -> str | None:
 
     It runs the network of every :class:`~ddim.nets.unet.UNetConfig`. What it cannot are weights
     that are not float32 on a CPU, and modules that were changed since or have hooks.
+    """
+    reason = changed(net)
+    if reason is not None:
+        return reason
+    for name, parameter in net.named_parameters():
+        if parameter.dtype != torch.float32:
+            return f"{name} is {str(parameter.dtype).removeprefix('torch.')}, not float32"
+        if parameter.device.type != "cpu":
+            return f"{name} is on {parameter.device}, not on the CPU"
+    return None
+
+
+def changed(net: nn.Module) -> str | None:
+    """In what a network is not the one that its configuration makes, weights apart; None if it is.
+
+    Args:
+        net: a :class:`~ddim.nets.unet.UNet`; of another network it says so.
     """
     if type(net) is not UNet:
         return f"it is a {type(net).__name__}, not a UNet of this library"
@@ -42,11 +59,8 @@ def unsupported(net: nn.Module) -> str | None:
     for name, module in found.items():
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name or 'it'} has a forward hook"
-    for name, parameter in net.named_parameters():
-        if parameter.dtype != torch.float32:
-            return f"{name} is {str(parameter.dtype).removeprefix('torch.')}, not float32"
-        if parameter.device.type != "cpu":
-            return f"{name} is on {parameter.device}, not on the CPU"
+        if "forward" in vars(module):
+            return f"{name or 'it'} has a forward of its own"
     return None
 
 

@@ -8,6 +8,7 @@ converter has telemetry, and so its frontend is used without it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
 import json
@@ -16,7 +17,6 @@ import os
 import platform
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -26,10 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from ddim import __version__
+from ddim.backends.exactness import distance
+from ddim.backends.ncnn import changed
 from ddim.base.errors import InputError, RunError, quoted
 from ddim.base.files import write_bytes
+from ddim.base.quiet import quiet
 from ddim.denoisers.network import tensor_of
-from ddim.nets.unet import UNet
+from ddim.nets.unet import UNet, in_parts
 from ddim.noise.draws import Noise
 
 __all__ = ["OpenVINO", "why_not"]
@@ -126,26 +129,31 @@ class OpenVINO:
         }
         kept = self._kept(given, settings)
         compiled = _read(self._core, kept, settings)
-        if compiled is None:
-            compiled = self._core.compile_model(_convert(flat, given), "CPU", settings)
-            _write(compiled, kept)
+        if compiled is not None and self._distance(compiled, flat, given) <= self.close:
+            return compiled
+        compiled = self._core.compile_model(_convert(flat, given), "CPU", settings)
+        off = self._distance(compiled, flat, given)
+        if not off <= self.close:
+            raise RunError(
+                f"openvino's answer is {off:.1e} away from torch's, of the largest number in it, "
+                f"and not within {self.close:.0e}: use the back end torch"
+            )
+        _write(compiled, kept)
+        return compiled
+
+    def _distance(self, compiled: Any, flat: _Flat, given: Sequence[Tensor]) -> float:
+        """How far its answer to noise is from torch's, of the largest number in that."""
         # On noise, since rounding grows where a state has less of it than its time says.
         noise = Noise(0, range(len(given[0])), given[0].shape[1:], dtype=given[0].dtype)(0)
         with torch.no_grad():
             true = flat(noise, *given[1:]).float()
         request, asked = compiled.create_infer_request(), [noise, *given[1:]]
         found = torch.from_numpy(request.infer([_plain(value).numpy() for value in asked])[0])
-        off = float((found - true).abs().max() / true.abs().max().clamp(min=1e-30))
-        if not off <= self.close:
-            raise RunError(
-                f"openvino's answer is {off:.1e} away from torch's, of the largest number in it, "
-                f"and not within {self.close:.0e}: use the back end torch"
-            )
-        return compiled
+        return distance([found], [true])
 
     def _kept(self, given: Sequence[Tensor], settings: Mapping[str, Any]) -> Path | None:
         """Where the compiled network is kept; only of our own architecture, whose code is known."""
-        if not isinstance(self.net, UNet):
+        if not isinstance(self.net, UNet) or changed(self.net) is not None:
             return None
         import platformdirs
 
@@ -171,7 +179,7 @@ class _Flat(nn.Module):
 
     def forward(self, x: Tensor, *given: Tensor) -> Tensor:
         named = dict(zip(self.names, given[self.places :], strict=True))
-        call = self.net.conditioned if isinstance(self.net, UNet) else self.net
+        call = self.net.conditioned if in_parts(self.net) else self.net
         return tensor_of(call(x, *given[: self.places], **named))
 
 
@@ -187,7 +195,8 @@ def _convert(flat: _Flat, given: Sequence[Tensor]) -> Any:
 
     try:
         with _hushed(), torch.no_grad():
-            exported = torch.export.export(flat, tuple(given))
+            # A copy: meanwhile the weights of what is exported are others.
+            exported = torch.export.export(copy.deepcopy(flat), tuple(given))
             decoder = TorchFXPythonDecoder.from_exported_program(exported)
             frontend = FrontEndManager().load_by_framework("pytorch")
             model = frontend.convert(frontend.load(decoder))
@@ -212,8 +221,7 @@ def _hushed() -> Iterator[None]:
     root.addHandler(nothing)
     root.addFilter(other)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     finally:
         root.removeFilter(other)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import functools
+import inspect
 import itertools
 from collections.abc import Iterator
 from types import CellType, FunctionType, ModuleType
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from ddim.base.errors import InputError
 
-__all__ = ["Memory", "check_evaluation"]
+__all__ = ["Memory", "check_evaluation", "has_hooks"]
 
 _OWN = frozenset(vars(nn.Module()))
 
@@ -20,8 +22,8 @@ _OWN = frozenset(vars(nn.Module()))
 class Memory:
     """What a network could remember a call by, as it is now.
 
-    That is the attributes and buffers of its modules, and the global and enclosing variables that
-    their functions name; dictionaries, lists and plain objects one level deep.
+    That is the attributes and buffers of its modules, and the global and enclosing variables of the
+    functions that a call runs; dictionaries, lists and plain objects one level deep.
 
     Args:
         net: any network.
@@ -29,36 +31,62 @@ class Memory:
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
-        self._before = dict(_things(net))
+        self._functions = list(_reached(net))
+        self._before = dict(self._things())
 
     def changed(self) -> str | None:
-        """The name of something that is other than it was; None if nothing is."""
-        for name, now in _things(self.net):
+        """What tells that the network may remember a call; None if nothing does.
+
+        Hooks do, and an attribute or a global that a call writes, also one that it resets.
+        """
+        if has_hooks(self.net):
+            return "it has hooks"
+        for function in self._functions:
+            for step in dis.get_instructions(function):
+                if step.opname in _WRITES:
+                    return f"{function.__qualname__} writes {step.argval}"
+        for name, now in self._things():
             before = self._before.get(name)
             if before is None or not _same(before, now):
-                return name
+                return f"{name} has changed"
         return None
 
-
-def _things(net: nn.Module) -> Iterator[tuple[str, list[Any]]]:
-    kinds: dict[type, None] = {}
-    for name, module in net.named_modules():
-        kinds[type(module)] = None
-        where = name or type(module).__name__
-        for key, value in vars(module).items():
-            if key == "_buffers" or key not in _OWN:
-                yield f"{where}.{key}", _parts(value)
-    bases = itertools.chain.from_iterable(
-        itertools.takewhile(lambda base: base is not nn.Module, kind.__mro__) for kind in kinds
-    )
-    for kind in dict.fromkeys(bases):
-        for function in vars(kind).values():
-            if isinstance(function, FunctionType) and not _is_torchs(function):
-                yield from _variables(function)
+    def _things(self) -> Iterator[tuple[str, list[Any]]]:
+        for name, module in self.net.named_modules():
+            where = name or type(module).__name__
+            for key, value in list(vars(module).items()):
+                if key == "_buffers" or key not in _OWN:
+                    yield f"{where}.{key}", _parts(value)
+        for function in self._functions:
+            yield from _variables(function)
 
 
-def _is_torchs(function: FunctionType) -> bool:
-    return function.__module__.partition(".")[0] == "torch"
+_WRITES = ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL")
+
+
+def has_hooks(net: nn.Module) -> bool:
+    """Whether something else runs when the network or a part of it is called."""
+    return any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def _reached(net: nn.Module) -> Iterator[FunctionType]:
+    """The functions outside torch that a call may run, by the names that stand in them."""
+    seen: set[object] = set()
+    for module in net.modules():
+        kind = type(module)
+        left: list[Any] = [vars(module).get("forward", kind.forward)]
+        while left:
+            found = left.pop()
+            function = inspect.unwrap(getattr(found, "__func__", found))
+            if (function, kind) in seen or not isinstance(function, FunctionType):
+                continue
+            seen.add((function, kind))
+            if (function.__module__ or "").partition(".")[0] == "torch":
+                continue
+            yield function
+            for name in function.__code__.co_names:
+                named = getattr(kind, name, None) or function.__globals__.get(name)
+                left += [named] if isinstance(named, FunctionType) else []
 
 
 def _variables(function: FunctionType) -> Iterator[tuple[str, list[Any]]]:

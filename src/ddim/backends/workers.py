@@ -12,12 +12,12 @@ import contextvars
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 import torch
 
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, RunError
 
 __all__ = ["side_by_side", "worker_count"]
 
@@ -56,8 +56,8 @@ def side_by_side(
     workers: int,
     *,
     ends: Callable[[T], bool],
-    alone: Callable[[], bool] | None = None,
-) -> Iterator[T]:
+    alone: Callable[[bool], bool | None] | None = None,
+) -> Generator[T, None, None]:
     """Run jobs on worker threads and yield what they yield.
 
     What a job yields comes in its order; what ``ends`` a job comes in the order of the jobs, the
@@ -72,8 +72,8 @@ def side_by_side(
         count: how many jobs there are.
         workers: how many threads; 0 runs them one after another on the caller's own.
         ends: whether that is what a job was run for.
-        alone: asked once the first job has yielded something, before another is begun: whether
-            one worker must do them all. None does not ask.
+        alone: asked after each thing that the first job yields, and told whether that has ended,
+            before another worker comes: whether one must do them all, or None to be asked again.
     """
     if workers == 0:
         for number in range(count):
@@ -84,8 +84,9 @@ def side_by_side(
         crew.hire(1 if alone else min(workers, count))
         for item in crew.items(ends):
             yield item
-            if alone is not None:
-                crew.hire(0 if alone() else min(workers, count) - 1)
+            answer = None if alone is None else alone(crew.turn > 0)
+            if answer is not None:
+                crew.hire(0 if answer else min(workers, count) - 1)
                 alone = None
     finally:
         crew.dismiss()
@@ -97,10 +98,11 @@ class _Crew(Generic[T]):
     def __init__(self, job: Callable[[int], Iterable[T]], count: int, workers: int) -> None:
         self.job, self.count, self.window = job, count, 2 * workers
         self.done = False
+        self._owner: threading.Thread | None = None
         self._modes = _Modes()
         self._threads: list[threading.Thread] = []
         self._moved = threading.Condition()
-        self._begun = self._turn = 0
+        self._begun = self.turn = 0
         # A job's number, and what it yielded, an empty list at its end, or its error.
         self._handed: queue.Queue[tuple[int, list[T] | BaseException]] = queue.Queue(workers)
 
@@ -108,14 +110,14 @@ class _Crew(Generic[T]):
         for _ in range(count):
             target = contextvars.copy_context().run
             thread = threading.Thread(target=target, args=(self._work,), name="ddim worker")
-            self._threads.append(thread)
             _single_threaded.enter()
+            self._threads.append(thread)
             thread.start()
 
     def items(self, ends: Callable[[T], bool]) -> Iterator[T]:
         kept: dict[int, list[T]] = {}
         ended: set[int] = set()
-        while self._turn < self.count:
+        while self.turn < self.count:
             number, handed = self._take()
             if isinstance(handed, BaseException):
                 raise handed
@@ -126,10 +128,10 @@ class _Crew(Generic[T]):
                     yield item
             if not handed:
                 ended.add(number)
-            while self._turn in ended:
-                yield from kept.pop(self._turn, [])
+            while self.turn in ended:
+                yield from kept.pop(self.turn, [])
                 with self._moved:
-                    self._turn += 1
+                    self.turn += 1
                     self._moved.notify_all()
 
     def dismiss(self) -> None:
@@ -138,16 +140,21 @@ class _Crew(Generic[T]):
         with contextlib.ExitStack() as stack:  # an interruption here leaves nothing undone either
             for _ in self._threads:
                 stack.callback(_single_threaded.leave)
-            for thread in self._threads:
+            # Where the last reference goes on a worker's own thread, that one ends by itself.
+            for thread in set(self._threads) - {threading.current_thread()}:
                 while thread.is_alive():
                     with contextlib.suppress(queue.Empty):
                         self._handed.get_nowait()  # one that waits to hand something over
                     thread.join(PATIENCE / 10)
 
     def _take(self) -> tuple[int, list[T] | BaseException]:
+        self._owner = threading.current_thread()
         while True:
+            alive = any(thread.is_alive() for thread in self._threads)
             with contextlib.suppress(queue.Empty):
                 return self._handed.get(timeout=PATIENCE)
+            if not alive:
+                raise RunError("the threads that were at work have ended")
 
     # -- on a worker's thread -------------------------------------------------------------------
 
@@ -180,7 +187,7 @@ class _Crew(Generic[T]):
     def _next(self) -> int:
         """The number of the next job, once the window has reached it; ``count`` if none is left."""
         with self._moved:
-            while self._begun >= self._turn + self.window and not self._over():
+            while self._begun >= self.turn + self.window and not self._over():
                 self._moved.wait(PATIENCE)
             if self._over() or self._begun >= self.count:
                 return self.count
@@ -196,28 +203,37 @@ class _Crew(Generic[T]):
         return False
 
     def _over(self) -> bool:
-        # An interpreter that ends joins its threads, and nobody closes the iterator before.
-        return self.done or not threading.main_thread().is_alive()
+        # An interpreter that ends joins its threads, and nobody closes the iterator before; but a
+        # thread of the user's that goes through it is waited for.
+        ends = not threading.main_thread().is_alive()
+        return self.done or (ends and self._owner in (None, threading.main_thread()))
 
 
 class _SingleThreaded:
-    """While a worker is there torch's own number of threads is 1, as one thread's is all others'.
+    """While a worker is there torch has 1 for the number of threads of those that are new.
 
-    The caller's is what it was when the last worker has gone.
+    When the last worker has gone that is the caller's again. A thread whose first operation comes
+    in between keeps 1.
     """
 
     def __init__(self) -> None:
-        self._lock, self._workers = threading.Lock(), 0
+        self._lock, self._workers, self._threads = threading.Lock(), 0, 1
 
     def enter(self) -> None:
         with self._lock:
+            if self._workers == 0:
+                self._threads = torch.get_num_threads()
             self._workers += 1
 
     def leave(self) -> None:
         with self._lock:
             self._workers -= 1
-            if self._workers == 0:
-                torch.set_num_threads(torch.get_num_threads())
+            if self._workers == 0 and threading.main_thread().is_alive():
+                # On a thread that ends at once: each thread's own number stays what it is.
+                most = max(self._threads, torch.get_num_threads())
+                thread = threading.Thread(target=torch.set_num_threads, args=(most,))
+                thread.start()
+                thread.join()
 
 
 _single_threaded = _SingleThreaded()

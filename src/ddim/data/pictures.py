@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddim.base.errors import InputError
+from ddim.base.quiet import quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,8 +70,7 @@ def quietly() -> Iterator[None]:
     """
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 

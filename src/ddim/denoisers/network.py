@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from ddim.base.errors import InputError, RunError, quoted
 from ddim.denoisers.prediction import Prediction
 from ddim.denoisers.target import Target
-from ddim.nets.unet import UNet
+from ddim.nets.unet import UNet, in_parts
 from ddim.noise.schedule import Level
 
 __all__ = ["NetworkDenoiser", "ask", "tensor_of"]
@@ -51,6 +51,7 @@ class NetworkDenoiser:
         engine: Callable[..., Tensor] | None = None,
     ) -> None:
         self.net, self.engine = net, engine
+        self._weights = [] if engine is None else _versions(net)
         self.target = Target.named(target)
         self.labels, self.condition = labels, dict(condition or {})
         self.grad = grad
@@ -63,7 +64,7 @@ class NetworkDenoiser:
         other = NetworkDenoiser(
             self.net, self.target, labels, condition, grad=self.grad, engine=self.engine
         )
-        other._memo = self._memo
+        other._memo, other._weights = self._memo, self._weights
         return other
 
     def followed_by(self, other: NetworkDenoiser) -> NetworkDenoiser:
@@ -105,7 +106,12 @@ class NetworkDenoiser:
         return Prediction(x0, eps, var)
 
     def _output(self, x: Tensor, t: float) -> Tensor:
-        if isinstance(self.net, UNet):
+        if self.engine is not None and self._weights != _versions(self.net):
+            raise RunError(
+                "the network's weights have changed since this denoiser was made, and its back end "
+                "has the earlier ones: make it again"
+            )
+        if in_parts(self.net):
             # Those of an engine are the weights of when it was made.
             kept = self._memo.of(self.net) if self.engine is None else self._memo.kept
             embedding = kept.get(t)
@@ -155,6 +161,12 @@ class _Memo:
             # In this order: threads that share it never take what was kept for other weights.
             self.kept, self.weights, self.mark = {}, weights, mark
         return self.kept
+
+
+def _versions(net: object) -> list[int]:
+    """What changes with a network's weights."""
+    weights = net.parameters() if isinstance(net, nn.Module) else ()
+    return [0 if w.is_inference() else w._version for w in weights]
 
 
 def _precision(net: object) -> torch.dtype | None:

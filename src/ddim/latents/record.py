@@ -135,7 +135,7 @@ class Latents:
                 f"these latents were encoded by {self.backend}, which decodes them to the last "
                 f"digit, and not by {model.backend}"
             )
-        return model.with_backend(self.backend)
+        return model if model.runs_on == self.backend else model.with_backend(self.backend)
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file that carries all of it, whole or not at all."""

@@ -5,9 +5,10 @@ The network always sees the same number of images at once, so image i is always 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -111,7 +112,7 @@ def generate(
     dtype: torch.dtype = torch.float32,
     start: Sequence[Tensor] | None = None,
     known: tuple[Tensor, Tensor] | None = None,
-) -> Iterator[Drawn]:
+) -> Generator[Drawn, None, None]:
     """Run a tableau on images, yielding after every step of every batch.
 
     Image i depends on the seed, i, its condition and its start alone, given equal ``batch_size``,
@@ -195,7 +196,12 @@ def step_count(model: Model, tableau: Tableau, n: int, batch_size: int) -> int:
 
 
 def collect(
-    model: Model, tableau: Tableau, drawn: Iterator[Drawn], n: int, batch_size: int, label: str = ""
+    model: Model,
+    tableau: Tableau,
+    drawn: Generator[Drawn, None, None],
+    n: int,
+    batch_size: int,
+    label: str = "",
 ) -> tuple[Tensor, ...]:
     """All outputs of :func:`generate` on the CPU, each of shape (N, C, H, W).
 
@@ -211,7 +217,8 @@ def collect(
         RunError: images that are not finite.
     """
     total = step_count(model, tableau, n, batch_size)
-    ends = [e.outputs for e in bar(drawn, total, label, quiet=not label) if e.outputs]
+    with contextlib.closing(drawn):  # its threads end with an error here
+        ends = [e.outputs for e in bar(drawn, total, label, quiet=not label) if e.outputs]
     outputs = tuple(torch.cat([part.cpu() for part in parts]) for parts in zip(*ends, strict=True))
     for output in outputs:
         check_finite(output, f"what {model.name} makes by {tableau.method}")

@@ -6,15 +6,15 @@ import copy
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ddim.backends.choice import BACKENDS, Engine, checksum, choose
-from ddim.backends.purity import Memory, check_evaluation
+from ddim.backends.choice import BACKENDS, Engine, checksum, choose, is_torchs
+from ddim.backends.purity import Memory, check_evaluation, has_hooks
 from ddim.backends.workers import side_by_side, worker_count
 from ddim.base.errors import InputError, unknown
 from ddim.checkpoints.calibration import CalibrationFile, find_calibration
@@ -309,7 +309,9 @@ class Model:
         Under autocast, which only torch follows, and in float64 there is none. Those on CUDA read
         the network's own weights, and look themselves whether others have taken their place.
         """
-        if self.backend == "torch" or torch.is_autocast_enabled(self.device.type):
+        if is_torchs(self.backend, self.network, self.device):
+            return None
+        if torch.is_autocast_enabled(self.device.type):
             return None
         weights = 0 if self.device.type == "cuda" else checksum(self.network)
         mark = (weights, self.device, torch.get_num_threads())
@@ -331,32 +333,39 @@ class Model:
         engine = None if grad else self.engine()
         return NetworkDenoiser(self.network, self.target, grad=grad, engine=engine)
 
-    def each(self, job: Callable[[int], T], count: int) -> Iterator[T]:
+    def each(self, job: Callable[[int], T], count: int) -> Generator[T, None, None]:
         """The results of ``job(0)`` to ``job(count - 1)`` in order; see :meth:`side_by_side`."""
         return self.side_by_side(lambda number: [job(number)], count, ends=lambda _: True)
 
     def side_by_side(
         self, job: Callable[[int], Iterable[T]], count: int, *, ends: Callable[[T], bool]
-    ) -> Iterator[T]:
+    ) -> Generator[T, None, None]:
         """Jobs that call the network, on :attr:`workers`: see :mod:`ddim.backends.workers`.
 
         A network that remembers something of its calls gets one worker.
         """
         workers = worker_count(self.device, self.workers)
-        pure = type(self.network) is UNet or self._known.get("engine") is not None
-        if pure or min(workers, count) < 2:
+        own = type(self.network) is UNet and not has_hooks(self.network)
+        engine = None if torch.is_autocast_enabled(self.device.type) else self._known.get("engine")
+        if engine is not None and engine.name == "openvino":
+            # Nothing else may run while torch exports a network, at its first call.
+            return side_by_side(job, count, workers, ends=ends, alone=lambda ended: False)
+        if own or engine is not None or min(workers, count) < 2 or self._known.get("pure"):
             return side_by_side(job, count, workers, ends=ends)
         memory = Memory(self.network)
 
-        def alone() -> bool:
+        def alone(ended: bool) -> bool | None:
+            if not ended:
+                return None
             changed = memory.changed()
             if changed is not None:
                 log.warning(
-                    "the network of %s changes %s when it is called, so its batches run one after "
+                    "the network of %s may remember its calls (%s), so its batches run one after "
                     "another: Model(…, workers=1) says so beforehand",
                     self.name,
                     changed,
                 )
+            self._known["pure"] = changed is None
             return changed is not None
 
         return side_by_side(job, count, workers, ends=ends, alone=alone)

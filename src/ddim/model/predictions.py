@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -109,10 +108,10 @@ def check_predictions(
         sums = seen.square().sum(), (eps - seen).square().sum(), eps.square().sum(), excess
         return tuple(value.item() for value in sums)
 
-    done = model.each(squares, len(nodes) * len(parts))
+    done = list(model.each(squares, len(nodes) * len(parts)))
     found = []
-    for k in nodes:
-        every = zip(*itertools.islice(done, len(parts)), strict=True)
+    for i, k in enumerate(nodes):
+        every = zip(*done[i * len(parts) : (i + 1) * len(parts)], strict=True)
         predicted, missed, true, excess = (sum(values) for values in every)
         overshoot = max(0.0, excess / images.numel()) ** 0.5
         found.append(PredictionCheck(k, predicted / true, missed / true, overshoot))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ddim.base.errors import InputError, quoted
 from ddim.base.records import check_fields, record
 
-__all__ = ["UNet", "UNetConfig", "count_flops", "timestep_embedding"]
+__all__ = ["UNet", "UNetConfig", "count_flops", "in_parts", "timestep_embedding"]
 
 _DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 # More than any network that was published, by far.
@@ -704,6 +704,19 @@ class UNet(nn.Module):
         for block in self.up_blocks:
             x = block(x, cond, skips)
         return self.conv_out(silu(self.conv_norm_out(x)))
+
+
+def in_parts(net: object) -> TypeGuard[UNet]:
+    """Whether :meth:`UNet.conditioned` and the rest are all that calling this network does.
+
+    They are not for a subclass with a ``forward`` of its own, nor under hooks.
+    """
+    return (
+        isinstance(net, UNet)
+        and type(net).forward is UNet.forward
+        and "forward" not in vars(net)
+        and not (net._forward_hooks or net._forward_pre_hooks)
+    )
 
 
 def count_flops(net: UNet) -> int:
