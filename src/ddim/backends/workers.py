@@ -98,7 +98,7 @@ class _Crew(Generic[T]):
     def __init__(self, job: Callable[[int], Iterable[T]], count: int, workers: int) -> None:
         self.job, self.count, self.window = job, count, 2 * workers
         self.done = False
-        self._owner: threading.Thread | None = None
+        self._owner = threading.current_thread()
         self._modes = _Modes()
         self._threads: list[threading.Thread] = []
         self._moved = threading.Condition()
@@ -206,7 +206,7 @@ class _Crew(Generic[T]):
         # An interpreter that ends joins its threads, and nobody closes the iterator before; but a
         # thread of the user's that goes through it is waited for.
         ends = not threading.main_thread().is_alive()
-        return self.done or (ends and self._owner in (None, threading.main_thread()))
+        return self.done or (ends and self._owner is threading.main_thread())
 
 
 class _SingleThreaded:
