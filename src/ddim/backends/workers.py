@@ -23,9 +23,9 @@ __all__ = ["side_by_side", "worker_count"]
 
 T = TypeVar("T")
 PROMPT = 0.02
-"""Seconds for which what a job yields is gathered before it is handed over,"""
+"""Seconds for which a worker gathers what its job yields before it hands it over."""
 GATHERED = 4
-"""and how many of it at most."""
+"""The most that a worker gathers."""
 PATIENCE = 0.1
 """Seconds after which a thread that waits looks whether it is to end."""
 
@@ -47,7 +47,8 @@ def worker_count(device: torch.device, most: int | None = None) -> int:
         raise InputError(f"workers must be at least 1, not {most}")
     if device.type != "cpu":
         return 0
-    return min(torch.get_num_threads(), most or torch.get_num_threads())
+    threads = torch.get_num_threads()
+    return threads if most is None else min(threads, most)
 
 
 def side_by_side(
