@@ -7,6 +7,7 @@ import re
 import torch
 
 from ddim.base.errors import InputError, quoted
+from ddim.base.ranks import here
 
 __all__ = ["out_of_memory", "pick_device", "set_threads", "slow_in_bfloat16"]
 
@@ -17,9 +18,13 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|
 def pick_device(name: str | torch.device) -> torch.device:
     """The device of that name; ``auto`` is CUDA where there is one, else MPS, else the CPU.
 
+    Of several processes each takes a GPU of its own, in turn.
+
     Raises:
         InputError: no such device here.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available() and here().count > 1:
+        return torch.device("cuda", here().local % torch.cuda.device_count())
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

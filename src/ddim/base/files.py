@@ -1,4 +1,8 @@
-"""Writing files so that a kill leaves the old one or the new one, and one process at a time."""
+"""Writing files so that a kill leaves the old one or the new one, and one process at a time.
+
+Of several processes that come to the same results (:mod:`ddim.base.ranks`) the first writes; what
+the others would write is dropped.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ddim.base.errors import InputError
+from ddim.base.ranks import here
 from ddim.base.records import JSON_BYTES, parse_json, read_text
 
 try:
@@ -51,6 +56,10 @@ def replacing(path: Path) -> Iterator[Path]:
             disk.
     """
     path = Path(path)
+    if not here().first:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder, path.name)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = _temporary(path)
     try:
@@ -145,6 +154,9 @@ def locked(path: Path, *, folder: bool = False) -> Iterator[None]:
         InputError: somebody else is writing it.
     """
     path = Path(path)
+    if not here().first:
+        yield
+        return
     with _folder(path if folder and not path.is_file() else path.parent), _held(path):
         _sweep(path)
         yield
@@ -204,6 +216,8 @@ def check_writable(path: Path) -> None:
         InputError: its folder cannot be written to.
     """
     folder = Path(path).parent
+    if not here().first:
+        return
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -219,7 +233,7 @@ def refuse_existing(path: Path, *, force: bool, other: str = "another --output")
             and ``force`` is off.
     """
     path = Path(path)
-    if force or not path.exists():
+    if force or not here().first or not path.exists():
         return
     if path.is_dir() and all(p.name == ".lock" for p in path.iterdir()):
         return

@@ -16,6 +16,7 @@ from types import FrameType, ModuleType
 from ddim import __version__
 from ddim.base.errors import InputError, RunError, unknown
 from ddim.base.files import locked
+from ddim.base.ranks import Ranks, joined
 
 __all__ = ["GROUPS", "VERBS", "main"]
 
@@ -48,6 +49,11 @@ GROUPS = {
 """What each verb does, by what it is for."""
 
 VERBS = {verb: summary for verbs in GROUPS.values() for verb, summary in verbs.items()}
+
+_PATIENCE = 60.0
+"""Seconds after which a process that takes no part in a training step is taken for dead."""
+_DAY = 86400.0
+"""The same for the other verbs, whose processes have a batch's time between two exchanges."""
 
 _LOCKING = ("train", "calibrate")
 """Verbs that lock their outputs themselves: in the library, and when the model has said where."""
@@ -135,8 +141,19 @@ def _run(verb: str, argv: Sequence[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     module = importlib.import_module(f"ddim.cli.{verb}")
-    with _one_writer(verb, module, argv):
+    patience = _PATIENCE if verb == "train" else _DAY
+    with joined(patience) as ranks, _one_writer(verb, module, argv), _one_speaker(ranks):
         return module.main(argv) or 0
+
+
+@contextlib.contextmanager
+def _one_speaker(ranks: Ranks) -> Iterator[None]:
+    """Of several processes the first prints results; all of them print errors."""
+    if ranks.first:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+        yield
 
 
 @contextlib.contextmanager

@@ -1,0 +1,176 @@
+"""The processes of a torchrun job: which of them this is, and what they say to each other."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ddim.base.errors import InputError, RunError, quoted
+
+__all__ = ["ONE", "Ranks", "apart", "code_digest", "here", "joined", "launched"]
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """A process among those of its job; alone by default, when nothing is ever sent.
+
+    Attributes:
+        rank: which one, from 0; the first writes what all of them make.
+        count: how many there are.
+        local: which one on its machine, and so which of its GPUs it takes.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """What each process gives, in their order, to all of them; values that pickle takes.
+
+        Raises:
+            RunError: another process has died, or does not answer within the job's timeout.
+        """
+        if self.count == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.count
+        with _answering(self):
+            dist.all_gather_object(found, value)
+        return found
+
+    def wait(self) -> None:
+        """Wait until every process has come as far as this.
+
+        Raises:
+            RunError: as :meth:`gather`.
+        """
+        self.gather(None)
+
+    def agree(self, facts: Mapping[str, object]) -> None:
+        """Refuse processes that are not about to do the same.
+
+        Args:
+            facts: what must be equal in all of them, by name.
+
+        Raises:
+            InputError: the first fact that is not, in every process; or RunError as
+                :meth:`gather`.
+        """
+        every = self.gather(dict(facts))
+        for rank, other in enumerate(every):
+            for key, value in every[0].items():
+                if other.get(key) != value:
+                    raise InputError(
+                        f"the processes of this job differ in {key}: {quoted(value)} in process 0, "
+                        f"{quoted(other.get(key))} in process {rank}"
+                    )
+
+
+ONE = Ranks()
+_here = ONE
+
+
+def here() -> Ranks:
+    """The process that this is, in the job of :func:`joined`.
+
+    Its processes run the same command and come to the same results, since what each of them draws
+    is exchanged; the first alone writes files, see :mod:`ddim.base.files`.
+    """
+    return _here
+
+
+def launched() -> bool:
+    """Whether torchrun, or what sets the same variables, started this process."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Be alone for as long as the context lasts: each process does, and writes, work of its own."""
+    global _here
+    before, _here = _here, ONE
+    try:
+        yield
+    finally:
+        _here = before
+
+
+@contextlib.contextmanager
+def joined(timeout: float = 60.0) -> Iterator[Ranks]:
+    """Join the other processes of the job, for as long as the context lasts.
+
+    Objects and tensors on the CPU go by gloo, tensors on CUDA by nccl. A process that was not
+    launched as one of several is alone.
+
+    Args:
+        timeout: seconds after which a process that does not answer is taken for dead.
+
+    Raises:
+        InputError: processes of different versions of this package.
+        RunError: the others cannot be reached.
+    """
+    global _here
+    if not launched() or _here is not ONE:
+        yield _here
+        return
+    import torch
+    import torch.distributed as dist
+
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    try:
+        rank, count, local = (int(os.environ.get(name, "0")) for name in names)
+    except ValueError:
+        raise InputError(f"{', '.join(names)} are whole numbers, as torchrun sets them") from None
+    if count == 1:
+        yield _here
+        return
+    ranks = Ranks(rank, count, local)
+    cuda = torch.cuda.is_available() and dist.is_nccl_available()
+    if cuda:
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    wait = datetime.timedelta(seconds=timeout)
+    with _answering(ranks):
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=wait)
+    _here = ranks
+    try:
+        ranks.agree({"the code of ddim": code_digest(), "the version of torch": torch.__version__})
+        yield ranks
+    finally:
+        _here = ONE
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _answering(ranks: Ranks) -> Iterator[None]:
+    """Say in one line what torch says of a process that is gone."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"process {ranks.rank} of {ranks.count} waited in vain for the others: one has died, "
+            f"or does not answer: {str(error).splitlines()[0]:.200}"
+        ) from error
+
+
+def code_digest() -> str:
+    """SHA-256 of this package's source files, in hexadecimal."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
