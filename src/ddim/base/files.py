@@ -10,13 +10,15 @@ import contextlib
 import errno
 import glob
 import json
+import logging
 import os
 import re
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ddim.base.errors import InputError
 from ddim.base.ranks import here
@@ -29,17 +31,24 @@ except ImportError:  # Windows, which removes no file that a process has open
 
 __all__ = [
     "check_writable",
+    "held",
     "locked",
     "read_json",
     "refuse_existing",
     "replacing",
+    "retried",
+    "sweep",
     "write_bytes",
     "write_json",
 ]
 
+log = logging.getLogger("ddim")
+
+T = TypeVar("T")
 # Of a file in writing, and the lock of a file: both locked by the process that they are of.
 _TEMPORARY = re.compile(r"\..*(\.[^.]+)\.[a-z0-9_]{8}\1|\..*\.[a-z]+\.lock")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EREMOTEIO)
 _DEPTH = 2
 """How many folders down an output's own files are: cells/NAME of a sweep, model/unet of a run."""
 
@@ -91,7 +100,7 @@ def _temporary(path: Path) -> tuple[int, Path]:
         os.close(handle)  # swept before it was locked
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Remove the temporary files and locks of an output that are of no running process."""
     for temporary in _temporaries(path):
         with contextlib.suppress(OSError):
@@ -114,6 +123,33 @@ def _temporaries(path: Path) -> Iterator[Path]:
         deep = len(Path(root).relative_to(path).parts) == _DEPTH
         folders[:] = [] if deep else [name for name in folders if name[0] != "."]
         yield from (Path(root, name) for name in files if _TEMPORARY.fullmatch(name))
+
+
+def retried(action: Callable[[], T], what: str, *, tries: int = 6, pause: float = 0.5) -> T:
+    """Do something to files again where a network file system answers with an error that passes.
+
+    The pauses double, so that by default it is given up after 16 seconds. A full disk, or one that
+    must not be written to, is no such error.
+
+    Args:
+        action: what is done; it can be done again.
+        what: for a line of the log each time.
+        tries: how many times at most.
+        pause: seconds before the second time.
+
+    Raises:
+        OSError: another error, or the last one.
+    """
+    for left in range(tries - 1, -1, -1):
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _PASSING or left == 0:
+                raise
+            log.warning("%s: %s; trying again in %g s", what, error.strerror, pause)
+        time.sleep(pause)
+        pause *= 2
+    raise AssertionError("unreachable")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -157,8 +193,8 @@ def locked(path: Path, *, folder: bool = False) -> Iterator[None]:
     if not here().first:
         yield
         return
-    with _folder(path if folder and not path.is_file() else path.parent), _held(path):
-        _sweep(path)
+    with _folder(path if folder and not path.is_file() else path.parent), held(path):
+        sweep(path)
         yield
 
 
@@ -176,12 +212,21 @@ def _folder(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held(path: Path) -> Iterator[None]:
+def held(path: Path, wait: float = 0) -> Iterator[None]:
+    """Hold the lock of a file or folder, for a short while: nothing is swept or made.
+
+    Args:
+        path: the output.
+        wait: seconds in which another process may come to its end.
+
+    Raises:
+        InputError: somebody else is writing it.
+    """
     from filelock import FileLock, Timeout
 
     lock = _lock_file(path)
     # Not a lock of the thread, which another thread could not give back.
-    held = FileLock(lock, timeout=0, thread_local=False, preserve_lock_file=True)
+    held = FileLock(lock, timeout=wait, thread_local=False, preserve_lock_file=True)
     try:
         held.acquire()
     except Timeout:

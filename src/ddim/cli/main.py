@@ -34,6 +34,8 @@ GROUPS = {
         "sample": "draw images from a model",
         "compare": "draw the same latents in 5 to T steps, or by several methods, a row each",
         "interpolate": "walk between images, from latent to latent",
+        "verify": "check every shard of a set of images by its checksum",
+        "merge": "put shards that were drawn in several folders into one set",
     },
     "invert": {
         "encode": "turn images into latents",
@@ -167,7 +169,8 @@ def _one_writer(verb: str, module: ModuleType, argv: Sequence[str]) -> Iterator[
     options = flat(parse(getattr(module, f"{verb.title()}Options"), verb, argv))
     folder = options.get("dest")
     output = folder or options.get("onnx") or options.get("output")
-    if output is None or options.get("dry_run"):
+    # In a set of shards a process claims each shard by itself.
+    if output is None or options.get("dry_run") or options.get("shard_size"):
         yield
         return
     path = Path(str(output))

@@ -232,8 +232,10 @@ def _read(options: Mapping[str, Option], argv: Sequence[str]) -> dict[str, objec
         if not _is_flag(typed):
             if not places:
                 raise InputError(f"unexpected argument {quoted(typed)}{reason}")
-            place = places.pop(0)
-            values[place.name], reason = place.value(place.name.upper(), [typed]), ""
+            place, given = places.pop(0), [typed]
+            while place.many and rest and not _is_flag(rest[0]):
+                given.append(rest.pop(0))
+            values[place.name], reason = place.value(place.name.upper(), given), ""
             continue
         label, equals, text = typed.partition("=")
         option, truth = flags.get(label.replace("_", "-"), (None, False))

@@ -28,6 +28,7 @@ from ddim.cli.groups import (
 )
 from ddim.cli.options import parse, replaced
 from ddim.cli.report import check_resumed, print_json, record, recorded
+from ddim.cli.sharded import ShardOptions, draw_set
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,12 +47,15 @@ class SampleOptions:
 
     Image i of a seed is always the same image, whatever else is drawn with it. --output decides
     what is written: NAME.png is a grid, NAME.npz an array (N, H, W, C) of bytes, NAME.webp or
-    NAME.gif an animation of the denoising, anything else a folder with a PNG for each image.
+    NAME.gif an animation of the denoising, anything else a folder with a PNG for each image. With
+    --shard-size it is a folder of shards, which any number of processes draw together; the same
+    command again draws what is left.
     """
 
     EXAMPLES: ClassVar = (
         "ddim sample --model mnist -n 64 --steps 20",
         "ddim sample --images photo.png --mask mask.png --strength 0.8 -n 4",
+        "ddim sample -n 50000 --steps 20 --shard-size 1000 --output digits",
     )
 
     n: Count = 64
@@ -74,6 +78,7 @@ class SampleOptions:
     """Images in a row of the grid."""
     resume: Switch = False
     """Resume a folder that an earlier, interrupted run of the same options began."""
+    shards: ShardOptions = ShardOptions()
     run: RunOptions = RunOptions()
 
     def check(self) -> Path:
@@ -91,6 +96,10 @@ class SampleOptions:
             raise InputError("--resume goes with a folder of images as --output")
         if self.resume and self.output.force:
             raise InputError("--resume keeps what is there, --force gives it up: give one of them")
+        self.shards.check_unwanted()
+        if self.shards.wanted:
+            self.shards.check(output, self)
+            return output
         if self.n < 1:
             raise InputError(f"-n must be at least 1, not {self.n}")
         if self.columns is not None and self.columns < 1:
@@ -119,6 +128,8 @@ def main(argv: Sequence[str]) -> int:
     options = parse(SampleOptions, "sample", argv)
     output, sampler = options.check(), options.sampler.sampler()
     model = options.model.open(options.run)
+    if options.shards.wanted:
+        return draw_set(options, output, model, sampler)
     if output.suffix.lower() in MOVING and model.runs_on == "cuda-graph":
         raise InputError(
             f"{output.name} shows the steps, of which a CUDA graph gives none but the last: "

@@ -14,12 +14,13 @@ from ddim.data.idx import SPLIT_PREFIX, find_idx, find_labels, load_idx, plain_n
 from ddim.data.named import ALIASES, DATASETS, data_root, load_named
 from ddim.data.npz import load_npz
 from ddim.data.pictures import suffixes
+from ddim.data.sharded import ShardData, is_sharded
 
 __all__ = ["NoSuchSplitError", "load_data"]
 
 log = logging.getLogger("ddim")
 
-Images = TypeVar("Images", ArrayData, ArrayData | FolderData)
+Images = TypeVar("Images", ArrayData, ArrayData | FolderData | ShardData)
 
 _SPLITS = ("train", "test")
 _VALIDATION = frozenset({"val", "valid", "validation"})
@@ -46,8 +47,9 @@ def load_data(
     Arguments:
         source: A name (``mnist``, ``fashion-mnist`` or ``fashion``, ``cifar10``, ``celeba``,
             ``digits``; a folder of the same name is ``./mnist``), or a path: a folder of MNIST's
-            IDX files, of CIFAR-10's binary files or of images, an ``.npz`` file, one image, or a
-            file of IDX images, whose labels are taken from the file beside it that is named alike.
+            IDX files, of CIFAR-10's binary files, of images or of shards that ``ddim sample`` drew,
+            an ``.npz`` file, one image, or a file of IDX images, whose labels are taken from the
+            file beside it that is named alike.
         split: ``train`` or ``test``. A folder of images is split by its subfolders ``train`` and
             ``test``; without them, all of it is for training, as a single file is.
         size: Height and width in pixels. Image files are resized to it (64 if None);
@@ -89,7 +91,7 @@ def load_data(
 
 def _load_path(
     source: str, split: str, size: int | None, channels: int | None, skip_broken: bool
-) -> tuple[ArrayData | FolderData, list[str]]:
+) -> tuple[ArrayData | FolderData | ShardData, list[str]]:
     """A file or folder, and what of the folder beside the images was passed over."""
     path = Path(source).expanduser()
     if not source or not path.exists():
@@ -100,6 +102,10 @@ def _load_path(
         raise NoSuchSplitError(f"{path} is a single file and has no {split} split: give another")
     if not path.is_dir() and path.suffix.lower() not in suffixes():
         return _load_file(path), []
+    if is_sharded(path):
+        if split != "train":
+            raise NoSuchSplitError(f"{path} is a set of shards and has no {split} split")
+        return ShardData(path), []
     data = _load_array_folder(path, split) if path.is_dir() else None
     if data is not None:
         return data, sorted(p.name for p in path.iterdir() if p.suffix.lower() in suffixes())
