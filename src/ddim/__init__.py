@@ -15,11 +15,14 @@ _STUB = resources.files(__name__).joinpath("__init__.pyi").read_text(encoding="u
 _MODULES = {
     name: module for module, name in re.findall(r"^from (\S+) import (\w+) as \2$", _STUB, re.M)
 }
+_FOLDERS = re.findall(r"^import ddim\.(\w+) as \1\b", _STUB, re.M)
 
 __all__ = ["__version__", *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
+    if name in _FOLDERS:
+        return import_module(f"ddim.{name}")
     module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module 'ddim' has no attribute {name!r}")
@@ -29,4 +32,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_FOLDERS])

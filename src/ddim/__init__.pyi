@@ -1,5 +1,6 @@
 # The public names of `ddim`, and where each is. `__init__.py` reads this table.
 
+import ddim.shards as shards  # noqa: F401
 from ddim.base.errors import InputError as InputError
 from ddim.base.errors import RunError as RunError
 from ddim.calibration.calibration import calibrate as calibrate

@@ -25,6 +25,7 @@ from ddim.model.condition import Condition
 from ddim.model.drawing import generate, pick_batch_size
 from ddim.model.inputs import check_finite, whole
 from ddim.model.model import Model
+from ddim.noise.draws import Noise
 from ddim.samplers.sampler import Sampler
 from ddim.samplers.tableau import Tableau
 from ddim.shards.claims import LEASE, Claims
@@ -160,6 +161,7 @@ def draw(
     """
     sampler, n = Sampler.parse(method, steps), whole("n", n, 1)
     size, seed = whole("the shard size", shard_size, 1), whole("the seed", seed)
+    Noise(seed, [0], model.shape)
     given, share, ranks = Condition.of(condition), share or Share(), here()
     wanted, job = _planned(model, n, sampler, seed, given, batch_size, size, shard_format)
     ranks.agree({**wanted.made_by, "n": n, "shard_size": size, "share": share})
