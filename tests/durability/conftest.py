@@ -38,7 +38,7 @@ for line in sys.stdin:
         os.dup2(log, 1), os.dup2(log, 2)
 
         def watch(event, arguments):
-            if event in events:
+            if event in events and (event != "open" or arguments[2] & os.O_ACCMODE):
                 os.write(write, b"x")
                 watch.left -= 1
                 if watch.left == 0:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 FAST = ("--threads", "1", "--device", "cpu", "--quiet")
-EVERY = ("os.rename", "os.remove", "os.mkdir")
+EVERY = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "fcntl.flock", "open")
+"""Every call that can change a folder; a file is counted where it is opened for writing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,16 @@ CASES = {
     "encode": Case(
         "encode --model tiny --data data.npz -n 3 --steps 2 --output out/x.safetensors", "--force"
     ),
+    "shards": Case(
+        "sample --model tiny -n 7 --batch-size 2 --steps 2 --shard-size 3 --output out", "", 3
+    ),
+    "pngs": Case(
+        "sample --model tiny -n 7 --batch-size 2 --steps 2 --shard-size 3 --shard-format png "
+        "--output out",
+        "",
+        4,
+    ),
+    "merge": Case("merge part-0 part-1 --output out", "", 3),
     "decode": Case("decode --model tiny --latents x.safetensors --output out", "--force", 2),
     "reconstruct": Case(
         "reconstruct --model tiny --data data.npz -n 2 --codecs obelm,ddim --steps 2 --output out",
@@ -44,6 +55,10 @@ CASES = {
         13,
     ),
 }
+
+
+def words_of(verb: str) -> list[str]:
+    return [*CASES[verb].words.split(), *(FAST[-1:] if verb == "merge" else FAST)]
 
 
 def content(path: Path) -> object:
@@ -65,6 +80,9 @@ def contents(folder: Path) -> dict[str, object]:
 def whole(run):
     """What a run that was not killed leaves, its number of renames, and its seconds."""
     assert run(*CASES["encode"].words.replace("out/", "").split(), *FAST).status == 0
+    for part in (0, 1):
+        words = CASES["shards"].words.replace(" out", f" part-{part} --shard {part}/2")
+        assert run(*words.split(), *FAST).status == 0
     known = {}
 
     def look(verb):
@@ -72,7 +90,7 @@ def whole(run):
             out = run.folder / "out"
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
-            ended = run(*CASES[verb].words.split(), *FAST)
+            ended = run(*words_of(verb))
             assert ended.status == 0, ended.said
             known[verb] = contents(out), ended
         return known[verb]
@@ -86,7 +104,7 @@ def check(run, whole, verb: str, **kill) -> int:
     out = run.folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    words = [*CASES[verb].words.split(), *FAST]
+    words = words_of(verb)
     killed = run(*words, **kill)
     assert killed.status in (-signal.SIGKILL, 0), killed.said
     if killed.status == 0 and not CASES[verb].again:
@@ -119,7 +137,7 @@ def test_a_signal_while_a_file_is_written_leaves_nothing_half_done(
     wanted, _ = whole(verb)
     out = run.folder / "out"
     shutil.rmtree(out)
-    words = [*CASES[verb].words.split(), *FAST]
+    words = words_of(verb)
     ended = run(*words, change=2, number=number)
     assert (ended.status, ended.said.count("\n")) == (status, 1), ended.said
     assert contents(out).keys() < wanted.keys()  # no lock, nothing temporary
@@ -127,12 +145,36 @@ def test_a_signal_while_a_file_is_written_leaves_nothing_half_done(
     assert contents(out) == wanted
 
 
+def chain(run, whole, verb: str, moments: random.Random) -> int:
+    """Kill a run again and again, each time later, until it comes to its end; how often."""
+    wanted, undisturbed = whole(verb)
+    out = run.folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    kills, words, latest = 0, words_of(verb), undisturbed.seconds
+    while run(*words, seconds=moments.uniform(0.01, latest)).status != 0:
+        kills, latest = kills + 1, latest * 1.1
+        words = [*words_of(verb), *CASES[verb].again.split()]
+    assert contents(out) == wanted
+    return kills
+
+
+@pytest.mark.parametrize("verb", ["shards", "pngs", "merge"])
+def test_trap_killed_again_and_again(run, whole, verb):
+    moments = random.Random(verb)
+    assert sum(chain(run, whole, verb, moments) for _ in range(4)) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", CASES)
 def test_trap_killed_at_every_change_and_20_moments(run, whole, verb):
-    """Of all verbs together more than 200 kills."""
-    moments, change = random.Random(0), 1
+    """Of all verbs together more than 200 kills, which are counted."""
+    moments, change, kills = random.Random(0), 1, 0
     while check(run, whole, verb, change=change, events=EVERY) != 0:
         change += 1
     for _ in range(20):
-        check(run, whole, verb, seconds=moments.uniform(0.01, whole(verb)[1].seconds))
+        kills += check(run, whole, verb, seconds=moments.uniform(0.01, whole(verb)[1].seconds)) < 0
+    if not CASES[verb].again:
+        kills += sum(chain(run, whole, verb, moments) for _ in range(10))
+    print(f"{verb}: {change - 1} kills at changes of the folder, {kills} at some moment")
+    assert change > 1

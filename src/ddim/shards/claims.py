@@ -95,6 +95,12 @@ class Claims:
         with self._lock:
             os.close(self._held.pop(number))
 
+    def sweep(self) -> None:
+        """Remove claims of the dead, whose shards others have finished."""
+        for path in list(self.folder.iterdir()):
+            if path.name.isdigit() and self.take(int(path.name)):
+                self.release(int(path.name))
+
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}"
 

@@ -216,6 +216,7 @@ class Drawing:
                     moved = True
                 if todo and not moved:
                     time.sleep(min(_LOOK, self._lease / 8))
+            claims.sweep()
 
 
 def _planned(

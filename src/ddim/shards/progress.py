@@ -158,6 +158,8 @@ class Progress:
                 if record is not None and record.count <= shard.count:
                     path.unlink(missing_ok=True)
             sweep(self.folder / MANIFEST)
+            if (self.folder / RECORDS).exists():
+                sweep(self.folder / RECORDS)
         with contextlib.suppress(OSError):  # records of others, or temporary ones
             (self.folder / RECORDS).rmdir()
 
