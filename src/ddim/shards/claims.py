@@ -97,9 +97,12 @@ class Claims:
 
     def sweep(self) -> None:
         """Remove claims of the dead, whose shards others have finished."""
-        for path in list(self.folder.iterdir()):
-            if path.name.isdigit() and self.take(int(path.name)):
-                self.release(int(path.name))
+        found: list[str] = []
+        with contextlib.suppress(FileNotFoundError):  # it went with the last claim
+            found = os.listdir(self.folder)  # noqa: PTH208
+        for name in found:
+            if name.isdigit() and self.take(int(name)):
+                self.release(int(name))
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}"

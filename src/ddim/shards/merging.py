@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -43,7 +44,7 @@ def merge(parts: Sequence[Path | str], folder: Path | str) -> Manifest:
 
 
 def merging(parts: Sequence[Path], folder: Path) -> Iterator[Shard]:
-    """Like :func:`merge`, with each shard once it is there.
+    """Like :func:`merge`, with each shard once it is there; what is refused is so at once.
 
     Raises:
         InputError: as :func:`merge`; or RunError.
@@ -70,12 +71,16 @@ def merging(parts: Sequence[Path], folder: Path) -> Iterator[Shard]:
                     f"were made with {dict(manifest.built_with)} and "
                     f"{dict(dict(read)[places[number][0]].built_with)}; leave one out"
                 )
-    progress = Progress(folder, Manifest(**{**vars(first), "shards": {}}))
+    progress = Progress(folder, dataclasses.replace(first, shards={}))
+    return _copying(progress, places)
+
+
+def _copying(progress: Progress, places: dict[int, tuple[Path, Shard]]) -> Iterator[Shard]:
     for number in sorted(places):
         part, shard = places[number]
         there = progress.finished(number)
         if there is not None and there.count == shard.count and there.sha256 != shard.sha256:
-            raise InputError(f"shard {number} of {part} differs from that of {folder}")
+            raise InputError(f"shard {number} of {part} differs from {progress.path(number)}")
         if there is None:
             progress.sweep(number)
             retried(lambda s=shard, p=part: _copy(progress, s, p), f"shard {number} of {part}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddim.base.files import held, replacing, retried, sweep, write_bytes, write_json
+from ddim.base.files import held, replacing, retried, sweep, write_json
 from ddim.data.manifest import (
     MANIFEST,
     RECORDS,
@@ -157,7 +157,8 @@ class Progress:
                 record = read_record(path)
                 if record is not None and record.count <= shard.count:
                     path.unlink(missing_ok=True)
-            sweep(self.folder / MANIFEST)
+            for name in (MANIFEST, "run.toml"):
+                sweep(self.folder / name)
             if (self.folder / RECORDS).exists():
                 sweep(self.folder / RECORDS)
         with contextlib.suppress(OSError):  # records of others, or temporary ones
@@ -189,8 +190,3 @@ class Progress:
         if stamp != self._stamp:
             self.manifest = dataclasses.replace(Manifest.read(self.folder), n=self.manifest.n)
             self._stamp = stamp
-
-    def write_beside(self, name: str, content: bytes) -> None:
-        """Write a file of the set that is no shard, if it is not there."""
-        if not (self.folder / name).exists():
-            write_bytes(self.folder / name, content)
