@@ -88,10 +88,10 @@ class Ranks:
         try:
             yield
         except Exception as error:
-            if self.count > 1 and _TOLD not in vars(error):
+            if self.count > 1 and _KNOWN not in vars(error):
                 with contextlib.suppress(RunError):  # the others have ended, or died
                     self._exchange(_Failure.of(error))
-                    vars(error)[_TOLD] = not self.first
+                    vars(error)[_KNOWN] = self
             raise
 
     def wait(self) -> None:
@@ -120,13 +120,13 @@ class Ranks:
                         f"the processes of this job differ in {key}: {quoted(value)} in process 0, "
                         f"{quoted(other.get(key))} in process {rank}"
                     )
-                    vars(error)[_TOLD] = not self.first  # all of them raise it
+                    vars(error)[_KNOWN] = self  # all of them raise it
                     raise error
 
 
-_TOLD = "_told_elsewhere"
-"""The mark of an error that the other processes know of, or of which they are the reason: whether
-the first of them tells people."""
+_KNOWN = "_known_to_all"
+"""The mark of an error that all processes raise: the one that this is. None where the others cannot
+be told, or need not be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +145,14 @@ class _Failure:
     def error(self, rank: int, ranks: Ranks) -> InputError | RunError:
         kind = InputError if self.bad_input else RunError
         error = kind(f"process {rank} of {ranks.count}: {self.text}")
-        vars(error)[_TOLD] = not ranks.first
+        vars(error)[_KNOWN] = ranks
         return error
 
 
 def told_elsewhere(error: BaseException) -> bool:
     """Whether another process, the first, tells people of an error that was raised in all."""
-    return vars(error).get(_TOLD, False)
+    ranks = vars(error).get(_KNOWN)
+    return ranks is not None and not ranks.first
 
 
 ONE = Ranks()
@@ -183,7 +184,7 @@ def apart() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        vars(error).setdefault(_TOLD, False)
+        vars(error).setdefault(_KNOWN, None)
         raise
     finally:
         _here = before
@@ -229,6 +230,12 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
     try:
         ranks.agree({"the code of ddim": code_digest(), "the version of torch": torch.__version__})
         yield ranks
+    except Exception as error:
+        if vars(error).get(_KNOWN) is not None:
+            # Nobody ends before the first can tell: torchrun ends the others then.
+            with contextlib.suppress(RunError):
+                ranks._exchange(None)
+        raise
     finally:
         _here = ONE
         dist.destroy_process_group()
@@ -244,7 +251,7 @@ def _answering(ranks: Ranks) -> Iterator[None]:
             f"process {ranks.rank} of {ranks.count} waited in vain for the others: one has died, "
             f"or does not answer: {str(error).splitlines()[0]:.200}"
         )
-        vars(vain)[_TOLD] = False  # another exchange would wait for the same one
+        vars(vain)[_KNOWN] = None  # another exchange would wait for the same one
         raise vain from error
 
 

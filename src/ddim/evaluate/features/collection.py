@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from ddim.checkpoints.tensors import read_safetensors
 from ddim.data.base import ImageData
 from ddim.data.pixels import from_pixels
 from ddim.evaluate.distances.frechet import FeatureStatistics
-from ddim.evaluate.features.extractor import Extractor, lenet_extractor
+from ddim.evaluate.features.extractor import Extractor, Seen, lenet_extractor
 from ddim.evaluate.features.lenet import LENET_FOLDER, lenet_config
 from ddim.evaluate.features.statistics import KEEP, Statistics
 
@@ -87,7 +86,7 @@ def collect_data(
 
     starts, ranks = range(0, len(wanted), batch), here()
 
-    def measured(number: int) -> Iterator[tuple[list[int], Any]]:
+    def measured(number: int) -> Iterator[tuple[list[int], Seen]]:
         part = [*wanted[starts[number] : starts[number] + batch]]
         yield part, extractor(from_pixels(images.batch(torch.tensor(part))))
 

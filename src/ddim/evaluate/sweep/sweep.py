@@ -23,7 +23,7 @@ from ddim.base.files import read_json, write_json
 from ddim.base.ranks import here
 from ddim.evaluate.deviation.teacher import ErrorSummary, image_errors, teacher_tableau
 from ddim.evaluate.distances.comparison import Comparison, check_reference, compare, summarise
-from ddim.evaluate.features.extractor import Extractor
+from ddim.evaluate.features.extractor import Extractor, Seen
 from ddim.evaluate.features.statistics import Statistics
 from ddim.evaluate.sweep.kept import CellFiles, load_images, save_images
 from ddim.evaluate.sweep.plan import folder_name, rank
@@ -195,7 +195,7 @@ class Sweep:
             yield sum(len(event.indices) for event in group)
             started = time.perf_counter()
 
-    def _features(self, group: Sequence[Drawn]) -> list[Any]:
+    def _features(self, group: Sequence[Drawn]) -> list[Seen]:
         ranks = here()
         own = [self.extractor(group[i].outputs[0].clamp(-1, 1)) for i in ranks.own(len(group))]
         return [features for part in ranks.gather(own) for features in part]
