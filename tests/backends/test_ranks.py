@@ -20,6 +20,10 @@ def of(name: str) -> str:
     return f"{MODELS}:{name}"
 
 
+KILLED = [
+    *("evaluate", "--model", of("dies"), "--data", "digits", "--features", of("features")),
+    *("--steps", "2,3", "-n", "30", "--teacher", "0", "--quiet", "--output", "killed"),
+]
 DRAWING = ["--steps", "4", "--batch-size", "4", "-n", "21"]
 CODING = ["--data", "digits", "--steps", "4", "--batch-size", "4", "-n", "10"]
 WORKS = [
@@ -41,9 +45,10 @@ WORKS = [
         *("--features", of("features"), "--steps", "2,3", "-n", "30", "--teacher", "9"),
     ],
     [
-        *("calibrate", of("classes"), "--calls", "3", "--latents", "3", "--moves", "2"),
+        *("calibrate", of("own"), "--calls", "3", "--latents", "3", "--moves", "2"),
         *("--batch-size", "2", "--output", "found.json"),
     ],
+    KILLED,
 ]
 FAILS = {
     ("sample", "--model", of("breaks"), *DRAWING, "--output", "no.png"): (
@@ -116,9 +121,9 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def figures(folder: Path) -> list[dict]:
+def figures(sweep: Path) -> list[dict]:
     """What was measured, but for the time that it took."""
-    rows = json.loads((folder / "evaluation" / "results.json").read_text())["rows"]
+    rows = json.loads((sweep / "results.json").read_text())["rows"]
     return [{k: v for k, v in row.items() if k not in ("ms an image", "front")} for row in rows]
 
 
@@ -146,41 +151,33 @@ def test_several_processes_make_the_files_of_one(alone, tmp_path, count):
         last = text.splitlines()[-1]
         assert line.replace("{N}", str(count)) in last, text
     assert contents(folder) == contents(alone)
-    assert figures(folder) == figures(alone)
+    assert figures(folder / "evaluation") == figures(alone / "evaluation")
     assert not list(folder.rglob("*.lock"))
 
 
-EVALUATE = [
-    *("evaluate", "--model", of("dies"), "--data", "digits", "--features", of("features")),
-    *("--steps", "2,3", "-n", "30", "--teacher", "0", "--quiet"),
-]
-
-
-def test_a_killed_process_ends_the_job_which_is_resumed(tmp_path):
+def test_a_killed_process_ends_the_job_which_is_resumed(alone, tmp_path):
     """Process 1 dies in the second cell: nothing is left of that, and the rest is kept."""
-    alone, job = tmp_path / "alone", tmp_path / "job"
-    alone.mkdir()
-    job.mkdir()
-    ddim = [sys.executable, "-m", "ddim", *EVALUATE]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    several = [sys.executable, *torchrun, "ddim", *EVALUATE]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 
-    def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240
+            [sys.executable, "-m", *torchrun, "ddim", *KILLED],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
 
-    assert run(ddim, alone).returncode == 0
-    (job / "kill").touch()
-    killed = run(several, job)
+    (tmp_path / "kill").touch()
+    killed = run()
     assert killed.returncode == 1
     assert "SIGKILL" in killed.stderr, killed.stderr
-    cells = list((job / "evaluation" / "cells").glob("*/seed-0.safetensors"))
-    assert len(cells) == 1
-    assert not (job / "kill").exists()
-    again = run(several, job)
+    assert not (tmp_path / "kill").exists()
+    assert len(list((tmp_path / "killed" / "cells").glob("*/seed-0.safetensors"))) == 1
+    again = run()
     assert again.returncode == 0, again.stderr
     assert again.stderr == ""
     assert again.stdout.count("report.html: everything") == 1
-    assert contents(job) == contents(alone)
-    assert figures(job) == figures(alone)
+    assert contents(tmp_path / "killed") == contents(alone / "killed")
+    assert figures(tmp_path / "killed") == figures(alone / "killed")

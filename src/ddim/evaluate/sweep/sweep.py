@@ -180,7 +180,7 @@ class Sweep:
         while group := list(itertools.islice(drawn, here().count)):
             seconds += time.perf_counter() - started
             for event in group:
-                event.check_finite(f"what {sampler} draws, which may be left out,")
+                event.check_finite(f"what {sampler}, which may be left out, draws of seed {seed}")
             for event, features in zip(group, self._features(group), strict=True):
                 images, indices = event.outputs[0], event.indices
                 if kept is not None and indices[0] == len(kept) < self._wanted(sampler):
