@@ -4,6 +4,7 @@ import copy
 import random
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -425,10 +426,63 @@ def test_default_tile():
 def test_what_is_not_finite_is_a_failure():
     broken = make_model()
     broken.net.conv_out.bias.fill_(float("nan"))
-    with pytest.raises(RunError, match="what tiny makes by dpmpp is not finite"):
+    with pytest.raises(RunError, match="what tiny makes by dpmpp is not finite, image 0 from"):
         sample(broken, 2, steps=3, method="dpmpp")
     with pytest.raises(RunError, match="what tiny makes by obelm encoder is not finite"):
         ddim.encode(broken, torch.zeros(1, *SHAPE), steps=3)
+
+
+class Fails(torch.nn.Module):
+    """A network that does something to image ``which`` of a batch, below a time."""
+
+    def __init__(self, below: int, which: int = 0, error: Exception | None = None) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+        self.below, self.which, self.error = below, which, error
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        eps = 0.1 * x * self.scale
+        if int(t[0]) >= self.below:
+            return eps
+        if self.error is not None:
+            raise self.error
+        bad = torch.arange(len(x)) == self.which
+        return torch.where(bad.view(-1, 1, 1, 1), torch.inf, eps)
+
+
+def failing(*how: Any) -> ddim.Model:
+    return ddim.Model(Fails(*how), ddim.Schedule.linear(10), "eps", SHAPE, name="mine")
+
+
+def test_the_first_image_that_is_not_finite_is_named_with_its_step():
+    """Nodes 10, 8, 6, 4, 2: the network fails from the fourth step on, where t = 3."""
+    model = failing(5, 1)
+    with pytest.raises(RunError, match="ddim is not finite, image 1 from step 4 of 5 on: `ddim ch"):
+        sample(model, 3, steps=5, batch_size=3)
+    drawn = [e for e in generate(model, model.tableau("ddim:steps=5"), [7, 9, 4]) if e.outputs]
+    assert drawn[0].sound is not None
+    assert drawn[0].sound.tolist() == [5, 3, 5]
+    with pytest.raises(RunError, match=r"^these is not finite, image 9 from step 4 of 5 on: "):
+        drawn[0].check_finite("these")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_out_of_memory_names_the_batch_size(error):
+    model = failing(5, 0, error)
+    for size, advice in ((2, "a smaller one takes less, and gives the im"), (1, "none smaller")):
+        with pytest.raises(RunError, match=f"memory with a batch size of {size}: .*{advice}"):
+            sample(model, 3, steps=5, batch_size=size)
+    obelm, images = failing(100, 0, error), torch.zeros(2, *SHAPE)
+    for codec in ("obelm", "implicit"):
+        with pytest.raises(RunError, match="out of memory with a batch size of 2: "):
+            ddim.encode(obelm, images, steps=3, codec=codec, batch_size=2)
 
 
 def test_labels_and_nodes_may_be_written_in_any_way():

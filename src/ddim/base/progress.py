@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ddim.base.ranks import here
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -32,6 +34,8 @@ def bar(
 def meter(*, quiet: bool, **settings: Any) -> tqdm:
     """A progress bar on stderr; where that is a file it speaks every ten seconds only.
 
+    Of several processes that do one job (:mod:`ddim.base.ranks`) the first has it.
+
     Args:
         quiet: no bar at all.
         settings: tqdm's own.
@@ -39,4 +43,5 @@ def meter(*, quiet: bool, **settings: Any) -> tqdm:
     from tqdm import tqdm
 
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(disable=quiet, file=sys.stderr, mininterval=interval, **settings)
+    hidden = quiet or not here().first
+    return tqdm(disable=hidden, file=sys.stderr, mininterval=interval, **settings)

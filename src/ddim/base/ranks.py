@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ddim.base.errors import InputError, RunError, quoted
 
-__all__ = ["ONE", "Ranks", "apart", "code_digest", "here", "joined", "launched"]
+__all__ = ["ONE", "Ranks", "apart", "code_digest", "here", "joined", "launched", "told_elsewhere"]
 
 T = TypeVar("T")
 
@@ -41,16 +41,58 @@ class Ranks:
         """What each process gives, in their order, to all of them; values that pickle takes.
 
         Raises:
-            RunError: another process has died, or does not answer within the job's timeout.
+            RunError: another process has died, or does not answer within the job's timeout; or what
+                another process raised in :meth:`together`, an InputError if that was one.
         """
         if self.count == 1:
             return [value]
+        found = self._exchange(value)
+        for rank, other in enumerate(found):
+            if isinstance(other, _Failure):
+                raise other.error(rank, self)
+        return found
+
+    def _exchange(self, value: object) -> list[Any]:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.count
         with _answering(self):
             dist.all_gather_object(found, value)
         return found
+
+    def share(self, value: T) -> T:
+        """What the first process gives, to all of them.
+
+        Raises:
+            RunError: as :meth:`gather`.
+        """
+        return self.gather(value if self.first else None)[0]  # pyright: ignore[reportReturnType]
+
+    def own(self, count: int) -> range:
+        """Which of so many jobs this process does where they take them in turn.
+
+        Example:
+            >>> Ranks(1, 3).own(8)
+            range(1, 8, 3)
+        """
+        return range(self.rank, count, self.count)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Raise in every process what one of them raises in this context.
+
+        Each of the others raises it from the next :meth:`gather` that it comes to. All that they
+        exchange in here goes by that: a process that fails takes part in it once more, and says
+        why. The first process is the one to tell people, see :func:`told_elsewhere`.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.count > 1 and _KNOWN not in vars(error):
+                with contextlib.suppress(RunError):  # the others have ended, or died
+                    self._exchange(_Failure.of(error))
+                    vars(error)[_KNOWN] = self
+            raise
 
     def wait(self) -> None:
         """Wait until every process has come as far as this.
@@ -74,10 +116,43 @@ class Ranks:
         for rank, other in enumerate(every):
             for key, value in every[0].items():
                 if other.get(key) != value:
-                    raise InputError(
+                    error = InputError(
                         f"the processes of this job differ in {key}: {quoted(value)} in process 0, "
                         f"{quoted(other.get(key))} in process {rank}"
                     )
+                    vars(error)[_KNOWN] = self  # all of them raise it
+                    raise error
+
+
+_KNOWN = "_known_to_all"
+"""The mark of an error that all processes raise: the one that this is. None where the others cannot
+be told, or need not be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """What a process gives in place of what was to be exchanged."""
+
+    text: str
+    bad_input: bool
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failure:
+        known = isinstance(error, InputError | RunError | OSError)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        return cls(text, isinstance(error, InputError | FileExistsError | NotADirectoryError))
+
+    def error(self, rank: int, ranks: Ranks) -> InputError | RunError:
+        kind = InputError if self.bad_input else RunError
+        error = kind(f"process {rank} of {ranks.count}: {self.text}")
+        vars(error)[_KNOWN] = ranks
+        return error
+
+
+def told_elsewhere(error: BaseException) -> bool:
+    """Whether another process, the first, tells people of an error that was raised in all."""
+    ranks = vars(error).get(_KNOWN)
+    return ranks is not None and not ranks.first
 
 
 ONE = Ranks()
@@ -100,11 +175,17 @@ def launched() -> bool:
 
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
-    """Be alone for as long as the context lasts: each process does, and writes, work of its own."""
+    """Be alone for as long as the context lasts: each process does, and writes, work of its own.
+
+    What one of them raises in it is its own, and ends no other: see :meth:`Ranks.together`.
+    """
     global _here
     before, _here = _here, ONE
     try:
         yield
+    except Exception as error:
+        vars(error).setdefault(_KNOWN, None)
+        raise
     finally:
         _here = before
 
@@ -149,6 +230,12 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
     try:
         ranks.agree({"the code of ddim": code_digest(), "the version of torch": torch.__version__})
         yield ranks
+    except Exception as error:
+        if vars(error).get(_KNOWN) is not None:
+            # Nobody ends before the first can tell: torchrun ends the others then.
+            with contextlib.suppress(RunError):
+                ranks._exchange(None)
+        raise
     finally:
         _here = ONE
         dist.destroy_process_group()
@@ -160,10 +247,12 @@ def _answering(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        raise RunError(
+        vain = RunError(
             f"process {ranks.rank} of {ranks.count} waited in vain for the others: one has died, "
             f"or does not answer: {str(error).splitlines()[0]:.200}"
-        ) from error
+        )
+        vars(vain)[_KNOWN] = None  # another exchange would wait for the same one
+        raise vain from error
 
 
 def code_digest() -> str:

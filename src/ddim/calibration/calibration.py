@@ -12,6 +12,7 @@ from ddim.base.errors import InputError
 from ddim.base.progress import meter
 from ddim.calibration.search import MOVES, Calibration, most_work, search_sampler
 from ddim.calibration.trajectory import TEACHER_STEPS, Group, Trajectory, follow
+from ddim.model.agreement import agree_on
 from ddim.model.condition import Condition
 from ddim.model.drawing import pick_batch_size
 from ddim.model.model import Model
@@ -131,6 +132,7 @@ def teach(
         raise InputError(f"the number of latents must be at least 1, not {latents}")
     size = pick_batch_size(model, batch_size)
     given = Condition.of(condition).check(model, 4 * latents, every_class=True)
+    agree_on(model, seed=seed, latents=latents, condition=given, batch_size=size)
     network = model.predictor()
 
     def groups(indices: range) -> list[Group]:

@@ -15,6 +15,7 @@ from ddim.base.code import is_named, load_named
 from ddim.base.errors import InputError, quoted
 from ddim.base.files import refuse_existing
 from ddim.base.progress import meter
+from ddim.base.ranks import here
 from ddim.cli.groups import (
     Count,
     ModelOptions,
@@ -135,11 +136,14 @@ def main(argv: Sequence[str]) -> int:
         bits = {name: dataclasses.asdict(f) for name, f in density.figures().items()}
         facts[BITS] = str(density)
 
-    def write() -> dict[str, Any]:
-        return write_sweep(output, sweep, facts, notes, bits)
+    def write() -> dict[str, Any] | None:
+        # What it reads the first process has written, and the others may not see yet.
+        return write_sweep(output, sweep, facts, notes, bits) if here().first else None
 
     _run(sweep, options.run.quiet, write)
     document = write()
+    if document is None:
+        return 0
     if options.run.json:
         print_json(document)
     else:

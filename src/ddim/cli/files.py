@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ddim.base.errors import InputError
 from ddim.base.files import write_bytes
+from ddim.base.ranks import here
 from ddim.cli.groups import DataOptions
 
 if TYPE_CHECKING:
@@ -53,13 +54,14 @@ def read_images(
 
     Raises:
         InputError: no such data, other shapes than the model's, labels that it needs and are not
-            there.
+            there; or several processes that read different ones.
     """
     import torch
 
     from ddim.data.base import labels_fit
     from ddim.data.load import NoSuchSplitError, load_data
     from ddim.data.pixels import from_pixels
+    from ddim.model.agreement import agree_on
 
     root = Path(options.data_root) if options.data_root else None
     channels, height, width = model.shape
@@ -101,6 +103,7 @@ def read_images(
             )
         labels = given.tolist()
     images = from_pixels(data.batch(chosen))
+    agree_on(model, images=images, labels=labels)
     if short is not None:
         log.warning("%s: fewer images than the %d asked for: %d", data.name, short, len(data))
     return images, labels
@@ -133,7 +136,7 @@ def image_name(index: int) -> str:
 
 def clear_images(folder: Path) -> None:
     """Remove the images of an earlier run, of which the folder has a record."""
-    if (folder / "run.toml").exists():
+    if here().first and (folder / "run.toml").exists():
         for path in folder.glob("[0-9]" * 6 + "*.png"):
             if path.stem.isdigit():
                 path.unlink()

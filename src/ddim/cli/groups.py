@@ -77,16 +77,19 @@ class NamedModelOptions:
         """The model, on the device that is asked for and in a precision.
 
         Raises:
-            InputError: as :func:`ddim.load`.
+            InputError: as :func:`ddim.load`; or several processes that open different ones.
         """
         import torch
 
         from ddim.base.device import set_threads
+        from ddim.model.agreement import agree_on
         from ddim.model.opening import load
 
         set_threads(run.threads)
         model = load(self.model, device=run.device, null_label=self.null_label)
-        return model.to(dtype=getattr(torch, dtype)).with_backend(run.backend)
+        model = model.to(dtype=getattr(torch, dtype)).with_backend(run.backend)
+        agree_on(model)
+        return model
 
 
 @dataclasses.dataclass(frozen=True)

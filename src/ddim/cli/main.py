@@ -16,7 +16,7 @@ from types import FrameType, ModuleType
 from ddim import __version__
 from ddim.base.errors import InputError, RunError, unknown
 from ddim.base.files import locked
-from ddim.base.ranks import Ranks, joined
+from ddim.base.ranks import Ranks, joined, told_elsewhere
 
 __all__ = ["GROUPS", "VERBS", "main"]
 
@@ -59,6 +59,12 @@ _DAY = 86400.0
 
 _LOCKING = ("train", "calibrate")
 """Verbs that lock their outputs themselves: in the library, and when the model has said where."""
+
+_ALONE = ("bench", "checks", "convert", "demo", "inspect")
+"""Verbs of which several processes would only do the same, or measure each other."""
+
+_OWN = ("device", "threads")
+"""Options in which the processes of a job may differ."""
 
 EXAMPLES = ("ddim demo", "ddim sample --model mnist -n 64 --steps 20")
 
@@ -127,7 +133,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        else:
+        elif not told_elsewhere(error):
             print(f"ddim {verb}: {_one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, (InputError, FileExistsError, NotADirectoryError)) else 1
     return status if arguments else 2
@@ -144,17 +150,43 @@ def _run(verb: str, argv: Sequence[str]) -> int:
         raise unknown("verb", verb, VERBS)
     module = importlib.import_module(f"ddim.cli.{verb}")
     patience = _PATIENCE if verb == "train" else _DAY
-    with joined(patience) as ranks, _one_writer(verb, module, argv), _one_speaker(ranks):
+    with (
+        joined(patience) as ranks,
+        _one_speaker(ranks),
+        _one_job(ranks, verb, module, argv),
+        _one_writer(verb, module, argv),
+    ):
         return module.main(argv) or 0
 
 
 @contextlib.contextmanager
 def _one_speaker(ranks: Ranks) -> Iterator[None]:
-    """Of several processes the first prints results; all of them print errors."""
+    """Of several processes the first prints results and remarks; errors are printed later."""
     if ranks.first:
         yield
         return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+    with (
+        open(os.devnull, "w") as nowhere,  # noqa: PTH123
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _one_job(ranks: Ranks, verb: str, module: ModuleType, argv: Sequence[str]) -> Iterator[None]:
+    """Keep several processes to one command, which fails in all of them if it fails in one."""
+    from ddim.cli.options import flat, parse
+
+    if ranks.count == 1:
+        yield
+        return
+    # Those that train exchange gradients between their words, and notice a dead one by that.
+    with contextlib.nullcontext() if verb == "train" else ranks.together():
+        if verb in _ALONE:
+            raise InputError(f"ddim {verb} runs in one process: start it without torchrun")
+        options = flat(parse(getattr(module, f"{verb.title()}Options"), verb, argv))
+        ranks.agree({f"--{k.replace('_', '-')}": v for k, v in options.items() if k not in _OWN})
         yield
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from ddim.base.errors import InputError, quoted
 from ddim.base.files import read_json, refuse_existing, write_bytes, write_json
+from ddim.base.ranks import here
 from ddim.base.records import checked, in_file
 from ddim.cli.files import make_figure, read_images, save_figure
 from ddim.cli.groups import (
@@ -152,6 +153,7 @@ def main(argv: Sequence[str]) -> int:
     )
     subject = _subject(model, images)
     done = _earlier(output, resolved, subject) if options.resume else {}
+    here().agree({f"what {output} holds": sorted(done)})
     output.mkdir(parents=True, exist_ok=True)
     record(output, "reconstruct", resolved, model=model.name, identity=model.identity)
     rows: dict[str, dict[str, Any]] = {}

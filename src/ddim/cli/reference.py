@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from ddim.base.errors import InputError
 from ddim.base.files import locked
 from ddim.base.progress import meter
+from ddim.base.ranks import here
 from ddim.cli.groups import Switch, unset
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ class RealImages:
         from ddim.evaluate.features.collection import collect_data, source_of
         from ddim.evaluate.features.statistics import Statistics
 
-        if path.exists() and not self.force:
+        # One decision for several processes, of which the first writes the file.
+        if here().share(path.exists() and not self.force):
             found = Statistics.load(path, self.extractor)
             if (found.data, found.source) == (name, source_of(data, indices)):
                 return found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ddim.base.device import out_of_memory
 from ddim.base.errors import InputError, RunError, quoted
 from ddim.denoisers.prediction import Prediction
 from ddim.denoisers.target import Target
@@ -200,9 +201,11 @@ def ask(
     before = [0 if v.is_inference() else v._version for v in beside]
     try:
         output = tensor_of(net(x.clone(), time, *labels, **named))
-    except (InputError, RunError, torch.OutOfMemoryError):
+    except (InputError, RunError):
         raise
     except (RuntimeError, TypeError, IndexError) as error:
+        if out_of_memory(error):
+            raise
         raise InputError(
             f"the network fails on a state of {tuple(x.shape)} and {x.dtype}, with times of "
             f"{time.dtype}: {quoted(str(error))}; a model's time, time_dtype, labels_as and "

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from ddim.base.errors import InputError, unknown
 from ddim.base.progress import meter
+from ddim.base.ranks import here
 from ddim.latents.codecs import CODECS, decoder, encoder
 from ddim.latents.implicit import solve_encoding
 from ddim.latents.record import DTYPES, Latents
+from ddim.model.agreement import agree_on
 from ddim.model.condition import Condition
 from ddim.model.drawing import batches, collect, generate, pick_batch_size
 from ddim.model.inputs import take_images
+from ddim.model.memory import enough_memory
 from ddim.model.model import Model
 from ddim.noise.schedule import Schedule
 from ddim.samplers.sampler import DEFAULT_STEPS, Sampler
@@ -293,16 +296,19 @@ def _solve(
         x = images[positions].to(model.device)
         worst = torch.zeros(len(positions), device=model.device, dtype=torch.float64)
         calls = 0
-        for solved in solve_encoding(
+        solving = solve_encoding(
             denoiser, model.schedule, nodes, x, tolerance=tolerance, iterations=iterations
-        ):
-            x, calls = solved.x, calls + solved.calls * count
-            worst = torch.maximum(worst, solved.residual.double().nan_to_num(nan=math.inf))
-            yield _Solving(calls)
+        )
+        with enough_memory(batch_size):
+            for solved in solving:
+                x, calls = solved.x, calls + solved.calls * count
+                worst = torch.maximum(worst, solved.residual.double().nan_to_num(nan=math.inf))
+                yield _Solving(calls)
         yield _Solving(calls, x[:count].cpu(), worst[:count].cpu())
 
+    agree_on(model, images=images, nodes=nodes, condition=condition, batch_size=batch_size)
     found: list[_Solving] = []
-    total = len(parts) * (len(nodes) - 1)
+    total = len(here().own(len(parts))) * (len(nodes) - 1)
     with meter(quiet=not progress, total=total, desc="implicit encode", unit="step") as shown:
         for event in model.side_by_side(batch, len(parts), ends=lambda e: e.x is not None):
             if event.x is None:

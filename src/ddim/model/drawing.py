@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from ddim.backends.graphs import CudaGraphs
-from ddim.base.errors import InputError
+from ddim.base.errors import InputError, RunError
 from ddim.base.progress import bar
+from ddim.base.ranks import here
+from ddim.model.agreement import agree_on
 from ddim.model.condition import Condition
-from ddim.model.inputs import check_finite, take_images, take_mask, take_states, whole
+from ddim.model.inputs import LOOK, take_images, take_mask, take_states, whole
+from ddim.model.memory import enough_memory
 from ddim.model.model import Model
 from ddim.model.rollout import Rollout
 from ddim.noise.draws import DeviceNoise, Noise
@@ -47,16 +50,37 @@ class Drawn:
         step: the step; its states have as many images as the batch.
         outputs: after the batch's last step all that the tableau returns, else nothing; each of
             shape (len(indices), C, H, W).
+        sound: of each image the number of steps before anything predicted for it was not finite,
+            shape (len(indices),); None where a graph took the steps.
     """
 
     indices: tuple[int, ...]
     step: Step
     outputs: tuple[Tensor, ...]
+    sound: Tensor | None = None
 
     @property
     def images(self) -> Tensor | None:
         """The batch's images in [-1, 1] after its last step: the first of the outputs."""
         return self.outputs[0] if self.outputs else None
+
+    def bare(self) -> Drawn:
+        """The same without predictions, for whoever keeps it or sends it away."""
+        return dataclasses.replace(self, step=dataclasses.replace(self.step, prediction=None))
+
+    def check_finite(self, what: str) -> None:
+        """Refuse outputs that are not numbers.
+
+        Raises:
+            RunError: beginning with ``what``, and naming the first image that is not finite.
+        """
+        finite = [output.isfinite().flatten(1).all(1) for output in self.outputs]
+        if all(bool(each.all()) for each in finite):
+            return
+        first = int(torch.stack(finite).all(0).int().argmin())
+        total, since = self.step.total, None if self.sound is None else int(self.sound[first])
+        from_ = "" if since is None or since >= total else f" from step {since + 1} of {total} on"
+        raise RunError(f"{what} is not finite, image {self.indices[first]}{from_}: {LOOK}")
 
 
 def default_batch_size(shape: Sequence[int], device: torch.device, backend: str = "torch") -> int:
@@ -118,7 +142,8 @@ def generate(
     Image i depends on the seed, i, its condition and its start alone, given equal ``batch_size``,
     device and back end: the network always sees so many images, the last time filled up with
     padding. On a CPU batches run side by side. Their last steps come in order, all others as they
-    happen.
+    happen; of several processes (:mod:`ddim.base.ranks`), which divide the batches among them, all
+    are given the last steps, without predictions, and each the others of its own batches.
 
     By the back end ``cuda-graph`` a batch is one piece of work, and its last step, without a
     prediction, the only one that is yielded: to watch the others take ``torch``. Given states and
@@ -138,8 +163,9 @@ def generate(
             (:class:`~ddim.denoisers.inpainting.Inpaint`).
 
     Raises:
-        InputError: numbers out of range, a condition or images that do not fit; at once, before
-            the first step.
+        InputError: numbers out of range, a condition or images that do not fit, or processes that
+            are about to draw different images; at once, before the first step.
+        RunError: out of memory, while it runs.
     """
     n = len(indices)
     if n < 1:
@@ -167,7 +193,7 @@ def generate(
     graphs = network.engine if isinstance(network.engine, CudaGraphs) else None
     if graphs is not None:
         graphs.refresh()
-    parts = list(batches(n, size))
+    parts, several = list(batches(n, size)), here().count > 1
 
     def batch(number: int) -> Iterator[Drawn]:
         positions, count = parts[number]
@@ -176,23 +202,38 @@ def generate(
         if graphs is not None:
             tensors = DeviceNoise.words(seed, images), model.inputs(given[positions]), begun
             outputs = graphs.run(rollout.key, rollout.ends, tensors)
-            steps = iter([(rollout.end(outputs), outputs)])
+            steps = iter([(rollout.end(outputs), outputs, None)])
         else:
             denoiser = model.denoiser(given[positions], network=network)
             noise = Noise(seed, images, model.shape, model.device, dtype)
             steps = rollout.steps(denoiser, begun, noise)
         wanted = tuple(indices[i] for i in positions[:count])
-        for step, outputs in steps:
-            yield Drawn(wanted, step, tuple(output[:count] for output in outputs))
+        with enough_memory(size):
+            for step, outputs, sound in steps:
+                ends = tuple(output[:count] for output in outputs)
+                drawn = Drawn(wanted, step, ends, sound if sound is None else sound[:count])
+                yield drawn.bare() if ends and several else drawn
 
+    agree_on(
+        model,
+        sampler=tableau.digest,
+        seed=seed,
+        images=[int(i) for i in indices],
+        batch_size=size,
+        dtype_of_the_states=str(dtype),
+        condition=given,
+        starting_states=states,
+        images_to_keep=kept,
+    )
     return model.side_by_side(batch, len(parts), ends=lambda drawn: bool(drawn.outputs))
 
 
 def step_count(model: Model, tableau: Tableau, n: int, batch_size: int) -> int:
-    """How many steps :func:`generate` yields for n images."""
+    """How many steps :func:`generate` yields for n images, in this process."""
     one = model.backend == CudaGraphs.name and model.runs_on == CudaGraphs.name
     shown = 1 if one else len(tableau.rows)
-    return -(-n // batch_size) * shown
+    parts = -(-n // batch_size)
+    return parts + len(here().own(parts)) * (shown - 1)
 
 
 def collect(
@@ -218,11 +259,11 @@ def collect(
     """
     total = step_count(model, tableau, n, batch_size)
     with contextlib.closing(drawn):  # its threads end with an error here
-        ends = [e.outputs for e in bar(drawn, total, label, quiet=not label) if e.outputs]
-    outputs = tuple(torch.cat([part.cpu() for part in parts]) for parts in zip(*ends, strict=True))
-    for output in outputs:
-        check_finite(output, f"what {model.name} makes by {tableau.method}")
-    return outputs
+        ends = [e.bare() for e in bar(drawn, total, label, quiet=not label) if e.outputs]
+    for end in ends:
+        end.check_finite(f"what {model.name} makes by {tableau.method}")
+    every = zip(*(end.outputs for end in ends), strict=True)
+    return tuple(torch.cat([part.cpu() for part in parts]) for parts in every)
 
 
 def noised(

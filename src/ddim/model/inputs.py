@@ -13,7 +13,13 @@ from ddim.base.errors import InputError, RunError, quoted
 from ddim.model.condition import single
 from ddim.model.model import Model
 
-__all__ = ["check_finite", "take_images", "take_mask", "take_states", "whole"]
+__all__ = ["LOOK", "check_finite", "take_images", "take_mask", "take_states", "whole"]
+
+LOOK = (
+    "`ddim checks` and ddim.check_model look for what is wrong with a model, and some methods need "
+    "more steps than others"
+)
+"""What there is to do about results that are not finite."""
 
 FARTHEST = 2.0
 """Samples and decoded images overshoot [-1, 1] by less; bytes by far."""
@@ -95,10 +101,7 @@ def check_finite(values: Tensor, what: str) -> None:
         RunError: beginning with ``what``.
     """
     if not bool(values.isfinite().all()):
-        raise RunError(
-            f"{what} is not finite: `ddim checks` and ddim.check_model look for what is wrong "
-            "with a model, and some methods need more steps than others"
-        )
+        raise RunError(f"{what} is not finite: {LOOK}")
 
 
 def take_mask(mask: Tensor | NDArray[Any], images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ddim.backends.choice import BACKENDS, Engine, checksum, choose, is_torchs
+from ddim.backends.exchange import over_ranks
 from ddim.backends.purity import Memory, check_evaluation, has_hooks
 from ddim.backends.workers import side_by_side, worker_count
 from ddim.base.errors import InputError, unknown
+from ddim.base.ranks import here
 from ddim.checkpoints.calibration import CalibrationFile, find_calibration
 from ddim.checkpoints.diffusers import write_folder
 from ddim.checkpoints.record import Facts
@@ -342,33 +345,54 @@ class Model:
     ) -> Generator[T, None, None]:
         """Jobs that call the network, on :attr:`workers`: see :mod:`ddim.backends.workers`.
 
-        A network that remembers something of its calls gets one worker.
+        A network that remembers something of its calls gets one worker. Of several processes
+        (:mod:`ddim.base.ranks`) each does a part of the jobs, and all of them are given the ends.
+
+        Raises:
+            InputError: several processes, and a network that remembers something of its calls.
         """
-        workers = worker_count(self.device, self.workers)
+        ranks, workers = here(), worker_count(self.device, self.workers)
+        run = side_by_side
+        if ranks.count > 1:
+            run = functools.partial(over_ranks, ranks=ranks, device=self.device)
         own = type(self.network) is UNet and not has_hooks(self.network)
         engine = None if torch.is_autocast_enabled(self.device.type) else self._known.get("engine")
         if engine is not None and engine.name == "openvino":
             # Nothing else may run while torch exports a network, at its first call.
-            return side_by_side(job, count, workers, ends=ends, alone=lambda ended: False)
-        if own or engine is not None or min(workers, count) < 2 or self._known.get("pure"):
-            return side_by_side(job, count, workers, ends=ends)
+            return run(job, count, workers, ends=ends, alone=lambda ended: False)
+        if own or engine is not None or self._known.get("pure"):
+            return run(job, count, workers, ends=ends)
+        if ranks.count == 1 and min(workers, count) < 2:
+            return run(job, count, workers, ends=ends)
         memory = Memory(self.network)
 
+        def changed() -> str | None:
+            found = memory.changed()
+            self._known["pure"] = found is None
+            return found
+
+        def checked(number: int) -> Iterable[T]:
+            yield from job(number)
+            if not self._known.get("pure") and (found := changed()) is not None:
+                raise InputError(
+                    f"the network of {self.name} may remember its calls ({found}), so that "
+                    "several processes would not draw what one does: run it in one"
+                )
+
         def alone(ended: bool) -> bool | None:
-            if not ended:
-                return None
-            changed = memory.changed()
-            if changed is not None:
+            if ranks.count > 1:  # until one job is checked
+                return False if self._known.get("pure") else None
+            found = changed() if ended else None
+            if found is not None:
                 log.warning(
                     "the network of %s may remember its calls (%s), so its batches run one after "
                     "another: Model(…, workers=1) says so beforehand",
                     self.name,
-                    changed,
+                    found,
                 )
-            self._known["pure"] = changed is None
-            return changed is not None
+            return found is not None if ended else None
 
-        return side_by_side(job, count, workers, ends=ends, alone=alone)
+        return run(job if ranks.count == 1 else checked, count, workers, ends=ends, alone=alone)
 
     def denoiser(
         self,

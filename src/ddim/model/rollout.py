@@ -81,8 +81,10 @@ class Rollout:
 
     def steps(
         self, denoiser: Denoiser, begun: Begun, noise: Callable[[int], Tensor]
-    ) -> Iterator[tuple[Step, tuple[Tensor, ...]]]:
-        """Each step, and after the last one what the tableau returns.
+    ) -> Iterator[tuple[Step, tuple[Tensor, ...], Tensor]]:
+        """Each step, after the last one what the tableau returns, and how long it was finite.
+
+        The last is of each image the number of steps before a prediction was not, shape (N,).
 
         Args:
             denoiser: for the batch.
@@ -96,15 +98,17 @@ class Rollout:
         # leave out. Nothing waits for a GPU here.
         ones = (1,) * (x[0].ndim - 1)
         sound = torch.zeros(len(x[0]), *ones, device=x[0].device, dtype=self.dtype)
+        count = torch.zeros(len(x[0]), device=x[0].device, dtype=torch.int32)
         for step in integrate(denoiser, self.tableau, x, noise):
             if step.prediction is not None:
                 sound = sound + (step.prediction.x0 * 0).flatten(1).sum(1).view_as(sound)
+            count = count + (sound == 0).flatten()
             outputs = tuple(torch.where(sound == 0, end, torch.nan) for end in step.outputs)
             if outputs and begun.known:
                 # Methods that mix two states in the end keep the known part only nearly.
                 images, mask = begun.known
                 outputs = (torch.where(mask, images, outputs[0]), *outputs[1:])
-            yield step, outputs
+            yield step, outputs, count
 
     def ends(self, tensors: tuple[Tensor, Inputs, Begun]) -> tuple[Tensor, ...]:
         """What the tableau returns, by plain torch; nothing of it needs the host.
@@ -119,7 +123,7 @@ class Rollout:
         network = NetworkDenoiser(self.model.network, self.model.target)
         denoiser = self.model.denoiser_of(inputs, self.condition, network)
         noise = DeviceNoise(words, self.model.shape, self.dtype)
-        ends = [ends for _, ends in self.steps(denoiser, begun, noise) if ends]
+        ends = [ends for _, ends, _ in self.steps(denoiser, begun, noise) if ends]
         return ends[0]
 
     def end(self, outputs: tuple[Tensor, ...]) -> Step:

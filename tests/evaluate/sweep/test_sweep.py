@@ -323,7 +323,7 @@ def test_bad_numbers(model, reference, tmp_path, refuses):
 
 def test_images_that_are_not_finite_stop_it(model, reference, tmp_path):
     model.net.conv.bias.data.fill_(float("nan"))
-    with pytest.raises(RunError, match="draws images that are not finite: leave it out"):
+    with pytest.raises(RunError, match="draws of seed 0 is not finite, image 0 from step 1 of"):
         finished(sweep(model, tmp_path / "s", reference, plan(model, [2])))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddim.backends.exchange import over_ranks
+from ddim.backends.workers import side_by_side
 from ddim.base.errors import InputError, quoted
+from ddim.base.ranks import here
 from ddim.base.records import parse_json
 from ddim.checkpoints.tensors import read_safetensors
 from ddim.data.base import ImageData
 from ddim.data.pixels import from_pixels
 from ddim.evaluate.distances.frechet import FeatureStatistics
-from ddim.evaluate.features.extractor import Extractor, lenet_extractor
+from ddim.evaluate.features.extractor import Extractor, Seen, lenet_extractor
 from ddim.evaluate.features.lenet import LENET_FOLDER, lenet_config
 from ddim.evaluate.features.statistics import KEEP, Statistics
 
@@ -62,6 +66,8 @@ def collect_data(
 ) -> Statistics:
     """Measure a data set, or the images of it at `indices`.
 
+    Several processes (:mod:`ddim.base.ranks`) divide the work among them.
+
     Args:
         extractor: What they are measured by.
         images: As :func:`ddim.data.load.load_data` returns them.
@@ -78,16 +84,23 @@ def collect_data(
         raise InputError(f"batch must be at least 1, not {batch}")
     wanted = range(len(images)) if indices is None else indices
 
-    def batches() -> Iterator[tuple[list[int], Tensor]]:
-        for start in range(0, len(wanted), batch):
-            part = [*wanted[start : start + batch]]
-            yield part, from_pixels(images.batch(torch.tensor(part)))
-            if watch is not None:
-                watch(len(part))
+    starts, ranks = range(0, len(wanted), batch), here()
 
-    return collect(
-        extractor, batches(), data or images.name, keep=keep, source=source_of(images, indices)
+    def measured(number: int) -> Iterator[tuple[list[int], Seen]]:
+        part = [*wanted[starts[number] : starts[number] + batch]]
+        yield part, extractor(from_pixels(images.batch(torch.tensor(part))))
+
+    run = side_by_side
+    if ranks.count > 1:
+        run = functools.partial(over_ranks, ranks=ranks, device=torch.device("cpu"))
+    found = Statistics(
+        extractor.identity, data or images.name, keep=keep, source=source_of(images, indices)
     )
+    for part, features in run(measured, len(starts), 0, ends=lambda _: True):
+        found.add(*features, part, images.shape)
+        if watch is not None:
+            watch(len(part))
+    return found
 
 
 def source_of(images: ImageData, indices: Sequence[int] | None = None) -> str:

@@ -17,7 +17,10 @@ from ddim.base.errors import InputError
 from ddim.data.pixels import from_pixels, to_pixels
 from ddim.evaluate.features.lenet import FEATURES, LENET_FOLDER, extract, load_lenet
 
-__all__ = ["Extractor", "Identity", "inception_extractor", "lenet_extractor"]
+__all__ = ["Extractor", "Identity", "Seen", "inception_extractor", "lenet_extractor"]
+
+Seen = tuple[NDArray[np.float32], NDArray[np.float64] | None]
+"""Features (N, D) of images, and the probabilities of their classes (N, K), if there are any."""
 
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 """Of the TorchScript file that NVIDIA published with StyleGAN2-ADA."""
@@ -96,7 +99,7 @@ class Extractor:
     identity: Identity
     function: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
-    def __call__(self, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float64] | None]:
+    def __call__(self, images: Tensor) -> Seen:
         """The features and the class probabilities of images.
 
         Args:

@@ -18,7 +18,9 @@ from ddim.data.base import ImageData, labels_fit
 from ddim.data.pixels import from_pixels
 from ddim.evaluate.likelihood.bound import elbo
 from ddim.evaluate.likelihood.ode import NODES, ode_bits
+from ddim.model.agreement import agree_on
 from ddim.model.condition import Condition
+from ddim.model.memory import enough_memory
 from ddim.model.model import Model
 from ddim.noise.nodes import make_nodes
 
@@ -113,6 +115,7 @@ class BitsPerDimension:
         schedule = self.model.schedule
         every, network = make_nodes(schedule, "uniform", schedule.T), self.model.predictor()
         starts = range(len(self._values["elbo"]), self.count, self.batch_size)
+        agree_on(self.model, real_images=self._about, first_image_to_measure=starts.start)
 
         def measured(number: int) -> tuple[list[float], list[float]]:
             first = starts[number]
@@ -121,8 +124,9 @@ class BitsPerDimension:
             x0 = from_pixels(self.data.batch(wanted)).to(self.model.device)
             labels = None if self.model.classes is None else self.data.labels(wanted)
             denoiser = self.model.denoiser(Condition(labels, clip=False), network=network)
-            bound = elbo(denoiser, schedule, every, x0, indices=indices).total
-            density = ode_bits(denoiser, schedule, x0, indices=indices)
+            with enough_memory(self.batch_size):
+                bound = elbo(denoiser, schedule, every, x0, indices=indices).total
+                density = ode_bits(denoiser, schedule, x0, indices=indices)
             return bound.tolist(), density.tolist()
 
         for bound, density in self.model.each(measured, len(starts)):

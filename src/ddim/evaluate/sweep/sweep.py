@@ -8,6 +8,7 @@ killed at any moment is resumed where it was.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -17,17 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim.base.errors import InputError, RunError, quoted
+from ddim.base.errors import InputError, quoted
 from ddim.base.files import read_json, write_json
+from ddim.base.ranks import here
 from ddim.evaluate.deviation.teacher import ErrorSummary, image_errors, teacher_tableau
 from ddim.evaluate.distances.comparison import Comparison, check_reference, compare, summarise
-from ddim.evaluate.features.extractor import Extractor
+from ddim.evaluate.features.extractor import Extractor, Seen
 from ddim.evaluate.features.statistics import Statistics
 from ddim.evaluate.sweep.kept import CellFiles, load_images, save_images
 from ddim.evaluate.sweep.plan import folder_name, rank
 from ddim.evaluate.sweep.result import STRIP, Result
 from ddim.model.condition import Condition
-from ddim.model.drawing import generate
+from ddim.model.drawing import Drawn, generate
 from ddim.model.model import Model
 from ddim.samplers.sampler import Sampler
 from ddim.samplers.tableau import Tableau
@@ -104,17 +106,21 @@ class Sweep:
         """Make the folder's record; after it the folder is of this sweep alone.
 
         Raises:
-            InputError: a reference that nothing can be compared with.
+            InputError: a reference that nothing can be compared with; or several processes that do
+                not see the same folder.
         """
+        ranks = here()
         check_reference(self.reference)
-        if self._anew:
+        if self._anew and ranks.first:
             shutil.rmtree(self.folder / "cells", ignore_errors=True)
             for path in self.folder.glob("teacher-*.safetensors"):
                 path.unlink()
-            self._anew = False
+        self._anew = False
         write_json(self.folder / "sweep.json", self._facts())
         for files in self._files.values():
             files.begin()
+        ranks.wait()  # the first has removed what was there
+        ranks.agree({f"the work that {self.folder} leaves": self.work()})
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -168,25 +174,31 @@ class Sweep:
         if statistics.count == self.n:
             return
         kept = self._first(sampler) if seed == self.seeds[0] else None
+        drawn = self._draw(self.tableaux[sampler], seed, range(statistics.count, self.n))
         saved = started = time.perf_counter()
-        for images, indices in self._draw(
-            self.tableaux[sampler], seed, range(statistics.count, self.n)
-        ):
+        # Each of several processes measures one of so many batches.
+        while group := list(itertools.islice(drawn, here().count)):
             seconds += time.perf_counter() - started
-            if kept is not None and indices[0] == len(kept) < self._wanted(sampler):
-                kept = torch.cat([kept, images.cpu()])
-            if not bool(images.isfinite().all()):
-                raise RunError(f"{sampler} draws images that are not finite: leave it out")
-            shown = images.clamp(-1, 1)
-            statistics.add(*self.extractor(shown), indices, tuple(images.shape[1:]))
+            for event in group:
+                event.check_finite(f"what {sampler}, which may be left out, draws of seed {seed}")
+            for event, features in zip(group, self._features(group), strict=True):
+                images, indices = event.outputs[0], event.indices
+                if kept is not None and indices[0] == len(kept) < self._wanted(sampler):
+                    kept = torch.cat([kept, images.cpu()])
+                statistics.add(*features, indices, tuple(images.shape[1:]))
             now = time.perf_counter()
             if now - saved > SAVE_SECONDS or statistics.count == self.n:
                 if kept is not None:
                     files.save_first(seed, kept)
                 files.save(seed, statistics, seconds)
                 saved = now
-            yield len(indices)
+            yield sum(len(event.indices) for event in group)
             started = time.perf_counter()
+
+    def _features(self, group: Sequence[Drawn]) -> list[Seen]:
+        ranks = here()
+        own = [self.extractor(group[i].outputs[0].clamp(-1, 1)) for i in ranks.own(len(group))]
+        return [features for part in ranks.gather(own) for features in part]
 
     def _wanted(self, sampler: Sampler) -> int:
         """How many of the first images are looked at: for the strip, and by the teacher."""
@@ -201,14 +213,12 @@ class Sweep:
         kept, missing = self._first(sampler), self._missing(sampler)
         if not missing:
             return
-        for images, indices in self._draw(self.tableaux[sampler], self.seeds[0], missing):
-            kept = torch.cat([kept, images.cpu()])
-            yield len(indices)
+        for event in self._draw(self.tableaux[sampler], self.seeds[0], missing):
+            kept = torch.cat([kept, event.outputs[0].cpu()])
+            yield len(event.indices)
         self._files[sampler].save_first(self.seeds[0], kept)
 
-    def _draw(
-        self, tableau: Tableau, seed: int, wanted: Sequence[int]
-    ) -> Iterator[tuple[Tensor, list[int]]]:
+    def _draw(self, tableau: Tableau, seed: int, wanted: Sequence[int]) -> Iterator[Drawn]:
         events = generate(
             self.model,
             tableau,
@@ -217,15 +227,13 @@ class Sweep:
             condition=self.condition[list(wanted)],
             batch_size=self.batch_size,
         )
-        for event in events:
-            if event.images is not None:
-                yield event.images, list(event.indices)
+        return (event for event in events if event.outputs)
 
     def _teach(self) -> Iterator[tuple[None, int]]:
         parts: list[Tensor] = []
-        for images, indices in self._draw(self._teacher, self.seeds[0], range(self.teacher)):
-            parts.append(images.cpu())
-            yield None, len(indices) * self._teacher.calls
+        for event in self._draw(self._teacher, self.seeds[0], range(self.teacher)):
+            parts.append(event.outputs[0].cpu())
+            yield None, len(event.indices) * self._teacher.calls
         save_images(self._teacher_path(self.seeds[0]), torch.cat(parts))
 
     def _must_teach(self) -> bool:
