@@ -1,8 +1,8 @@
 """What is made of the tutorials: notebooks, and the cells of the Chinese pages.
 
-The tutorials in docs/tutorials are Markdown with cells of code. With --write each gets a notebook in
-examples/notebooks, without outputs, and its Chinese page in docs/zh gets the same cells, one for one.
-Without it, what is not up to date is named.
+The tutorials in docs/tutorials are Markdown with cells of code. With --write each gets a notebook
+in examples/notebooks, without outputs, and its Chinese page in docs/zh gets the same cells, one for
+one. Without it, what is not up to date is named.
 """
 
 from __future__ import annotations

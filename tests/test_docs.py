@@ -240,8 +240,8 @@ def test_every_public_name_is_explained(name):
 def titles(page: Path) -> list[str]:
     """The headings of the first level, outside code; those of an included file count."""
     text = page.read_text(encoding="utf-8")
-    for name in re.findall(r"^```\{include\} (.*)$", text, re.M):
-        text += (page.parent / name).read_text(encoding="utf-8")
+    for name, after in re.findall(r"^```\{include\} (.*)(?:\n:start-after: \"(.*)\")?", text, re.M):
+        text += (page.parent / name).read_text(encoding="utf-8").rpartition(after or "\0")[2]
     return re.findall(r"^# (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M)
 
 

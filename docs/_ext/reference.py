@@ -97,9 +97,12 @@ def help_of(verb: str) -> str:
     """What ``ddim VERB --help`` prints, at the width of a page."""
     text = io.StringIO()
     settings = {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"}
-    with mock.patch.dict(os.environ, settings), contextlib.redirect_stdout(text):
-        with contextlib.suppress(SystemExit):
-            main([verb, "--help"] if verb else ["--help"])
+    with (
+        mock.patch.dict(os.environ, settings),
+        contextlib.redirect_stdout(text),
+        contextlib.suppress(SystemExit),
+    ):
+        main([verb, "--help"])
     return text.getvalue().rstrip()
 
 
