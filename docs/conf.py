@@ -28,8 +28,6 @@ extensions = [
 ]
 root_doc = "index"
 exclude_patterns = ["_ext", "_static"]
-# Pages that a checkout may or may not have.
-suppress_warnings = ["toc.empty_glob"]
 nitpicky = True
 # Types of other packages, and parts of this one that no page describes.
 nitpick_ignore_regex = [("py:.*", ".*")]

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import html
+import re
+from xml.etree import ElementTree
+
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
+
+SPACE = "http://www.w3.org/1998/Math/MathML"
+ACCENTS = "ˉˆ˜^~¯"
+ElementTree.register_namespace("", SPACE)
 
 
 def mathml(tex: str, block: bool) -> str:
@@ -16,9 +24,26 @@ def mathml(tex: str, block: bool) -> str:
         ExtensionError: what the converter does not know, with the formula.
     """
     try:
-        return tex2mathml(tex, as_block=block)
+        text = tex2mathml(tex, as_block=block)
     except MathError as error:
         raise ExtensionError(f"cannot convert {tex!r}: {error}") from None
+    # XML knows five names of characters; HTML's other ones are written out.
+    text = re.sub(r"&(?!amp;|lt;|gt;|quot;|apos;)\w+;", lambda m: html.unescape(m[0]), text)
+    root = ElementTree.fromstring(text)
+    for element in root.iter(f"{{{SPACE}}}munderover"):
+        _beside(element)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _beside(element: ElementTree.Element) -> None:
+    """Put the index of an accented letter beside it; the converter puts it below."""
+    letter, index, accent = element
+    if (accent.text or "").strip() not in ACCENTS:
+        return
+    accented = ElementTree.Element(f"{{{SPACE}}}mover", {"accent": "true"})
+    accented.extend([letter, accent])
+    element.tag = f"{{{SPACE}}}msub"
+    element[:] = [accented, index]
 
 
 def visit_inline(self, node: nodes.math) -> None:

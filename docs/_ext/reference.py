@@ -12,6 +12,7 @@ import io
 import itertools
 import os
 import re
+import textwrap
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,7 +104,9 @@ def help_of(verb: str) -> str:
         contextlib.suppress(SystemExit),
     ):
         main([verb, "--help"])
-    return text.getvalue().rstrip()
+    lines = text.getvalue().rstrip().splitlines()
+    # What is no table of options has lines as long as its paragraphs.
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH) or [""])
 
 
 def pages() -> Iterator[tuple[str, str]]:
