@@ -32,12 +32,17 @@ FOLDERS = {
     "latents": "Latents",
     "calibration": "Calibration",
     "train": "Training",
+    "shards": "Sets of images over many processes",
+    "evaluate": "Measures",
     "data": "Images and pixels",
     "checkpoints": "What is known of a checkpoint",
     "interop": "Other programs",
+    "nets": "Networks",
+    "backends": "Back ends",
+    "web": "The local page",
     "base": "Errors",
 }
-"""Folders of the package that have public names, most wanted first, and their titles."""
+"""Folders of the package that may have public names, and their titles."""
 WIDTH = 88
 
 
@@ -113,7 +118,8 @@ def pages() -> Iterator[tuple[str, str]]:
     """Name and text of every page of the reference that is not written by hand."""
     for folder, names in public_names().items():
         lines = [line for name in names for line in directive(name)]
-        yield f"python/{folder}.rst", page(FOLDERS[folder], lines)
+        if lines:
+            yield f"python/{folder}.rst", page(FOLDERS[folder], lines)
     for group in GROUPS.values():
         for verb, summary in group.items():
             shown = ["   " + line if line else "" for line in help_of(verb).splitlines()]
