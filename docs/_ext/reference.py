@@ -10,6 +10,7 @@ import ast
 import contextlib
 import io
 import itertools
+import operator
 import os
 import re
 import textwrap
@@ -56,6 +57,9 @@ def public_names() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {folder: [] for folder in FOLDERS}
     for folder, name in re.findall(r"^from ddim\.(\w+)\S* import (\w+) as \2$", table, re.M):
         found[folder].append(name)
+    # Folders that are public as a whole, ddim.FOLDER.NAME.
+    for folder in re.findall(r"^import ddim\.(\w+) as \1\b", table, re.M):
+        found[folder] += [f"{folder}.{name}" for name in dir(getattr(ddim, folder))]
     return found
 
 
@@ -82,7 +86,7 @@ def escape(app: object, what: str, name: str, obj: object, options: object, line
 
 def directive(name: str) -> list[str]:
     """How autodoc is told of a name."""
-    value = getattr(ddim, name)
+    value = operator.attrgetter(name)(ddim)
     if isinstance(value, type):
         inherited = "   :inherited-members: object" if name == "TrainConfig" else ""
         options = ["   :members:", *([inherited] if inherited else [])]
