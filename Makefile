@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow clean
+.PHONY: demo test slow docs clean
 
 demo: .venv/demo-installed
 	$(BIN)/ddim demo --force
@@ -16,6 +16,9 @@ test: .venv/test-installed
 slow: .venv/test-installed
 	$(BIN)/pytest -n auto -m slow
 
+docs: .venv/docs-installed
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
+
 .venv/demo-installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[all]' -c constraints.txt || { \
 	  echo "ncnn and OpenVINO cannot be had here: torch runs the network"; \
@@ -26,6 +29,10 @@ slow: .venv/test-installed
 .venv/test-installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[test]' -c constraints.txt
 	touch $@ .venv/demo-installed
+
+.venv/docs-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[docs]' -c constraints.txt
+	touch $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
