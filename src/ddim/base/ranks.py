@@ -13,7 +13,16 @@ from typing import Any, TypeVar
 
 from ddim.base.errors import InputError, RunError, quoted
 
-__all__ = ["ONE", "Ranks", "apart", "code_digest", "here", "joined", "launched"]
+__all__ = [
+    "ONE",
+    "Ranks",
+    "answering",
+    "apart",
+    "code_digest",
+    "here",
+    "joined",
+    "launched",
+]
 
 T = TypeVar("T")
 
@@ -48,7 +57,7 @@ class Ranks:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.count
-        with _answering(self):
+        with answering(self):
             dist.all_gather_object(found, value)
         return found
 
@@ -143,7 +152,7 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
     if cuda:
         torch.cuda.set_device(local % torch.cuda.device_count())
     wait = datetime.timedelta(seconds=timeout)
-    with _answering(ranks):
+    with answering(ranks):
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=wait)
     _here = ranks
     try:
@@ -155,8 +164,12 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
 
 
 @contextlib.contextmanager
-def _answering(ranks: Ranks) -> Iterator[None]:
-    """Say in one line what torch says of a process that is gone."""
+def answering(ranks: Ranks) -> Iterator[None]:
+    """Say in one line what torch says, in an exchange, of a process that is gone.
+
+    Raises:
+        RunError: the exchange within the context has failed.
+    """
     try:
         yield
     except (RuntimeError, ValueError) as error:

@@ -16,6 +16,7 @@ from types import FrameType, ModuleType
 from ddim import __version__
 from ddim.base.errors import InputError, RunError, unknown
 from ddim.base.files import locked
+from ddim.base.lines import as_lines
 from ddim.base.ranks import Ranks, joined
 
 __all__ = ["GROUPS", "VERBS", "main"]
@@ -142,8 +143,28 @@ def _run(verb: str, argv: Sequence[str]) -> int:
         raise unknown("verb", verb, VERBS)
     module = importlib.import_module(f"ddim.cli.{verb}")
     patience = _PATIENCE if verb == "train" else _DAY
-    with joined(patience) as ranks, _one_writer(verb, module, argv), _one_speaker(ranks):
+    with (
+        joined(patience) as ranks,
+        _one_writer(verb, module, argv),
+        _one_speaker(ranks),
+        as_lines(_logs(verb, module, argv)),
+    ):
         return module.main(argv) or 0
+
+
+def _logs(verb: str, module: ModuleType, argv: Sequence[str]) -> bool:
+    """Whether lines of JSON are wanted in the place of progress bars.
+
+    Raises:
+        InputError: no bars are wanted either.
+    """
+    from ddim.cli.options import flat, parse
+
+    plain = [argument for argument in argv if argument not in ("-h", "--help")]
+    options = flat(parse(getattr(module, f"{verb.title()}Options"), verb, plain))
+    if options.get("log") and options.get("quiet"):
+        raise InputError("--log prints lines and --quiet none: give one")
+    return bool(options.get("log"))
 
 
 @contextlib.contextmanager
