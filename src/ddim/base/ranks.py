@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,7 +154,16 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
         torch.cuda.set_device(local % torch.cuda.device_count())
     wait = datetime.timedelta(seconds=timeout)
     with answering(ranks):
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=wait)
+        # torchrun's store outlives a restart, and the addresses of the processes before are in it.
+        store, _, _ = next(dist.rendezvous("env://", timeout=wait))
+        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=dist.PrefixStore(f"ddim {again}", store),
+            rank=rank,
+            world_size=count,
+            timeout=wait,
+        )
     _here = ranks
     try:
         ranks.agree({"the code of ddim": code_digest(), "the version of torch": torch.__version__})
@@ -175,8 +185,14 @@ def answering(ranks: Ranks) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         raise RunError(
             f"process {ranks.rank} of {ranks.count} waited in vain for the others: one has died, "
-            f"or does not answer: {str(error).splitlines()[0]:.200}"
+            f"or does not answer: {_first_sentence(str(error))}"
         ) from error
+
+
+def _first_sentence(text: str) -> str:
+    """Of torch's message, without the place in its source and what it advises."""
+    line = re.sub(r"\[/[^]]*\] *", "", text.partition("\n")[0])
+    return f"{line.partition('. ')[0]:.200}"
 
 
 def code_digest() -> str:
