@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ __all__ = [
     "here",
     "joined",
     "launched",
+    "leave",
 ]
 
 T = TypeVar("T")
@@ -92,6 +94,7 @@ class Ranks:
 
 ONE = Ranks()
 _here = ONE
+_several = False
 
 
 def here() -> Ranks:
@@ -133,7 +136,7 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
         InputError: processes of different versions of this package.
         RunError: the others cannot be reached.
     """
-    global _here
+    global _here, _several
     if not launched() or _here is not ONE:
         yield _here
         return
@@ -152,7 +155,7 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
     cuda = torch.cuda.is_available() and dist.is_nccl_available()
     if cuda:
         torch.cuda.set_device(local % torch.cuda.device_count())
-    wait = datetime.timedelta(seconds=timeout)
+    wait, _several = datetime.timedelta(seconds=timeout), True
     with answering(ranks):
         # torchrun's store outlives a restart, and the addresses of the processes before are in it.
         store, _, _ = next(dist.rendezvous("env://", timeout=wait))
@@ -164,13 +167,31 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
             world_size=count,
             timeout=wait,
         )
-    _here = ranks
+    _here, failed = ranks, True
     try:
         ranks.agree({"the code of ddim": code_digest(), "the version of torch": torch.__version__})
         yield ranks
+        failed = False
     finally:
         _here = ONE
-        dist.destroy_process_group()
+        if not failed:  # else its threads may wait for a process that is gone, see leave()
+            dist.destroy_process_group()
+
+
+def leave(status: int) -> None:
+    """End a process that was one of several and has failed; a process alone goes on.
+
+    torch's threads may wait for a process that is gone, and its objects for these threads when they
+    are taken apart, so that the interpreter never comes to its end: nothing is taken apart.
+
+    Args:
+        status: the exit status.
+    """
+    if not _several:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from ddim import __version__
 from ddim.base.errors import InputError, RunError, unknown
 from ddim.base.files import locked
 from ddim.base.lines import as_lines
-from ddim.base.ranks import Ranks, joined
+from ddim.base.ranks import Ranks, joined, leave
 
 __all__ = ["GROUPS", "VERBS", "main"]
 
@@ -118,6 +118,7 @@ def _main(argv: Sequence[str] | None) -> int:
             ("terminated", 143) if isinstance(stop, _Terminated) else ("interrupted", 130)
         )
         print(f"ddim {verb}: {what}", file=sys.stderr)
+        leave(number)
         return number
     except BrokenPipeError:
         # Whoever read our output has gone: the interpreter, when it ends, must not write to them.
@@ -128,7 +129,9 @@ def _main(argv: Sequence[str] | None) -> int:
             traceback.print_exc()
         else:
             print(f"ddim {verb}: {_one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, (InputError, FileExistsError, NotADirectoryError)) else 1
+        number = 2 if isinstance(error, (InputError, FileExistsError, NotADirectoryError)) else 1
+        leave(number)  # before the error goes, and with it what it holds
+        return number
     return status if arguments else 2
 
 
