@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,7 @@ def watched(
     told = [json.loads((jobs.folder / f"told.{rank}").read_text()) for rank in range(count)]
     assert len({digest for _, digest in told}) == 1  # weights, average and moments
     steps = zip(*(seen for seen, _ in told), strict=True)
-    return losses(jobs, output), [sum(parts, []) for parts in steps]
+    return losses(jobs, output), [[*chain(*parts)] for parts in steps]
 
 
 def lines(jobs: Jobs, output: str) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ def statuses(done: list[Process]) -> list[int]:
     return [process.status for process in done]
 
 
-# -- the same as one process -----------------------------------------------------------------------
+# -- the same as one process ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_processes_that_are_about_to_do_different_things_are_refused(jobs):
     assert not (jobs.folder / "odd").exists()
 
 
-# -- dying, stopping, resuming ----------------------------------------------------------------------
+# -- dying, stopping, resuming --------------------------------------------------------------------
 
 
 def killed(jobs: Jobs, output: str, number: str, *words: object, **more: Any) -> list[Process]:
@@ -259,7 +259,7 @@ def test_sigterm_to_one_ends_all_after_the_same_step(jobs, one):
     assert images == one[1][31:]
 
 
-# -- losses that are not finite ---------------------------------------------------------------------
+# -- losses that are not finite -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -307,8 +307,8 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(jobs):
     done = jobs(2, *SMALL, *skip, code=code)
     assert statuses(done) == [1, 1]
     found = re.fullmatch(
-        r"ddim train: the loss is no longer finite at step 26, of image \d+ of the data, nor was it "
-        r"in the 10 steps before, which were skipped; .* is the last good one, of step 20\n",
+        r"ddim train: the loss is no longer finite at step 26, of image \d+ of the data, nor was "
+        r"it in the 10 steps before, which were skipped; .* is the last good one, of step 20\n",
         done[0].said,
     )
     assert found
@@ -337,7 +337,7 @@ loop.diffusion_loss = loss
     assert statuses(jobs(2, *words, code=code)) == [0, 0]
 
 
-# -- torchrun itself --------------------------------------------------------------------------------
+# -- torchrun itself ------------------------------------------------------------------------------
 
 SCRIPT = """
 import os, signal, sys, time
