@@ -18,7 +18,42 @@ from jobs import Jobs
 
 # Six steps, checkpoints after 2, 4 and 6, a grid of samples after 3 and 6. One command begins it
 # and resumes it.
-WORDS = ["train", "--resume", "--data", "data.npz", "--channels", "8", "16", "--blocks", "1", "--groups", "4", "--T", "5", "--beta-start", "0.1", "--beta-end", "0.8", "--batch-size", "4", "--images", "24", "--save-every", "8", "--log-every", "1", "--sample-every", "12", "--output", "out", "--threads", "1", "--device", "cpu", "--quiet"]
+WORDS = [
+    "train",
+    "--resume",
+    "--data",
+    "data.npz",
+    "--channels",
+    "8",
+    "16",
+    "--blocks",
+    "1",
+    "--groups",
+    "4",
+    "--T",
+    "5",
+    "--beta-start",
+    "0.1",
+    "--beta-end",
+    "0.8",
+    "--batch-size",
+    "4",
+    "--images",
+    "24",
+    "--save-every",
+    "8",
+    "--log-every",
+    "1",
+    "--sample-every",
+    "12",
+    "--output",
+    "out",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+    "--quiet",
+]
 EVERY = ("os.rename", "os.remove", "os.mkdir", "open")
 
 
