@@ -142,6 +142,8 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     try:
@@ -158,11 +160,11 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
     wait, _several = datetime.timedelta(seconds=timeout), True
     with answering(ranks):
         # torchrun's store outlives a restart, and the addresses of the processes before are in it.
-        store, _, _ = next(dist.rendezvous("env://", timeout=wait))
+        store, _, _ = next(rendezvous("env://", timeout=wait))
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=dist.PrefixStore(f"ddim {again}", store),
+            store=PrefixStore(f"ddim {again}", store),
             rank=rank,
             world_size=count,
             timeout=wait,
