@@ -133,8 +133,8 @@ class Optimisation:
     flip: bool = False
     """Mirror images left to right, half of the time."""
     skip_bad_batches: bool = False
-    """Leave out steps whose loss or gradient is not finite, and count them; eleven in a row end the
-    run. Otherwise the first one does."""
+    """Leave out steps whose loss or gradient is not finite, and count them; ten may be in a row.
+    Otherwise the first ends the run."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's arithmetic; bfloat16 is autocast, weights stay float32."""
     device: str = "auto"
