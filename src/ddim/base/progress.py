@@ -1,4 +1,4 @@
-"""Progress bars, the one place that knows tqdm."""
+"""Progress bars, the one place that knows tqdm; or lines of JSON in their place."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ddim.base.lines import LineMeter, wanted
 from ddim.base.ranks import here
 
 if TYPE_CHECKING:
@@ -31,15 +32,20 @@ def bar(
     return iter(meter(quiet=quiet, iterable=items, total=total, desc=label, unit=unit))
 
 
-def meter(*, quiet: bool, **settings: Any) -> tqdm:
+def meter(*, quiet: bool, **settings: Any) -> tqdm | LineMeter:
     """A progress bar on stderr; where that is a file it speaks every ten seconds only.
 
-    Of several processes that do one job (:mod:`ddim.base.ranks`) the first has it.
+    It is lines of JSON where :func:`ddim.base.lines.as_lines` says so. Of several processes the
+    first shows one.
 
     Args:
         quiet: no bar at all.
         settings: tqdm's own.
     """
+    quiet = quiet or not here().first
+    if wanted() and not quiet:
+        settings.pop("unit_scale", None)
+        return LineMeter(settings.pop("iterable", ()), **settings)
     from tqdm import tqdm
 
     interval = 0.1 if sys.stderr.isatty() else 10.0

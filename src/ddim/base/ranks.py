@@ -7,13 +7,26 @@ import dataclasses
 import datetime
 import hashlib
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ddim.base.errors import InputError, RunError, quoted
 
-__all__ = ["ONE", "Ranks", "apart", "code_digest", "here", "joined", "launched", "told_elsewhere"]
+__all__ = [
+    "ONE",
+    "Ranks",
+    "answering",
+    "apart",
+    "code_digest",
+    "here",
+    "joined",
+    "launched",
+    "leave",
+    "told_elsewhere",
+]
 
 T = TypeVar("T")
 
@@ -56,7 +69,7 @@ class Ranks:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.count
-        with _answering(self):
+        with answering(self):
             dist.all_gather_object(found, value)
         return found
 
@@ -157,6 +170,7 @@ def told_elsewhere(error: BaseException) -> bool:
 
 ONE = Ranks()
 _here = ONE
+_several = False
 
 
 def here() -> Ranks:
@@ -204,12 +218,14 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
         InputError: processes of different versions of this package.
         RunError: the others cannot be reached.
     """
-    global _here
+    global _here, _several
     if not launched() or _here is not ONE:
         yield _here
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     try:
@@ -223,13 +239,23 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
     cuda = torch.cuda.is_available() and dist.is_nccl_available()
     if cuda:
         torch.cuda.set_device(local % torch.cuda.device_count())
-    wait = datetime.timedelta(seconds=timeout)
-    with _answering(ranks):
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=wait)
-    _here = ranks
+    wait, _several = datetime.timedelta(seconds=timeout), True
+    with answering(ranks):
+        # torchrun's store outlives a restart, and the addresses of the processes before are in it.
+        store, _, _ = next(rendezvous("env://", timeout=wait))
+        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=PrefixStore(f"ddim {again}", store),
+            rank=rank,
+            world_size=count,
+            timeout=wait,
+        )
+    _here, failed = ranks, True
     try:
         ranks.agree({"the code of ddim": code_digest(), "the version of torch": torch.__version__})
         yield ranks
+        failed = False
     except Exception as error:
         if vars(error).get(_KNOWN) is not None:
             # Nobody ends before the first can tell: torchrun ends the others then.
@@ -238,21 +264,48 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
         raise
     finally:
         _here = ONE
-        dist.destroy_process_group()
+        if not failed:  # else its threads may wait for a process that is gone, see leave()
+            dist.destroy_process_group()
+
+
+def leave(status: int) -> None:
+    """End a process that was one of several and has failed; a process alone goes on.
+
+    torch's threads may wait for a process that is gone, and its objects for these threads when they
+    are taken apart, so that the interpreter never comes to its end: nothing is taken apart.
+
+    Args:
+        status: the exit status.
+    """
+    if not _several:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager
-def _answering(ranks: Ranks) -> Iterator[None]:
-    """Say in one line what torch says of a process that is gone."""
+def answering(ranks: Ranks) -> Iterator[None]:
+    """Say in one line what torch says, in an exchange, of a process that is gone.
+
+    Raises:
+        RunError: the exchange within the context has failed.
+    """
     try:
         yield
     except (RuntimeError, ValueError) as error:
         vain = RunError(
             f"process {ranks.rank} of {ranks.count} waited in vain for the others: one has died, "
-            f"or does not answer: {str(error).splitlines()[0]:.200}"
+            f"or does not answer: {_first_sentence(str(error))}"
         )
         vars(vain)[_KNOWN] = None  # another exchange would wait for the same one
         raise vain from error
+
+
+def _first_sentence(text: str) -> str:
+    """Of torch's message, without the place in its source and what it advises."""
+    line = re.sub(r"\[/[^]]*\] *", "", text.partition("\n")[0])
+    return f"{line.partition('. ')[0]:.200}"
 
 
 def code_digest() -> str:

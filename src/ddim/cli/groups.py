@@ -314,6 +314,8 @@ class ReportOptions:
     """Print one JSON document instead of text."""
     quiet: Switch = False
     """Show no progress bars."""
+    log: Switch = False
+    """Print a line of JSON every ten seconds instead of progress bars."""
 
 
 # The fields of the last base come first.

@@ -16,7 +16,8 @@ from types import FrameType, ModuleType
 from ddim import __version__
 from ddim.base.errors import InputError, RunError, unknown
 from ddim.base.files import locked
-from ddim.base.ranks import Ranks, joined, told_elsewhere
+from ddim.base.lines import as_lines
+from ddim.base.ranks import Ranks, joined, leave, told_elsewhere
 
 __all__ = ["GROUPS", "VERBS", "main"]
 
@@ -60,7 +61,7 @@ _DAY = 86400.0
 _LOCKING = ("train", "calibrate")
 """Verbs that lock their outputs themselves: in the library, and when the model has said where."""
 
-_ALONE = ("bench", "checks", "convert", "demo", "inspect")
+_ALONE = ("bench", "checks", "convert", "demo", "inspect", "merge", "verify")
 """Verbs of which several processes would only do the same, or measure each other."""
 
 _OWN = ("device", "threads")
@@ -125,6 +126,7 @@ def _main(argv: Sequence[str] | None) -> int:
             ("terminated", 143) if isinstance(stop, _Terminated) else ("interrupted", 130)
         )
         print(f"ddim {verb}: {what}", file=sys.stderr)
+        leave(number)
         return number
     except BrokenPipeError:
         # Whoever read our output has gone: the interpreter, when it ends, must not write to them.
@@ -135,7 +137,9 @@ def _main(argv: Sequence[str] | None) -> int:
             traceback.print_exc()
         elif not told_elsewhere(error):
             print(f"ddim {verb}: {_one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, (InputError, FileExistsError, NotADirectoryError)) else 1
+        number = 2 if isinstance(error, (InputError, FileExistsError, NotADirectoryError)) else 1
+        leave(number)  # before the error goes, and with it what it holds
+        return number
     return status if arguments else 2
 
 
@@ -155,8 +159,24 @@ def _run(verb: str, argv: Sequence[str]) -> int:
         _one_speaker(ranks),
         _one_job(ranks, verb, module, argv),
         _one_writer(verb, module, argv),
+        as_lines(_logs(verb, module, argv)),
     ):
         return module.main(argv) or 0
+
+
+def _logs(verb: str, module: ModuleType, argv: Sequence[str]) -> bool:
+    """Whether lines of JSON are wanted in the place of progress bars.
+
+    Raises:
+        InputError: no bars are wanted either.
+    """
+    from ddim.cli.options import flat, parse
+
+    plain = [argument for argument in argv if argument not in ("-h", "--help")]
+    options = flat(parse(getattr(module, f"{verb.title()}Options"), verb, plain))
+    if options.get("log") and options.get("quiet"):
+        raise InputError("--log prints lines and --quiet none: give one")
+    return bool(options.get("log"))
 
 
 @contextlib.contextmanager

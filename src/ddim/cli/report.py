@@ -17,7 +17,7 @@ from ddim.cli.options import flat
 
 __all__ = ["SILENT", "check_resumed", "print_json", "record", "recorded", "table"]
 
-SILENT = ("force", "json", "quiet")
+SILENT = ("force", "json", "quiet", "log")
 """Options that decide nothing about the output."""
 
 

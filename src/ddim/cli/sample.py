@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
 from ddim.base.progress import bar
+from ddim.base.ranks import here
 from ddim.cli.files import clear_images, image_name, read_images, read_mask, write_images
 from ddim.cli.groups import (
     ConditionOptions,
@@ -100,6 +101,12 @@ class SampleOptions:
         if self.shards.wanted:
             self.shards.check(output, self)
             return output
+        if here().count > 1 and output.suffix.lower() in ("", *MOVING):
+            raise InputError(
+                f"{output.name} shows the steps, of which each process has its own: run it in one"
+                if output.suffix
+                else "several processes draw a folder as a set of shards: give --shard-size"
+            )
         if self.n < 1:
             raise InputError(f"-n must be at least 1, not {self.n}")
         if self.columns is not None and self.columns < 1:
@@ -272,27 +279,31 @@ def _write(
     import torch
 
     from ddim.data import pixels
-    from ddim.model.inputs import check_finite
 
     kind = output.suffix.lower()
     whole: list[Tensor] = []
-    frames: dict[int, list[Tensor]] = {}
+    frames: dict[int, dict[int, Tensor]] = {}
     for event in drawn:
         # At most FRAMES of the steps, evenly spread, the last among them.
         left = event.step.total - 1 - event.step.index
         if kind in MOVING and left % -(-event.step.total // FRAMES) == 0:
             part = pixels.to_pixels(event.step.x[: len(event.indices)].cpu())
-            frames.setdefault(event.step.index, []).append(part)
+            # Batches run side by side: their steps come as they happen.
+            frames.setdefault(event.step.index, {})[event.indices[0]] = part
         if event.images is None:
             continue
-        check_finite(event.images, what)
+        event.check_finite(what)
         if kind:
             whole.append(pixels.to_pixels(event.images.cpu()))
             continue
         for index, image in zip(event.indices, event.images.cpu(), strict=True):
             pixels.save_image(output / image_name(index), image)
     if frames:
-        grids = [pixels.grid(torch.cat(parts), columns) for parts in frames.values()]
+        ordered = [
+            torch.cat([part for _, part in sorted(frames[index].items())])
+            for index in sorted(frames)
+        ]
+        grids = [pixels.grid(images, columns) for images in ordered]
         pixels.save_animation(output, grids)
     elif kind:
         labels = None if condition.labels is None else list(condition.labels)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from ddim.base.errors import InputError, RunError
 from ddim.base.files import refuse_existing
 from ddim.base.progress import meter
+from ddim.base.ranks import here
 from ddim.cli.groups import OutputOptions, ReportOptions, Switch, unset
 from ddim.cli.options import flat, parse, replaced
 from ddim.cli.report import print_json, record
@@ -108,15 +109,14 @@ def main(argv: Sequence[str]) -> int:
     output = Path(options.output.output)
     run = Run(config, output, resume=options.resume)
     record(output, "train", replaced(options, preset=None, resume=False))
-    if not options.report.quiet:
+    quiet = options.report.quiet or not here().first
+    if not quiet:
         _warn(run)
-    with _interruptible(options.report.quiet) as stopped, _advising(output):
-        steps = run.steps()
-        for step in _bar(run, steps, options.report.quiet):
-            if stopped and step.step < config.steps:
-                steps.close()  # saves
-                break
-    return 0 if _tell(options, run) else 128 + stopped[0]
+    with _interruptible(quiet) as received, _advising(output):
+        for _ in _bar(run, run.steps(lambda: bool(received)), quiet):
+            pass
+    # A signal may have come to another process alone.
+    return 0 if _tell(options, run) else 128 + (received or [signal.SIGTERM])[0]
 
 
 def _parsed(argv: Sequence[str]) -> TrainOptions:
@@ -146,7 +146,8 @@ def _resumed(argv: Sequence[str], options: TrainOptions) -> TrainOptions:
     begun = _begun(output)
     if begun is None and not options.data.data:
         raise InputError(f"there is nothing to resume: {output / CHECKPOINT} does not exist")
-    if not (output / CHECKPOINT).exists() and not options.report.quiet:
+    speaks = here().first and not options.report.quiet
+    if speaks and not (output / CHECKPOINT).exists():
         print(f"ddim train: {output} has no checkpoint yet: it begins at step 0", file=sys.stderr)
     if begun is None:
         return options
@@ -207,11 +208,16 @@ def _tell(options: TrainOptions, run: Run) -> bool:
     if options.report.json:
         loss = None if math.isnan(run.metrics.loss) else run.metrics.loss
         facts = {"output": output, "finished": step >= total, "steps": step}
+        if run.config.skip_bad_batches:
+            facts["skipped"] = run.state.skipped
         print_json({**facts, "images": images, "loss": loss})
     elif step >= total:
-        print(f"{output}: trained on {images} images")
+        skipped = f", {run.state.skipped} steps skipped" if run.config.skip_bad_batches else ""
+        print(f"{output}: trained on {images} images{skipped}")
     if step >= total:
         return True
+    if not here().first:
+        return False
     print(
         f"ddim train: stopped at step {step} of {total}; "
         f"resume with: ddim train --resume --output {output}",
@@ -224,6 +230,7 @@ def _bar(run: Run, steps: Iterator[TrainStep], quiet: bool) -> Iterator[TrainSte
     size, total = run.config.batch_size, run.config.steps
     progress = meter(
         quiet=quiet,
+        desc="train",
         total=total * size,
         initial=run.state.step * size,
         unit=" images",
@@ -231,14 +238,18 @@ def _bar(run: Run, steps: Iterator[TrainStep], quiet: bool) -> Iterator[TrainSte
     )
     with progress:
         for step in steps:
-            progress.set_postfix_str(f"loss {run.metrics.loss:.4f}", refresh=False)
+            progress.set_postfix(step=step.step, loss=round(run.metrics.loss, 5), refresh=False)
             progress.update(size)
             yield step
 
 
 @contextlib.contextmanager
 def _interruptible(quiet: bool) -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the step in hand is finished; a second one ends that."""
+    """Collect SIGINT and SIGTERM, so that the step in hand is finished; a second one ends that.
+
+    Of several processes each may be sent SIGTERM twice, by the batch system and by torchrun: there
+    only a second SIGINT does.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     received: list[int] = []
 
@@ -246,7 +257,8 @@ def _interruptible(quiet: bool) -> Iterator[list[int]]:
         received.append(number)
         if not quiet:
             print("\nddim train: finishing the step and saving", file=sys.stderr)
-        signal.signal(number, before[signal.Signals(number)])
+        if here().count == 1 or number == signal.SIGINT:
+            signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, note)

@@ -23,7 +23,7 @@ from ddim.data.pixels import to_pixels
 from ddim.data.shard_files import measure
 from ddim.model.condition import Condition
 from ddim.model.drawing import generate, pick_batch_size
-from ddim.model.inputs import check_finite, whole
+from ddim.model.inputs import whole
 from ddim.model.model import Model
 from ddim.noise.draws import Noise
 from ddim.samplers.sampler import Sampler
@@ -317,9 +317,8 @@ def _batches(job: _Job, images: range) -> Iterator[np.ndarray]:
     with contextlib.closing(steps):
         for event in steps:
             if event.images is not None:
-                drawn = event.images.cpu()
-                check_finite(drawn, what)
-                yield to_pixels(drawn).permute(0, 2, 3, 1).numpy()
+                event.check_finite(what)
+                yield to_pixels(event.images.cpu()).permute(0, 2, 3, 1).numpy()
 
 
 def _before(progress: Progress, number: int) -> np.ndarray | None:

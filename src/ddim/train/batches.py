@@ -21,6 +21,8 @@ from ddim.train.loss import draw_nodes
 
 __all__ = ["Batch", "Stream", "TensorData", "Trainable", "check_labels", "draw", "order"]
 
+_ALL = slice(None)
+
 
 class Trainable(Protocol):
     """The images that training reads: as :class:`ddim.data.base.ImageData`, already in [-1, 1]."""
@@ -182,30 +184,44 @@ def draw(
     config: TrainConfig,
     null_label: int | None,
     device: torch.device,
+    part: slice = _ALL,
 ) -> Batch:
-    """Everything random about step n, but for the network's own dropout."""
+    """Everything random about step n, but for the network's own dropout.
+
+    It is drawn for the whole batch, whichever part of it is wanted, so that an image gets the same
+    in every division of the batch; only the images of the part are read.
+
+    Args:
+        data: the images.
+        indices: which of them make up the batch.
+        n: the step, from 0.
+        schedule: the noise schedule.
+        config: the run.
+        null_label: the label that stands for no class.
+        device: where the batch goes.
+        part: which of the batch's images are wanted.
+    """
     # What is small is drawn on the CPU, the noise where it is used.
     generator = torch.Generator().manual_seed(derive(config.seed, 1, n))
-    images = data.batch(indices)
-    k = draw_nodes(
-        len(images), schedule.T, generator, antithetic=config.antithetic, focus=config.focus
-    )
+    size, own = len(indices), indices[part]
+    images = data.batch(own)
+    k = draw_nodes(size, schedule.T, generator, antithetic=config.antithetic, focus=config.focus)
     if config.flip:
         if images.ndim < 3:
             raise InputError(f"flip mirrors images, and these are of shape {tuple(images.shape)}")
-        mirrored = torch.rand(len(images), generator=generator) < 0.5
+        mirrored = (torch.rand(size, generator=generator) < 0.5)[part]
         mirrored = mirrored.view(-1, *(1,) * (images.ndim - 1))
         images = torch.where(mirrored, images.flip(-1), images)
     labels: tuple[Tensor, ...] = ()
     if config.classes:
-        given = data.labels(indices)
+        given = data.labels(own)
         assert given is not None  # by check_labels
-        dropped = torch.rand(len(images), generator=generator) < config.label_dropout
+        dropped = (torch.rand(size, generator=generator) < config.label_dropout)[part]
         if null_label is not None:
             given = given.long().masked_fill(dropped, null_label)
         labels = (given.to(device),)
     if device.type != "cpu":
         generator = torch.Generator(device).manual_seed(derive(config.seed, 1, n))
     images = images.to(device, non_blocking=True)
-    noise = torch.randn(images.shape, generator=generator, device=device)
-    return Batch(images, k.to(device), noise, labels)
+    noise = torch.randn((size, *images.shape[1:]), generator=generator, device=device)[part]
+    return Batch(images, k[part].to(device), noise, labels)

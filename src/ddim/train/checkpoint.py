@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,16 @@ from ddim.checkpoints.training import TrainingFile, write_training
 from ddim.train.config import TrainConfig
 from ddim.train.loop import TrainState
 
-__all__ = ["check_resumed", "load_checkpoint", "save_checkpoint", "saved_config"]
+__all__ = ["check_resumed", "digest", "load_checkpoint", "save_checkpoint", "saved_config"]
 
 _FREE = (
     "data", "data_root", "skip_broken", "images", "accumulate", "save_every", "sample_every",
-    "tensorboard",
+    "tensorboard", "wandb", "prometheus", "skip_bad_batches",
 )  # fmt: skip
 """What may change when a run is resumed: none of it touches what has been learnt. The data are told
 by their checksums. More images move the end, and with it the fall of the learning rate. Other parts
 of a batch change last bits, and which of the equally good dropout masks are drawn: a run that has
-met a smaller device can still be ended."""
+met a smaller device can still be ended. Skipping begins where a run would have ended."""
 
 _SLOTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"})
 """What the optimizers of a configuration keep of a parameter."""
@@ -34,12 +35,27 @@ def save_checkpoint(
     path: Path, state: TrainState, config: TrainConfig, facts: Mapping[str, Any]
 ) -> None:
     """Write the whole state: weights, their average, the optimizer's moments, the step."""
+    write_training(path, config.to_json(), state.step, facts, _tensors(state))
+
+
+def digest(state: TrainState) -> str:
+    """SHA-256 of all tensors that :func:`save_checkpoint` writes, in hexadecimal."""
+    found = hashlib.sha256()
+    for key, value in sorted(_tensors(state).items()):
+        plain = value.detach().cpu().contiguous()
+        found.update(f"{key} {plain.dtype} {tuple(plain.shape)}\0".encode())
+        found.update(plain.view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    """The weights, their average and the optimizer's moments, by name."""
     tensors: dict[str, Tensor] = {}
     tensors |= {f"net.{k}": v for k, v in state.net.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in state.ema.state_dict().items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
-    write_training(path, config.to_json(), state.step, facts, tensors)
+    return tensors
 
 
 def saved_config(checkpoint: TrainingFile) -> TrainConfig:

@@ -111,7 +111,7 @@ class Optimisation:
     images: int = 600_000
     """Training images to see in all."""
     batch_size: int = 128
-    """Images a step."""
+    """Images a step, of all processes together."""
     accumulate: int = 1
     """Equal parts of a batch, seen by the network one after the other: less memory, for the same
     weights within rounding (dropout draws other masks). A resumed run may change it."""
@@ -132,6 +132,9 @@ class Optimisation:
     """Decay of the moving average of the weights, a step; lower while the run is young."""
     flip: bool = False
     """Mirror images left to right, half of the time."""
+    skip_bad_batches: bool = False
+    """Leave out steps whose loss or gradient is not finite, and count them; ten may be in a row.
+    Otherwise the first ends the run."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's arithmetic; bfloat16 is autocast, weights stay float32."""
     device: str = "auto"
@@ -154,6 +157,10 @@ class Record:
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = False
     """Write TensorBoard events too."""
+    wandb: str | None = None
+    """Log to this project of Weights & Biases too; WANDB_MODE=offline needs no connection."""
+    prometheus: str | None = None
+    """Keep the latest metrics in this file, NAME.prom, for Prometheus' node exporter."""
 
 
 # The fields of the last base come first.

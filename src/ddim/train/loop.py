@@ -7,6 +7,7 @@ that is resumed from any checkpoint goes on to the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -19,16 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from ddim.base.device import out_of_memory
-from ddim.base.errors import InputError, RunError, quoted
+from ddim.base.errors import InputError, quoted
+from ddim.base.ranks import here
 from ddim.denoisers.network import tensor_of
 from ddim.denoisers.target import Target
-from ddim.noise.draws import derive
 from ddim.noise.schedule import Schedule
 from ddim.train.batches import Batch, Stream, Trainable, check_labels, draw
 from ddim.train.config import TrainConfig, check_signal
+from ddim.train.faults import MOST_SKIPPED, bad_images, check_pixels, not_finite
 from ddim.train.loss import diffusion_loss, loss_weights
 from ddim.train.memory import enough_memory
 from ddim.train.muon import Muon
+from ddim.train.team import Team, check_batch, gone
 
 __all__ = ["TrainState", "TrainStep", "fit"]
 
@@ -38,12 +41,23 @@ Loss = Callable[[Network, Tensor, Tensor, Tensor, Schedule], Tensor]
 
 @dataclasses.dataclass
 class TrainState:
-    """What a step changes: the network, its moving average, the optimizer, how many steps."""
+    """What a step changes.
+
+    Attributes:
+        net: the network.
+        ema: the moving average of its weights.
+        optimizer: with its moments.
+        step: how many steps are done.
+        skipped: of these, how many were skipped, since they were not finite.
+        in_a_row: how many of the skipped ones are the last.
+    """
 
     net: nn.Module
     ema: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
+    skipped: int = 0
+    in_a_row: int = 0
 
     @classmethod
     def start(cls, net: nn.Module, config: TrainConfig) -> TrainState:
@@ -69,12 +83,21 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """One step done: its number (from 1), its loss, the gradient's norm and the learning rate."""
+    """One step done.
+
+    Attributes:
+        step: its number, from 1.
+        loss: the mean over the batch.
+        grad_norm: of the gradient, before it was clipped.
+        lr: the learning rate.
+        skipped: whether loss or gradient were not finite, and nothing was learned.
+    """
 
     step: int
     loss: float
     grad_norm: float
     lr: float
+    skipped: bool = False
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -105,6 +128,7 @@ def fit(
     config: TrainConfig,
     null_label: int | None = None,
     loss: Loss | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Iterator[TrainStep]:
     """Train from ``state.step`` to ``config.steps``, yielding after each step.
 
@@ -132,13 +156,19 @@ def fit(
             :func:`~ddim.train.loss.diffusion_loss` takes; returns each image's loss, shape (B,).
             None for that loss itself, with the target and the weighting of ``config``, which no
             other loss looks at.
+        stop: asked once a step; if it says yes, the training ends after the step in hand. Of
+            several processes one that says so ends all, after the same step.
 
     Raises:
         InputError: data, labels, a schedule or a network that cannot be trained with as given.
-        RunError: the loss is no longer finite.
+        NotFinite: a RunError; a loss or the gradient is no longer finite, and such steps are not
+            skipped, or were too often. The weights are those before the step.
+        RunError: another process of the job is gone.
         OutOfMemory: a RunError too; the weights are those before the step.
     """
+    ranks = here()
     _check(data, schedule, config)
+    check_batch(config, ranks)
     check_labels(data, config, null_label)
     if loss is None:
         check_signal(schedule, config.target)
@@ -152,46 +182,86 @@ def fit(
     averaged = list({average.data_ptr(): (average, new) for average, new in pairs}.values())
     stream = Stream(config.seed, len(data))
     state.optimizer.zero_grad(set_to_none=True)  # a step that failed may have left some
+    team = Team(state.net, ranks)
+    part, stopping = team.part(config.batch_size), False
 
-    while state.step < config.steps:
+    while state.step < config.steps and not stopping:
         if not state.net.training:  # at first, and where the caller has drawn from it
             state.net.train()
         n = state.step
         indices = stream.take(n * config.batch_size, config.batch_size)
-        batch = draw(data, indices, n, schedule, config, null_label, device)
+        batch = draw(data, indices, n, schedule, config, null_label, device, part)
         lr = learning_rate(config, n)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        with enough_memory(config, n):
-            mean = _backward(state.net, batch, n, schedule, config, loss)
+        with team.answering(), enough_memory(config, n, ranks.count):
+            mean, losses = _backward(team, batch, n, schedule, config, loss)
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
-            value = mean.item()
-        if not (math.isfinite(value) and math.isfinite(norm.item())):
-            raise _not_finite(batch, indices, n)
-        state.optimizer.step()
+            value, stopping = team.mean(mean, stop)
+            norm = norm.item()
+        finite = math.isfinite(value) and math.isfinite(norm)
+        if finite:
+            state.optimizer.step()
+        else:
+            _skip(state, config, team, batch, losses, indices[part])
         state.optimizer.zero_grad(set_to_none=True)
-        _average(averaged, ema_decay(config.ema, n))
+        if finite:
+            _average(averaged, ema_decay(config.ema, n))
+            state.in_a_row = 0
         state.step = n + 1
-        yield TrainStep(n + 1, value, norm.item(), lr)
+        yield TrainStep(n + 1, value, norm, lr, skipped=not finite)
+        if stop is not None and ranks.count == 1:
+            stopping = stop()
+
+
+def _skip(
+    state: TrainState,
+    config: TrainConfig,
+    team: Team,
+    batch: Batch,
+    losses: Tensor,
+    indices: Tensor,
+) -> None:
+    """Count a step that is not finite, or end the training by it.
+
+    Raises:
+        InputError: the data are not finite.
+        NotFinite: such steps are not skipped, or too many were in a row.
+    """
+    if not config.skip_bad_batches or state.in_a_row == MOST_SKIPPED:
+        images = team.gather(bad_images(losses, indices))
+        check_pixels(batch, indices)
+        raise not_finite(images, state.step, state.in_a_row)
+    state.skipped += 1
+    state.in_a_row += 1
 
 
 def _backward(
-    net: nn.Module, batch: Batch, n: int, schedule: Schedule, config: TrainConfig, loss: Loss
-) -> Tensor:
-    """The mean loss of step n (from 0), whose gradient the parameters get."""
-    device, shares = batch.images.device, []
+    team: Team, batch: Batch, n: int, schedule: Schedule, config: TrainConfig, loss: Loss
+) -> tuple[Tensor, Tensor]:
+    """The mean loss of this process's part of step n (from 0), and the loss of each of its images.
+
+    The parameters get the gradient of the mean over all processes.
+    """
+    device, shares, losses = batch.images.device, list[Tensor](), list[Tensor]()
     # The network's own randomness, such as dropout, comes from torch's global generators.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(derive(config.seed, 2, n))
-        for part in batch.parts(config.accumulate):
-            network = functools.partial(_ask, net, part.labels, config.precision)
-            mean = loss(network, part.images, part.k, part.noise, schedule).mean()
-            if not mean.requires_grad:
-                raise InputError("the network's output does not depend on what is trained of it")
-            share = mean / config.accumulate
-            share.backward()
+        torch.manual_seed(team.seed(config.seed, n))
+        for number, part in enumerate(batch.parts(config.accumulate), 1):
+            network = functools.partial(_ask, team.net, part.labels, config.precision)
+            last = number == config.accumulate
+            with contextlib.nullcontext() if last else team.apart():
+                each = loss(network, part.images, part.k, part.noise, schedule)
+                mean = each.mean()
+                if not mean.requires_grad:
+                    raise InputError(
+                        "the network's output does not depend on what is trained of it"
+                    )
+                share = mean / config.accumulate
+                share.backward()
             shares.append(share.detach())
-    return torch.stack(shares).sum()
+            losses.append(each.detach().flatten())
+    return torch.stack(shares).sum(), torch.cat(losses)
 
 
 def _check(data: Trainable, schedule: Schedule, config: TrainConfig) -> None:
@@ -242,7 +312,7 @@ def _ask(
     except InputError:
         raise
     except (RuntimeError, TypeError, IndexError) as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or gone(error):
             raise
         also = f" and labels {int(labels[0].min())}..{int(labels[0].max())}" if labels else ""
         raise InputError(
@@ -250,22 +320,6 @@ def _ask(
             f"{t.dtype}{also}: {quoted(str(error))}"
         ) from error
     return tensor_of(output)
-
-
-def _not_finite(batch: Batch, indices: Tensor, n: int) -> InputError | RunError:
-    """Why the loss of step n (from 0) is no number: the data, the network, or the learning."""
-    if batch.images.is_floating_point():
-        bad = ~batch.images.flatten(1).isfinite().all(1).cpu()
-        if bool(bad.any()):
-            return InputError(f"image {int(indices[bad][0])} of the data has values not finite")
-    if n == 0:
-        return RunError(
-            "the loss is not finite at step 1, before anything was learned: the network's weights "
-            "or what it makes of them are not"
-        )
-    return RunError(
-        f"the loss is no longer finite at step {n + 1}: try a lower lr or a longer warm-up"
-    )
 
 
 @torch.no_grad()

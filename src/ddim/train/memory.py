@@ -18,16 +18,19 @@ class OutOfMemory(RunError):  # noqa: N818
     Args:
         config: the run.
         n: the step, from 0.
+        count: processes that share the batch.
 
     Attributes:
         accumulate: parts of a batch that take less of it; None where a part is one image already.
     """
 
-    def __init__(self, config: TrainConfig, n: int) -> None:
-        size, parts = config.batch_size, config.accumulate
-        more = (count for count in range(parts + 1, size + 1) if size % count == 0)
+    def __init__(self, config: TrainConfig, n: int, count: int = 1) -> None:
+        size, parts, own = config.batch_size, config.accumulate, config.batch_size // count
+        more = (parts for parts in range(parts + 1, own + 1) if own % parts == 0)
         self.accumulate = next(more, None)
-        seen = f", of which the network sees {size // parts} at a time" if parts > 1 else ""
+        seen = (
+            f", of which the network sees {own // parts} at a time" if own // parts < size else ""
+        )
         advice = f"accumulate = {self.accumulate} takes less, for the same weights within rounding"
         if self.accumulate is None:
             advice = "train a smaller network or smaller images"
@@ -37,8 +40,13 @@ class OutOfMemory(RunError):  # noqa: N818
 
 
 @contextlib.contextmanager
-def enough_memory(config: TrainConfig, n: int) -> Iterator[None]:
+def enough_memory(config: TrainConfig, n: int, count: int = 1) -> Iterator[None]:
     """Say what would need less, where step n (from 0) needs more than there is.
+
+    Args:
+        config: the run.
+        n: the step.
+        count: processes that share the batch.
 
     Raises:
         OutOfMemory: so it is.
@@ -48,4 +56,4 @@ def enough_memory(config: TrainConfig, n: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise OutOfMemory(config, n) from error
+        raise OutOfMemory(config, n, count) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from ddim.base.device import pick_device, set_threads
 from ddim.base.errors import InputError, RunError
 from ddim.base.files import locked
+from ddim.base.meeting import meeting
+from ddim.base.ranks import apart, here
 from ddim.base.records import checked, in_file
 from ddim.checkpoints.record import Facts
 from ddim.checkpoints.training import read_training
@@ -25,11 +27,20 @@ from ddim.model.model import Model
 from ddim.model.opening import load
 from ddim.nets.unet import UNet, UNetConfig
 from ddim.noise.schedule import Schedule
-from ddim.train.checkpoint import check_resumed, load_checkpoint, save_checkpoint, saved_config
+from ddim.train.checkpoint import (
+    check_resumed,
+    digest,
+    load_checkpoint,
+    save_checkpoint,
+    saved_config,
+)
 from ddim.train.config import TrainConfig
+from ddim.train.faults import NotFinite
 from ddim.train.loop import TrainState, TrainStep, fit
-from ddim.train.metrics import METRICS, TENSORBOARD, Metrics
+from ddim.train.metrics import METRICS, Metrics
 from ddim.train.scaled import Scaled
+from ddim.train.team import check_batch
+from ddim.train.watchers import TENSORBOARD, WANDB, WANDB_ID
 
 __all__ = ["CHECKPOINT", "RECORD", "Run", "unet_config"]
 
@@ -95,6 +106,9 @@ class Run:
     state; ``model/`` the averaged weights as a model folder; ``samples/`` grids drawn with them.
     From its making to the end of :meth:`steps` the run keeps every other out of its folder.
 
+    Of several processes (:mod:`ddim.base.ranks`) each makes the run and reads its part of every
+    batch; the first writes, and the others wait for it however long that takes.
+
     Args:
         config: the run.
         output: its folder; made if need be.
@@ -103,15 +117,23 @@ class Run:
 
     Raises:
         InputError: bad data, a network that does not fit it, a checkpoint that is damaged or of
-            another run, a folder that another run is writing.
+            another run, a folder that another run is writing; processes that do not see the same
+            data and the same checkpoint.
+        RunError: another process is gone.
     """
 
     def __init__(self, config: TrainConfig, output: Path, *, resume: bool = False) -> None:
         self.config = config
         self.output = Path(output)
+        self._ranks = here()
+        check_batch(config, self._ranks)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(locked(self.output, folder=True))
-            self._open(resume)
+            with meeting(self._ranks):
+                stack.enter_context(locked(self.output, folder=True))
+                self._open(resume)
+            self._ranks.agree(self._common())
+            with meeting(self._ranks):
+                self._begin()
             self._lock = stack.pop_all()
 
     def _open(self, resume: bool) -> None:
@@ -140,15 +162,28 @@ class Run:
         self.metrics = Metrics(self.output, config)
         if self._resumed:
             self._load(self.output / CHECKPOINT)
-        else:
-            self._clear()  # nothing is refused from here on
+
+    def _common(self) -> dict[str, object]:
+        """What all processes must have alike; it is compared before anything is written."""
+        options = {f"the option {key}": value for key, value in self.config.to_json().items()}
+        return {
+            **options,
+            "the data": sorted(self.data.checksums.values()),
+            "the step of the checkpoint": self.state.step,
+            "the weights": digest(self.state) if self._ranks.count > 1 else None,
+        }
+
+    def _begin(self) -> None:
+        """Make the folder ready; nothing is refused from here on."""
+        if not self._resumed and self._ranks.first:
+            self._clear()
         self.metrics.begin(self.state.step)
 
     def _clear(self) -> None:
         """Remove an older run, its checkpoint last: until then it can be resumed."""
-        for name in ("model", "samples", TENSORBOARD):
+        for name in ("model", "samples", TENSORBOARD, WANDB):
             shutil.rmtree(self.output / name, ignore_errors=True)
-        for name in (METRICS, RECORD, CHECKPOINT):
+        for name in (METRICS, RECORD, WANDB_ID, CHECKPOINT):
             (self.output / name).unlink(missing_ok=True)
 
     def _load(self, checkpoint: Path) -> None:
@@ -162,9 +197,12 @@ class Run:
             interval = checked("interval", saved.facts.get("interval"), list[float])
             if len(interval) != 2:
                 raise InputError(f"interval has {len(interval)} numbers")
+            skipped = checked("skipped", saved.facts.get("skipped", 0), int)
+            in_a_row = checked("in_a_row", saved.facts.get("in_a_row", 0), int)
         if sorted(before.values()) != sorted(self.data.checksums.values()):
             raise InputError(f"{self.config.data} is not the data that the run was begun with")
         load_checkpoint(saved, self.state)
+        self.state.skipped, self.state.in_a_row = skipped, in_a_row
         self.metrics.interval = interval
 
     def _fresh_state(self, init: str | None) -> TrainState:
@@ -205,25 +243,34 @@ class Run:
             **({} if self.origin is None else {"init": self.origin}),
         }
 
-    def steps(self) -> Generator[TrainStep, None, None]:
+    def steps(self, stop: Callable[[], bool] | None = None) -> Generator[TrainStep, None, None]:
         """Train to the end of the configuration, saving as it goes.
 
-        The state is saved too when the caller stops early, by closing the iterator. See
-        :func:`~ddim.train.loop.fit`. For more steps after the end, make the run again.
+        The state is saved too when the caller stops early, by ``stop`` or, where there is one
+        process alone, by closing the iterator. See :func:`~ddim.train.loop.fit`. For more steps
+        after the end, make the run again.
+
+        Args:
+            stop: as :func:`~ddim.train.loop.fit` takes it.
+
+        Raises:
+            NotFinite: a RunError, as there; it names the last good checkpoint.
+            RunError: as there.
         """
         with self._lock:
-            yield from self._steps()
+            yield from self._steps(stop)
 
-    def _steps(self) -> Generator[TrainStep, None, None]:
-        config, metrics = self.config, self.metrics
+    def _steps(self, stop: Callable[[], bool] | None) -> Generator[TrainStep, None, None]:
+        config, metrics, whole = self.config, self.metrics, False
         if self._resumed:
             with metrics.aside():
                 self._catch_up()
-        saved = self.state.step
-        steps = fit(self.state, Scaled(self.data), self.schedule, config, self.null_label)
+        saved = self.state.step if self._resumed else None
+        data = Scaled(self.data)
+        steps = fit(self.state, data, self.schedule, config, self.null_label, stop=stop)
         try:
             for step in steps:
-                metrics.add(step)
+                metrics.add(step, self.state.skipped)
                 with metrics.aside():
                     if step.step == config.steps or self._crosses(step.step, config.save_every):
                         self.save()
@@ -231,14 +278,22 @@ class Run:
                     if self._due(step.step):
                         self._draw()
                 yield step
+            whole = True
+        except NotFinite as error:
+            there = "no checkpoint was saved before"
+            if saved is not None:
+                there = f"{self.output / CHECKPOINT} is the last good one, of step {saved}"
+            saved = self.state.step
+            raise NotFinite(f"{error}; {there}", error.step, error.images) from error
         except (KeyboardInterrupt, RunError):
-            # In the middle of a step, perhaps, or diverged: only what was saved before is good.
+            # In the middle of a step, perhaps: only what was saved before is good.
             saved = self.state.step
             raise
         finally:
-            metrics.flush()
-            if self.state.step != saved:
-                self.save()
+            metrics.close()
+            if self.state.step != (saved or 0):
+                # After a failure nobody waits: the others do not know of it.
+                self.save() if whole else self._write()
 
     def _catch_up(self) -> None:
         """Write what a kill after the last checkpoint has kept from being written.
@@ -247,8 +302,12 @@ class Run:
         checkpoint knows yet.
         """
         self.save()
-        if self._due(self.state.step) and not self._grid(self.state.step).exists():
+        if self._due(self.state.step) and not all(self._ranks.gather(self._drawn())):
             self._draw()
+
+    def _drawn(self) -> bool:
+        """Whether there is a grid of this step."""
+        return self._grid(self.state.step).exists()
 
     def _due(self, step: int) -> bool:
         """Whether samples are drawn after that step."""
@@ -267,6 +326,12 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, and the averaged weights as a model folder."""
+        with meeting(self._ranks):
+            self._write()
+
+    def _write(self) -> None:
+        if not self._ranks.first:
+            return
         facts = {
             **self.facts,
             "unet": self.unet.to_json(),
@@ -274,6 +339,8 @@ class Run:
             "target": self.config.target,
             "classes": self.data.classes if self.config.classes else None,
             "interval": self.metrics.interval,
+            "skipped": self.state.skipped,
+            "in_a_row": self.state.in_a_row,
         }
         save_checkpoint(self.output / CHECKPOINT, self.state, self.config, facts)
         self.model().save(self.output / "model")
@@ -294,6 +361,10 @@ class Run:
 
     def _draw(self) -> None:
         """A grid of samples by the averaged weights, always from the same latents."""
-        drawn = sample(self.model(), 64, steps=min(50, self.schedule.T), clip=True)
-        images.save_image(self._grid(self.state.step), drawn)
-        self.metrics.picture(images.grid(drawn), self.state.step * self.config.batch_size)
+        with meeting(self._ranks):
+            if not self._ranks.first:
+                return
+            with apart():
+                drawn = sample(self.model(), 64, steps=min(50, self.schedule.T), clip=True)
+            images.save_image(self._grid(self.state.step), drawn)
+            self.metrics.picture(images.grid(drawn), self.state.step * self.config.batch_size)

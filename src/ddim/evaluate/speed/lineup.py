@@ -30,6 +30,8 @@ from ddim.model.model import Model
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from ddim.base.lines import LineMeter
+
 __all__ = ["Lineup", "Opponent", "SetUp", "line_up", "nothing_kept"]
 
 
@@ -122,7 +124,7 @@ def line_up(
 class _Desk:
     """Where back ends come in, get ready, or are turned away with a note."""
 
-    def __init__(self, noise: Tensor, shown: tqdm) -> None:
+    def __init__(self, noise: Tensor, shown: tqdm | LineMeter) -> None:
         self.noise, self.shown = noise, shown
         self.set_ups: dict[str, SetUp] = {}
         self.notes: list[str] = []
