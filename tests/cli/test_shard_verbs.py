@@ -50,6 +50,23 @@ def test_parts_are_merged(ddim, sets, tmp_path):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
 
 
+def test_a_long_run_is_watched(ddim, tiny, tmp_path):
+    words = [word for word in WORDS if word != "--quiet"]
+    more = ("--shard-size", 3, "--log", "--prometheus", tmp_path / "ddim.prom")
+    said = ddim("sample", "--model", tiny, "-n", 7, *words, *more, "--output", tmp_path / "set")
+    line = json.loads(said.err.strip().split("\n")[-1])
+    assert (line["what"], line["done"], line["total"], line["shard"]) == ("sample", 7, 7, 2)
+    assert line["time"] > 1e9
+    numbers = dict(
+        entry.split(" ")
+        for entry in (tmp_path / "ddim.prom").read_text().splitlines()
+        if entry[0] != "#"
+    )
+    assert float(numbers["ddim_sample_images_total"]) == 7
+    assert float(numbers["ddim_sample_images_left"]) == 0
+    assert float(numbers["ddim_sample_shard"]) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

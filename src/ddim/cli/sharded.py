@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from ddim.base.errors import InputError
+from ddim.base.exposition import Metric, check_exposition, write_exposition
 from ddim.base.progress import meter
 from ddim.base.ranks import here
 from ddim.cli.groups import unset
@@ -33,6 +34,8 @@ class ShardOptions:
     """Arrays of bytes (npz, safetensors), WebDataset's tar, or a folder of PNGs a shard."""
     shard: Annotated[str, unset("all", "I/N")] = ""
     """Only shards i, i + N, ...: for processes that do not see each other's folder."""
+    prometheus: Annotated[str | None, unset("none", "NAME.prom")] = None
+    """Keep the latest numbers in this file, for Prometheus' node exporter."""
 
     @property
     def wanted(self) -> bool:
@@ -62,9 +65,12 @@ class ShardOptions:
         Raises:
             InputError: it is named.
         """
-        if not self.wanted and (self.shard or self.shard_format != ShardOptions.shard_format):
-            name = "--shard" if self.shard else "--shard-format"
-            raise InputError(f"{name} goes with --shard-size")
+        if self.wanted:
+            return
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) != field.default:
+                name = field.name.replace("_", "-")
+                raise InputError(f"--{name} goes with --shard-size")
 
 
 def draw_set(options: SampleOptions, output: Path, model: Model, sampler: Sampler) -> int:
@@ -88,9 +94,14 @@ def draw_set(options: SampleOptions, output: Path, model: Model, sampler: Sample
         share=Share.parse(shards.shard) if shards.shard else None,
     )
     if drawing.images and here().first:
-        shared = replaced(options, shard="", resume=False)  # one record for all shares
+        shared = replaced(
+            options, shard="", prometheus=None, resume=False
+        )  # one record for all shares
         record(output, "sample", shared, model=model.name)
-    drawn = 0
+    file = None if shards.prometheus is None else Path(shards.prometheus)
+    if file is not None:
+        check_exposition(file)
+    drawn, total = 0, drawing.images
     with meter(
         quiet=options.run.quiet or not here().first,
         desc="sample",
@@ -99,10 +110,26 @@ def draw_set(options: SampleOptions, output: Path, model: Model, sampler: Sample
     ) as bar:
         for told in drawing:
             drawn += told.images
+            bar.set_postfix(shard=told.shard, refresh=False)
             bar.update(told.images)
+            if file is not None and told.done:
+                _expose(file, told.shard, drawn, total, time.perf_counter() - start)
     drawn = sum(here().gather(drawn))
     _tell(options, output, drawing.manifest, drawn, time.perf_counter() - start)
     return 0
+
+
+def _expose(file: Path, shard: int, drawn: int, total: int, seconds: float) -> None:
+    speed = drawn / seconds
+    left = (total - drawn) / speed if speed else float("inf")
+    metrics = {
+        "ddim_sample_images_total": Metric(drawn, "Images drawn by this process.", "counter"),
+        "ddim_sample_images_left": Metric(total - drawn, "Images of its share not drawn by it."),
+        "ddim_sample_images_per_second": Metric(speed, "Images drawn in a second."),
+        "ddim_sample_seconds_left": Metric(left, "Seconds until the end, if it drew all of them."),
+        "ddim_sample_shard": Metric(shard, "Number of the shard finished last."),
+    }
+    write_exposition(file, metrics)
 
 
 def _tell(
