@@ -25,7 +25,10 @@ class MergeOptions:
     shards already; interrupted, the same command goes on.
     """
 
-    EXAMPLES: ClassVar = ("ddim merge part-0 part-1 part-2 --output digits",)
+    EXAMPLES: ClassVar = (
+        "ddim merge part-0 part-1 part-2 --output digits",
+        "ddim merge part-3 --output digits --json",
+    )
 
     parts: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PART [PART ...]")

@@ -54,7 +54,6 @@ class SampleOptions:
     """
 
     EXAMPLES: ClassVar = (
-        "ddim sample --model mnist -n 64 --steps 20",
         "ddim sample --images photo.png --mask mask.png --strength 0.8 -n 4",
         "ddim sample -n 50000 --steps 20 --shard-size 1000 --output digits",
     )
