@@ -414,7 +414,9 @@ def test_a_broken_network_is_a_failure(fails, tiny, tmp_path):
     path = copy / "unet" / "diffusion_pytorch_model.safetensors"
     weights = safetensors.torch.load_file(path)
     safetensors.torch.save_file({**weights, "conv_out.bias": torch.full((1,), 3e38)}, path)
-    match = "what tiny draws by ddim:steps=3 is not finite, image 0 from step 1 of 3 on: `ddim checks`"
+    match = (
+        "what tiny draws by ddim:steps=3 is not finite, image 0 from step 1 of 3 on: `ddim checks`"
+    )
     fails(1, match, "sample", "--model", copy, "-n", 2, *FAST)
     fails(1, match, "sample", "--model", copy, "-n", 2, "--output", "out", *FAST)
 

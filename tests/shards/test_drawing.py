@@ -68,6 +68,14 @@ def test_every_class_in_turn_without_labels(tmp_path, conditional):
     assert [ShardData(tmp_path)[i][1] for i in range(7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
+def test_a_set_of_fewer_images_than_classes_grows(tmp_path, conditional, refuses):
+    drawn(conditional, tmp_path / "grown", 2)
+    assert drawn(conditional, tmp_path / "grown", 5) == 3
+    assert [ShardData(tmp_path / "grown")[i][1] for i in range(5)] == [0, 1, 2, 0, 1]
+    with refuses("3 labels were given for 2 images"):
+        drawn(conditional, tmp_path / "few", 2, condition=Condition([2, 1, 0]))
+
+
 def test_a_row_of_a_tensor_for_each_image(tmp_path):
     class Shifted(nn.Module):
         def __init__(self):

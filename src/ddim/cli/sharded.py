@@ -98,7 +98,7 @@ def draw_set(options: SampleOptions, output: Path, model: Model, sampler: Sample
             options, shard="", prometheus=None, resume=False
         )  # one record for all shares
         record(output, "sample", shared, model=model.name)
-    file = None if shards.prometheus is None else Path(shards.prometheus)
+    file = Path(shards.prometheus) if shards.prometheus is not None and here().first else None
     if file is not None:
         check_exposition(file)
     drawn, total = 0, drawing.images

@@ -133,7 +133,8 @@ def draw(
         method: a sampler, as for :func:`ddim.sample`.
         steps: S.
         seed: of the noise.
-        condition: labels are repeated in turn over the whole set; tensors have n rows.
+        condition: labels are repeated in turn over the whole set; tensors have n rows, so that a
+            set with them does not grow.
         batch_size: images in one network call.
         shard_size: images in a shard.
         shard_format: ``npz`` or ``safetensors`` (uint8 images of shape (N, H, W, C), and labels),
@@ -233,12 +234,11 @@ def _planned(
     if len(model.shape) != 3 or model.shape[0] not in (1, 3, 4):
         raise InputError(f"shards hold images, and {model.name} makes {tuple(model.shape)}")
     given = condition
+    if len(given.labels or ()) > n:
+        raise InputError(f"{len(given.labels or ())} labels were given for {n} images")
     if given.labels is None and model.classes is not None:
         given = given.replace(labels=range(model.classes))
-    turn = len(given.labels or (0,))
-    if turn > n:
-        raise InputError(f"{turn} labels were given for {n} images")
-    given.rows(n if given.tensors else turn).check(model)
+    given.rows(n if given.tensors else len(given.labels or (0,))).check(model)
     size = pick_batch_size(model, batch_size)
     tableau = model.tableau(sampler)
     made_by = {
