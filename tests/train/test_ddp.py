@@ -394,7 +394,7 @@ def test_trap_torchrun_restarts_a_run_that_lost_a_process(jobs, one):
 @pytest.mark.slow
 def test_sigterm_to_torchrun_ends_in_a_state_to_resume(jobs):
     done = torchrun(jobs, "ended", target="os.getppid()", number="SIGTERM")
-    assert done.returncode != 0
+    assert done.returncode == 1, done.stderr  # torchrun's own
     assert [(jobs.folder / f"status.{rank}").read_text() for rank in (0, 1)] == ["143", "143"]
     assert step_saved(jobs, "ended") >= 31
     assert not [*(jobs.folder / "ended").glob(".*")]
