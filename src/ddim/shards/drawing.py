@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import platform
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -15,20 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim import __version__
 from ddim.base.errors import InputError, quoted
 from ddim.base.ranks import apart, here
 from ddim.data.manifest import Manifest
 from ddim.data.pixels import to_pixels
 from ddim.data.shard_files import measure
 from ddim.model.condition import Condition
-from ddim.model.drawing import generate, pick_batch_size
+from ddim.model.drawing import generate
 from ddim.model.inputs import whole
 from ddim.model.model import Model
 from ddim.noise.draws import Noise
 from ddim.samplers.sampler import Sampler
-from ddim.samplers.tableau import Tableau
 from ddim.shards.claims import LEASE, Claims
+from ddim.shards.plan import Job, plan
 from ddim.shards.progress import Progress
 
 __all__ = ["CLAIMS", "Drawing", "Share", "Told", "draw"]
@@ -83,25 +80,6 @@ class Told:
     images: int
     done: bool = False
     seconds: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    model: Model
-    tableau: Tableau
-    sampler: str
-    condition: Condition
-    seed: int
-    batch_size: int
-
-    def rows(self, images: range) -> Condition:
-        """The condition of some images of a set, which is never made for all of them."""
-        given = self.condition
-        if given.labels is not None:
-            turn = given.labels
-            given = given.replace(labels=[turn[i % len(turn)] for i in images])
-        tensors = {name: value[images.start : images.stop] for name, value in given.tensors.items()}
-        return given.replace(tensors=tensors)
 
 
 def draw(
@@ -164,7 +142,7 @@ def draw(
     size, seed = whole("the shard size", shard_size, 1), whole("the seed", seed)
     Noise(seed, [0], model.shape)
     given, share, ranks = Condition.of(condition), share or Share(), here()
-    wanted, job = _planned(model, n, sampler, seed, given, batch_size, size, shard_format)
+    wanted, job = plan(model, n, sampler, seed, given, batch_size, size, shard_format)
     ranks.agree({**wanted.made_by, "n": n, "shard_size": size, "share": share})
     progress = Progress(Path(folder), wanted) if ranks.first else None
     ranks.wait()
@@ -179,7 +157,7 @@ def draw(
 class Drawing:
     """A share of a set that is being drawn; going through it draws, and yields what happens."""
 
-    def __init__(self, job: _Job, progress: Progress, todo: list[int], lease: float) -> None:
+    def __init__(self, job: Job, progress: Progress, todo: list[int], lease: float) -> None:
         self._job, self._progress, self._todo, self._lease = job, progress, todo, lease
 
     @property
@@ -220,61 +198,7 @@ class Drawing:
             claims.sweep()
 
 
-def _planned(
-    model: Model,
-    n: int,
-    sampler: Sampler,
-    seed: int,
-    condition: Condition,
-    batch_size: int | None,
-    shard_size: int,
-    shard_format: str,
-) -> tuple[Manifest, _Job]:
-    """What a set will be, and what it takes to draw it."""
-    if len(model.shape) != 3 or model.shape[0] not in (1, 3, 4):
-        raise InputError(f"shards hold images, and {model.name} makes {tuple(model.shape)}")
-    given = condition
-    if len(given.labels or ()) > n:
-        raise InputError(f"{len(given.labels or ())} labels were given for {n} images")
-    if given.labels is None and model.classes is not None:
-        given = given.replace(labels=range(model.classes))
-    given.rows(n if given.tensors else len(given.labels or (0,))).check(model)
-    size = pick_batch_size(model, batch_size)
-    tableau = model.tableau(sampler)
-    made_by = {
-        "model": model.identity,
-        "sampler": str(model.resolve(sampler)),
-        "tableau": tableau.digest,
-        "method": sampler.checksum,
-        "seed": seed,
-        "labels": None if given.labels is None else list(given.labels),
-        "tensors": {name: _digest(value) for name, value in sorted(given.tensors.items())},
-        "null": {name: _digest(value) for name, value in sorted(given.null.items())},
-        "guidance": given.guidance,
-        "rescale": given.rescale,
-        "clip": given.clip,
-        "batch_size": size,
-        "backend": model.runs_on,
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
-    # A label for 'none' comes after the classes, and is one of the set where images have it.
-    classes = None if given.labels is None else max(model.classes or 0, max(given.labels) + 1)
-    shape = tuple(model.shape)
-    manifest = Manifest(n, shard_size, shard_format, shape, classes, made_by, _built_with(model))
-    return manifest, _Job(model, tableau, f"{sampler}", given, seed, size)
-
-
-def _built_with(model: Model) -> dict[str, str]:
-    """What decides the last bits beside the model: versions, and what computes."""
-    device = model.device
-    if device.type == "cuda":
-        kind = torch.cuda.get_device_name(device)
-    else:
-        kind = f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {"ddim": __version__, "torch": torch.__version__, "device": kind}
-
-
-def _draw_shard(job: _Job, progress: Progress, number: int) -> Iterator[Told]:
+def _draw_shard(job: Job, progress: Progress, number: int) -> Iterator[Told]:
     progress.sweep(number)
     images = progress.manifest.images(number)
     before = _before(progress, number)
@@ -301,7 +225,7 @@ def _draw_shard(job: _Job, progress: Progress, number: int) -> Iterator[Told]:
     yield Told(number, 0, True, time.perf_counter() - begun)
 
 
-def _batches(job: _Job, images: range) -> Iterator[np.ndarray]:
+def _batches(job: Job, images: range) -> Iterator[np.ndarray]:
     """The pixels of images, batch by batch, uint8 of shape (N, H, W, C)."""
     model = job.model
     what = f"what {model.name} draws by {job.sampler}"
@@ -333,10 +257,3 @@ def _before(progress: Progress, number: int) -> np.ndarray | None:
     except (OSError, InputError):
         return None  # drawn again
     return pixels.permute(0, 2, 3, 1).numpy()
-
-
-def _digest(value: Tensor) -> str:
-    plain = value.detach().cpu().contiguous()
-    found = hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)}".encode())
-    found.update(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
-    return found.hexdigest()
