@@ -261,6 +261,7 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
             # Nobody ends before the first can tell: torchrun ends the others then.
             with contextlib.suppress(RunError):
                 ranks._exchange(None)
+            failed = False
         raise
     finally:
         _here = ONE
@@ -268,16 +269,17 @@ def joined(timeout: float = 60.0) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def leave(status: int) -> None:
-    """End a process that was one of several and has failed; a process alone goes on.
+def leave(status: int, error: BaseException) -> None:
+    """End a process that was one of several and has failed by itself; any other goes on.
 
     torch's threads may wait for a process that is gone, and its objects for these threads when they
     are taken apart, so that the interpreter never comes to its end: nothing is taken apart.
 
     Args:
         status: the exit status.
+        error: why; where all processes have it, all of them come to their ends.
     """
-    if not _several:
+    if not _several or vars(error).get(_KNOWN) is not None:
         return
     sys.stdout.flush()
     sys.stderr.flush()

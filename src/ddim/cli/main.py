@@ -126,7 +126,7 @@ def _main(argv: Sequence[str] | None) -> int:
             ("terminated", 143) if isinstance(stop, _Terminated) else ("interrupted", 130)
         )
         print(f"ddim {verb}: {what}", file=sys.stderr)
-        leave(number)
+        leave(number, stop)
         return number
     except BrokenPipeError:
         # Whoever read our output has gone: the interpreter, when it ends, must not write to them.
@@ -138,7 +138,7 @@ def _main(argv: Sequence[str] | None) -> int:
         elif not told_elsewhere(error):
             print(f"ddim {verb}: {_one_line(error)}", file=sys.stderr)
         number = 2 if isinstance(error, (InputError, FileExistsError, NotADirectoryError)) else 1
-        leave(number)  # before the error goes, and with it what it holds
+        leave(number, error)  # before the error goes, and with it what it holds
         return number
     return status if arguments else 2
 
