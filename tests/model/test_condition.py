@@ -12,7 +12,7 @@ SCHEDULE = ddim.Schedule.linear(50, scaled=True)
 SHAPE = (1, 4, 4)
 
 
-class Told(nn.Module):
+class ShardEvent(nn.Module):
     """Takes for x0 what it is told of each image, halved where a second tensor says so."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Told(nn.Module):
 
 
 def model(**options) -> ddim.Model:
-    return ddim.Model(Told(), SCHEDULE, "x0", SHAPE, **options)
+    return ddim.Model(ShardEvent(), SCHEDULE, "x0", SHAPE, **options)
 
 
 def shades(n):

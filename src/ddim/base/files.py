@@ -48,7 +48,7 @@ T = TypeVar("T")
 # Of a file in writing, and the lock of a file: both locked by the process that they are of.
 _TEMPORARY = re.compile(r"\..*(\.[^.]+)\.[a-z0-9_]{8}\1|\..*\.[a-z]+\.lock")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EREMOTEIO)
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR)
 _DEPTH = 2
 """How many folders down an output's own files are: cells/NAME of a sweep, model/unet of a run."""
 
@@ -140,16 +140,16 @@ def retried(action: Callable[[], T], what: str, *, tries: int = 6, pause: float 
     Raises:
         OSError: another error, or the last one.
     """
-    for left in range(tries - 1, -1, -1):
+    for _ in range(tries - 1):
         try:
             return action()
         except OSError as error:
-            if error.errno not in _PASSING or left == 0:
+            if error.errno not in _PASSING:
                 raise
             log.warning("%s: %s; trying again in %g s", what, error.strerror, pause)
         time.sleep(pause)
         pause *= 2
-    raise AssertionError("unreachable")
+    return action()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -9,9 +9,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 
 from ddim import __version__
 from ddim.base.errors import InputError, RunError, unknown
@@ -144,6 +144,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _run(verb: str, argv: Sequence[str]) -> int:
+    from ddim.cli.options import flat, parse
+
     if verb in ("-h", "--help"):
         print(usage(), end="")
         return 0
@@ -153,30 +155,16 @@ def _run(verb: str, argv: Sequence[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     module = importlib.import_module(f"ddim.cli.{verb}")
-    patience = _PATIENCE if verb == "train" else _DAY
-    with (
-        joined(patience) as ranks,
-        _one_speaker(ranks),
-        _one_job(ranks, verb, module, argv),
-        _one_writer(verb, module, argv),
-        as_lines(_logs(verb, module, argv)),
-    ):
+    if {"-h", "--help"} & set(argv):
         return module.main(argv) or 0
-
-
-def _logs(verb: str, module: ModuleType, argv: Sequence[str]) -> bool:
-    """Whether lines of JSON are wanted in the place of progress bars.
-
-    Raises:
-        InputError: no bars are wanted either.
-    """
-    from ddim.cli.options import flat, parse
-
-    plain = [argument for argument in argv if argument not in ("-h", "--help")]
-    options = flat(parse(getattr(module, f"{verb.title()}Options"), verb, plain))
-    if options.get("log") and options.get("quiet"):
-        raise InputError("--log prints lines and --quiet none: give one")
-    return bool(options.get("log"))
+    patience = _PATIENCE if verb == "train" else _DAY
+    with joined(patience) as ranks, _one_speaker(ranks), _one_fate(ranks, verb):
+        options = flat(parse(getattr(module, f"{verb.title()}Options"), verb, argv))
+        _check_job(ranks, verb, options)
+        if options.get("log") and options.get("quiet"):
+            raise InputError("--log prints lines and --quiet none: give one")
+        with _one_writer(verb, options), as_lines(bool(options.get("log"))):
+            return module.main(argv) or 0
 
 
 @contextlib.contextmanager
@@ -193,32 +181,33 @@ def _one_speaker(ranks: Ranks) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _one_job(ranks: Ranks, verb: str, module: ModuleType, argv: Sequence[str]) -> Iterator[None]:
-    """Keep several processes to one command, which fails in all of them if it fails in one."""
-    from ddim.cli.options import flat, parse
+def _one_fate(ranks: Ranks, verb: str) -> contextlib.AbstractContextManager[None]:
+    """What fails in one of several processes fails in all.
 
+    Those that train exchange gradients between their words, and notice a dead one by that.
+    """
+    return contextlib.nullcontext() if verb == "train" else ranks.together()
+
+
+def _check_job(ranks: Ranks, verb: str, options: Mapping[str, object]) -> None:
+    """Keep several processes to one command.
+
+    Raises:
+        InputError: a verb that runs in one, or options that differ.
+    """
     if ranks.count == 1:
-        yield
         return
-    # Those that train exchange gradients between their words, and notice a dead one by that.
-    with contextlib.nullcontext() if verb == "train" else ranks.together():
-        if verb in _ALONE:
-            raise InputError(f"ddim {verb} runs in one process: start it without torchrun")
-        options = flat(parse(getattr(module, f"{verb.title()}Options"), verb, argv))
-        ranks.agree({f"--{k.replace('_', '-')}": v for k, v in options.items() if k not in _OWN})
-        yield
+    if verb in _ALONE:
+        raise InputError(f"ddim {verb} runs in one process: start it without torchrun")
+    ranks.agree({f"--{k.replace('_', '-')}": v for k, v in options.items() if k not in _OWN})
 
 
 @contextlib.contextmanager
-def _one_writer(verb: str, module: ModuleType, argv: Sequence[str]) -> Iterator[None]:
+def _one_writer(verb: str, options: Mapping[str, object]) -> Iterator[None]:
     """Keep others from writing the output that the options name, before anything looks at it."""
-    from ddim.cli.options import flat, parse
-
     if verb in _LOCKING:
         yield
         return
-    options = flat(parse(getattr(module, f"{verb.title()}Options"), verb, argv))
     folder = options.get("dest")
     output = folder or options.get("onnx") or options.get("output")
     # In a set of shards a process claims each shard by itself.

@@ -6,6 +6,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from ddim.base.checksum import digest
 from ddim.base.errors import InputError, quoted
 from ddim.data.base import ArrayData, check_unpacked
 
-__all__ = ["load_npz"]
+__all__ = ["load_npz", "read_array_header"]
 
 _IMAGES = ("images", "x", "arr_0")
 _LABELS = ("labels", "y")
@@ -97,10 +98,7 @@ def _header(
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise InputError(f"{path}: {name} is compressed in a way that NumPy does not write")
     with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in _READ:
-            raise InputError(f"{path}: {name} is in version {version} of NumPy's format")
-        shape, _, dtype = _READ[version](file)
+        shape, _, dtype = read_array_header(file, f"{path}: {name}")
         declared = file.tell() + math.prod(shape) * dtype.itemsize
     if dtype.hasobject:
         raise InputError(f"{path} cannot be read as plain arrays: {name} is pickled")
@@ -111,6 +109,23 @@ def _header(
         )
     check_unpacked(path, info.file_size, min(info.compress_size, path.stat().st_size))
     return dtype, shape
+
+
+def read_array_header(file: IO[bytes], what: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and type of an array in NumPy's format; the file is at its values then.
+
+    Args:
+        file: at its beginning.
+        what: which array it is, for messages.
+
+    Raises:
+        InputError: the format is of another version than 1.0 and 2.0.
+        ValueError: it is no such array.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in _READ:
+        raise InputError(f"{what} is in version {version} of NumPy's format, not 1.0 or 2.0")
+    return _READ[version](file)
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

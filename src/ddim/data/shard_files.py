@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ddim.base.checksum import digest
 from ddim.base.errors import InputError, unknown
+from ddim.data.npz import read_array_header
 from ddim.data.pixels import picture
 
 __all__ = ["FORMATS", "Opened", "ShardFormat", "content_of", "measure", "shard_format"]
@@ -140,14 +141,7 @@ def _mapped(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.n
         header = file.read(_HEADER)
         name, extra = struct.unpack_from("<HH", header, 26)
         file.seek(info.header_offset + _HEADER + name + extra)
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise InputError(f"{path}: {info.filename} is in version {version} of NumPy's format")
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = read_array_header(file, f"{path}: {info.filename}")
         if fortran or dtype.hasobject:
             raise InputError(f"{path}: {info.filename} is not a plain array in C order")
         return np.memmap(path, dtype, "r", file.tell(), shape)
@@ -241,8 +235,11 @@ def _open_tar(path: Path) -> Opened:
         with path.open("rb") as file:
             return torch.stack([_at(file, path, *pictures[place]) for place in places])
 
+    labels: list[int] = []
     with path.open("rb") as file:
-        labels = [int(os.pread(file.fileno(), size, at)) for at, size in classes]
+        for offset, size in classes:
+            file.seek(offset)
+            labels.append(int(file.read(size)))
     return Opened(chosen, np.asarray(labels) if labels else None)
 
 

@@ -79,8 +79,9 @@ class Claims:
         if not self._free(number, handle, new) or not _same(handle, path):
             os.close(handle)
             return False
+        os.lseek(handle, 0, os.SEEK_SET)
         os.ftruncate(handle, 0)
-        os.pwrite(handle, self._token, 0)
+        os.write(handle, self._token)
         with self._lock:
             self._held[number] = handle
         self._seen.pop(number, None)
@@ -119,7 +120,7 @@ class Claims:
                 locked = False  # a file system without locks
         if new:
             return True
-        owner = os.pread(handle, 1000, 0)
+        owner = os.read(handle, 1000)
         if locked and owner.startswith(f"{self._machine} ".encode()):
             return True  # its process is gone, or the system would not give us its lock
         status, now = os.fstat(handle), time.monotonic()
@@ -133,9 +134,9 @@ class Claims:
     def _renew(self) -> None:
         while not self._over.wait(self.lease / 8):
             with self._lock:
-                for handle in self._held.values():
+                for number in self._held:
                     with contextlib.suppress(OSError):  # a file system that answers late
-                        os.utime(handle)
+                        os.utime(self._path(number))
 
 
 def _machine() -> str:

@@ -28,7 +28,7 @@ from ddim.shards.claims import LEASE, Claims
 from ddim.shards.plan import Job, plan
 from ddim.shards.progress import Progress
 
-__all__ = ["CLAIMS", "Drawing", "Share", "Told", "draw"]
+__all__ = ["CLAIMS", "Drawing", "ShardEvent", "Share", "draw"]
 
 CLAIMS = ".claims"
 _LOOK = 1.0
@@ -66,7 +66,7 @@ class Share:
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class ShardEvent:
     """What happened while a set was drawn.
 
     Attributes:
@@ -172,12 +172,12 @@ class Drawing:
         drawn = [shards[k].count if k in shards else 0 for k in numbers]
         return sum(len(self.manifest.images(k)) for k in numbers) - sum(drawn)
 
-    def __iter__(self) -> Iterator[Told]:
+    def __iter__(self) -> Iterator[ShardEvent]:
         with apart():
             yield from self._work()
             self._progress.fold()
 
-    def _work(self) -> Iterator[Told]:
+    def _work(self) -> Iterator[ShardEvent]:
         progress, todo = self._progress, self._todo
         with Claims(progress.folder / CLAIMS, self._lease) as claims:
             while todo:
@@ -198,7 +198,7 @@ class Drawing:
             claims.sweep()
 
 
-def _draw_shard(job: Job, progress: Progress, number: int) -> Iterator[Told]:
+def _draw_shard(job: Job, progress: Progress, number: int) -> Iterator[ShardEvent]:
     progress.sweep(number)
     images = progress.manifest.images(number)
     before = _before(progress, number)
@@ -215,14 +215,14 @@ def _draw_shard(job: Job, progress: Progress, number: int) -> Iterator[Told]:
     try:
         for pixels in _batches(job, start):
             parts.append(pixels)
-            yield Told(number, len(pixels))
+            yield ShardEvent(number, len(pixels))
     except (KeyboardInterrupt, GeneratorExit):
         if sum(map(len, parts)) > kept:  # what is drawn is kept, and not drawn again
             save()
         raise
     begun = time.perf_counter()
     save()
-    yield Told(number, 0, True, time.perf_counter() - begun)
+    yield ShardEvent(number, 0, True, time.perf_counter() - begun)
 
 
 def _batches(job: Job, images: range) -> Iterator[np.ndarray]:

@@ -31,7 +31,7 @@ from ddim.train.faults import MOST_SKIPPED, bad_images, check_pixels, not_finite
 from ddim.train.loss import diffusion_loss, loss_weights
 from ddim.train.memory import enough_memory
 from ddim.train.muon import Muon
-from ddim.train.team import Team, check_batch, gone
+from ddim.train.replica import Replica, check_batch, gone
 
 __all__ = ["TrainState", "TrainStep", "fit"]
 
@@ -182,8 +182,8 @@ def fit(
     averaged = list({average.data_ptr(): (average, new) for average, new in pairs}.values())
     stream = Stream(config.seed, len(data))
     state.optimizer.zero_grad(set_to_none=True)  # a step that failed may have left some
-    team = Team(state.net, ranks)
-    part, stopping = team.part(config.batch_size), False
+    replica = Replica(state.net, ranks)
+    part, stopping = replica.part(config.batch_size), False
 
     while state.step < config.steps and not stopping:
         if not state.net.training:  # at first, and where the caller has drawn from it
@@ -194,16 +194,16 @@ def fit(
         lr = learning_rate(config, n)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        with team.answering(), enough_memory(config, n, ranks.count):
-            mean, losses = _backward(team, batch, n, schedule, config, loss)
+        with replica.answering(), enough_memory(config, n, ranks.count):
+            mean, losses = _backward(replica, batch, n, schedule, config, loss)
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
-            value, stopping = team.mean(mean, stop)
+            value, stopping = replica.mean(mean, stop)
             norm = norm.item()
         finite = math.isfinite(value) and math.isfinite(norm)
         if finite:
             state.optimizer.step()
         else:
-            _skip(state, config, team, batch, losses, indices[part])
+            _skip(state, config, replica, batch, losses, indices[part])
         state.optimizer.zero_grad(set_to_none=True)
         if finite:
             _average(averaged, ema_decay(config.ema, n))
@@ -217,7 +217,7 @@ def fit(
 def _skip(
     state: TrainState,
     config: TrainConfig,
-    team: Team,
+    replica: Replica,
     batch: Batch,
     losses: Tensor,
     indices: Tensor,
@@ -229,7 +229,7 @@ def _skip(
         NotFinite: such steps are not skipped, or too many were in a row.
     """
     if not config.skip_bad_batches or state.in_a_row == MOST_SKIPPED:
-        images = team.gather(bad_images(losses, indices))
+        images = replica.gather(bad_images(losses, indices))
         check_pixels(batch, indices)
         raise not_finite(images, state.step, state.in_a_row)
     state.skipped += 1
@@ -237,7 +237,7 @@ def _skip(
 
 
 def _backward(
-    team: Team, batch: Batch, n: int, schedule: Schedule, config: TrainConfig, loss: Loss
+    replica: Replica, batch: Batch, n: int, schedule: Schedule, config: TrainConfig, loss: Loss
 ) -> tuple[Tensor, Tensor]:
     """The mean loss of this process's part of step n (from 0), and the loss of each of its images.
 
@@ -246,11 +246,11 @@ def _backward(
     device, shares, losses = batch.images.device, list[Tensor](), list[Tensor]()
     # The network's own randomness, such as dropout, comes from torch's global generators.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(team.seed(config.seed, n))
+        torch.manual_seed(replica.seed(config.seed, n))
         for number, part in enumerate(batch.parts(config.accumulate), 1):
-            network = functools.partial(_ask, team.net, part.labels, config.precision)
+            network = functools.partial(_ask, replica.net, part.labels, config.precision)
             last = number == config.accumulate
-            with contextlib.nullcontext() if last else team.apart():
+            with contextlib.nullcontext() if last else replica.apart():
                 each = loss(network, part.images, part.k, part.noise, schedule)
                 mean = each.mean()
                 if not mean.requires_grad:

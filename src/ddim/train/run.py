@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddim.base.barrier import barrier
 from ddim.base.device import pick_device, set_threads
 from ddim.base.errors import InputError, RunError
 from ddim.base.files import locked
-from ddim.base.meeting import meeting
 from ddim.base.ranks import apart, here
 from ddim.base.records import checked, in_file
 from ddim.checkpoints.record import Facts
@@ -38,8 +38,8 @@ from ddim.train.config import TrainConfig
 from ddim.train.faults import NotFinite
 from ddim.train.loop import TrainState, TrainStep, fit
 from ddim.train.metrics import METRICS, Metrics
+from ddim.train.replica import check_batch
 from ddim.train.scaled import Scaled
-from ddim.train.team import check_batch
 from ddim.train.watchers import TENSORBOARD, WANDB, WANDB_ID
 
 __all__ = ["CHECKPOINT", "RECORD", "Run", "unet_config"]
@@ -128,11 +128,11 @@ class Run:
         self._ranks = here()
         check_batch(config, self._ranks)
         with contextlib.ExitStack() as stack:
-            with meeting(self._ranks):
+            with barrier(self._ranks):
                 stack.enter_context(locked(self.output, folder=True))
                 self._open(resume)
             self._ranks.agree(self._common())
-            with meeting(self._ranks):
+            with barrier(self._ranks):
                 self._begin()
             self._lock = stack.pop_all()
 
@@ -326,7 +326,7 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, and the averaged weights as a model folder."""
-        with meeting(self._ranks):
+        with barrier(self._ranks):
             self._write()
 
     def _write(self) -> None:
@@ -361,7 +361,7 @@ class Run:
 
     def _draw(self) -> None:
         """A grid of samples by the averaged weights, always from the same latents."""
-        with meeting(self._ranks):
+        with barrier(self._ranks):
             if not self._ranks.first:
                 return
             with apart():

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddim.base.errors import InputError
+from ddim.data.npz import read_array_header
 
 __all__ = ["read_published"]
 
@@ -50,14 +51,7 @@ def read_published(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]
 
 def _array(archive: zipfile.ZipFile, name: str, axes: int) -> NDArray[np.float64]:
     with archive.open(f"{name}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise InputError(f"{name} is of version {version} of the format, not 1.0 or 2.0")
-        shape, _, kind = read(file)
+        shape, _, kind = read_array_header(file, name)
         if len(shape) != axes or max(shape) > _WIDEST or kind.kind != "f":
             raise InputError(f"{name} is {kind} of shape {shape}, no moments of features")
     with archive.open(f"{name}.npy") as file:

@@ -15,7 +15,7 @@ from ddim.base.ranks import Ranks, answering
 from ddim.noise.draws import derive
 from ddim.train.config import TrainConfig
 
-__all__ = ["Team", "check_batch", "gone"]
+__all__ = ["Replica", "check_batch", "gone"]
 
 _GONE = re.compile(r"gloo|NCCL|pair closure|Connection (closed|reset)|[Tt]imed out", re.ASCII)
 """What torch says of an exchange that failed, among the other errors of a step."""
@@ -38,7 +38,7 @@ def check_batch(config: TrainConfig, ranks: Ranks) -> None:
     )
 
 
-class Team:
+class Replica:
     """A network as one of the processes of a job sees it, or as it is where there is one alone.
 
     Each sees an equal, contiguous part of every batch. The gradients are averaged over the

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from ddim.base.errors import RunError
 from ddim.base.ranks import Ranks, answering
 
-__all__ = ["meeting"]
+__all__ = ["barrier"]
 
 _PAUSE = 0.5
 """Most seconds between two signs of life."""
 
 
 @contextlib.contextmanager
-def meeting(ranks: Ranks) -> Iterator[None]:
+def barrier(ranks: Ranks) -> Iterator[None]:
     """Wait at the end of the context until every process has come to the end of its own.
 
     The job's timeout bounds one exchange, and a save of a large state or a download may well take
@@ -38,9 +38,7 @@ def meeting(ranks: Ranks) -> Iterator[None]:
     beat.thread.start()
     try:
         yield
-    except BaseException:
-        beat.failed = True
-        raise
+        beat.failed = False
     finally:
         beat.ended.set()
         beat.thread.join()
@@ -52,7 +50,7 @@ class _Beat:
     """The thread, and what it has learned of the others."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self.ranks, self.failed = ranks, False
+        self.ranks, self.failed = ranks, True
         self.ended = threading.Event()
         self.error: RunError | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -70,7 +68,7 @@ class _Beat:
         pause = 0.001
         while True:
             mine = self.ended.is_set()
-            sums = torch.tensor([mine, self.failed], dtype=torch.int64)
+            sums = torch.tensor([mine, mine and self.failed], dtype=torch.int64)
             with answering(self.ranks):
                 dist.all_reduce(sums)
             ended, failed = sums.tolist()
