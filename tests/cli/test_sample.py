@@ -66,6 +66,18 @@ def test_trap_exact_count_of_images_in_a_folder(ddim, tiny, tmp_path):
         assert torch.equal(pixels(tmp_path / "out" / f"{i:06d}.png"), image), i
 
 
+def test_an_animation_has_its_images_in_order_however_many_batches_are_under_way(
+    ddim, tiny, tmp_path
+):
+    threads = torch.get_num_threads()
+    words = ("sample", "--model", tiny, "-n", 12, "--batch-size", 1, "--steps", 3, "--quiet")
+    for count in (1, 4, 4, 4):
+        out = tmp_path / f"{count}.gif"
+        assert ddim(*words, "--threads", count, "--force", "--output", out).status == 0
+        assert out.read_bytes() == (tmp_path / "1.gif").read_bytes()
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("kind", ["gif", "webp"])
 @pytest.mark.parametrize(("steps", "frames"), [(1, 1), (3, 3), (20, 20)])
 def test_animations_have_a_frame_for_each_step(ddim, tiny, tmp_path, kind, steps, frames):

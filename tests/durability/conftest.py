@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +12,7 @@ import pytest
 
 from ddim.model.model import Model
 from ddim.noise.schedule import Schedule
+from server import Server
 from tiny import tiny_unet
 
 # Reads a job a line. The kill comes before the nth of some changes of a folder, or after so many
@@ -75,14 +72,7 @@ class Runner:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(folder)},
-        )
+        self._server = Server(SERVER, folder, HOME=str(folder))
 
     def __call__(
         self,
@@ -93,16 +83,12 @@ class Runner:
         number: int = signal.SIGKILL,
     ) -> Ended:
         """Run ``ddim WORDS``, to its end or until it is killed."""
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
         job = [str(word) for word in words], list(events), change, seconds, number
-        self._server.stdin.write(json.dumps(job) + "\n")
-        self._server.stdin.flush()
-        status, changes, taken = json.loads(self._server.stdout.readline())
+        status, changes, taken = self._server(*job)
         return Ended(status, changes, taken, (self.folder / "log").read_text())
 
     def close(self) -> None:
-        self._server.communicate()
+        self._server.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
+
+from server import Server
 
 __all__ = ["Jobs", "Process"]
 
@@ -69,14 +67,7 @@ class Jobs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        self._server = Server(SERVER, folder)
 
     def __call__(
         self, count: int, *words: object, code: str = "", patience: float = 20.0
@@ -92,15 +83,10 @@ class Jobs:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        job = count, port, patience, code, [str(word) for word in words]
-        self._server.stdin.write(json.dumps(job) + "\n")
-        self._server.stdin.flush()
-        answers = json.loads(self._server.stdout.readline())
+        answers = self._server(count, port, patience, code, [str(word) for word in words])
         said = [(self.folder / f"said.{rank}").read_text() for rank in range(count)]
         return [Process(*answer, text) for answer, text in zip(answers, said, strict=True)]
 
     def close(self) -> None:
         """End the server."""
-        self._server.communicate()
+        self._server.close()
