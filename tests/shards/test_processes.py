@@ -144,7 +144,8 @@ def test_processes_that_were_given_different_things_are_refused(saved, tmp_path)
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode != 0
-    assert "the processes of this job differ in --seed: 0 in process 0, 1 in process 1" in done.stderr
+    wanted = "the processes of this job differ in --seed: 0 in process 0, 1 in process 1"
+    assert wanted in done.stderr
     assert not (tmp_path / "set").exists()
 
 
