@@ -31,6 +31,9 @@ GROUPS = {
         "convert": "turn a checkpoint of another program into a model folder",
         "checks": "say what a model is, and find what is wrong with it",
     },
+    "look": {
+        "serve": "show in a browser what models do: samplers side by side, step by step, latents",
+    },
     "draw": {
         "sample": "draw images from a model",
         "compare": "draw the same latents in 5 to T steps, or by several methods, a row each",
@@ -61,7 +64,7 @@ _DAY = 86400.0
 _LOCKING = ("train", "calibrate")
 """Verbs that lock their outputs themselves: in the library, and when the model has said where."""
 
-_ALONE = ("bench", "checks", "convert", "demo", "inspect", "merge", "verify")
+_ALONE = ("bench", "checks", "convert", "demo", "inspect", "merge", "serve", "verify")
 """Verbs of which several processes would only do the same, or measure each other."""
 
 _OWN = ("device", "threads")
