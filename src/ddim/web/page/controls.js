@@ -5,8 +5,6 @@ import { share, whole } from "./address.js";
 import { say } from "./words.js";
 
 const COUNTS = [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 250, 500, 1000];
-// They bring their own nodes or stand in a lane of their own.
-const ELSEWHERE = ["calibrated", "learned"];
 
 /** A slider over numbers of steps, up to T; a number that a link names joins them. */
 export function stepsSlider(key, changed) {
@@ -79,7 +77,7 @@ export function samplerControls(changed) {
     /** Takes what a model offers. */
     offer(info, size, settings) {
       T = size;
-      methods = info.methods.filter((entry) => !ELSEWHERE.includes(entry.name));
+      methods = info.methods.filter((entry) => !entry.needs);
       refill(method, methods.map((entry) => [entry.name]));
       refill(nodes, info.nodes.map((family) => [family]));
       this.take(settings);

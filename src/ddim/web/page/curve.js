@@ -41,17 +41,22 @@ export function curve() {
 
   function here(x, y) {
     if (!step) return [];
-    const { from, to } = step;
-    const at = (key, k) => [x(k), y(schedule[key][k])];
+    const at = (key, level, k) => [x(k ?? nearest(level.alpha)), y(level[key])];
     return ["alpha", "sigma"].flatMap((key) => {
-      const [x1, y1] = at(key, from);
-      const [x2, y2] = at(key, to);
+      const [x1, y1] = at(key, step.level, step.node);
+      const [x2, y2] = at(key, step.to, step.to.node);
       return [
         s("line", { class: `jump ${key}`, x1, y1, x2, y2 }),
         s("circle", { class: `from ${key}`, cx: x1, cy: y1, r: 6 }),
         s("circle", { class: `to ${key}`, cx: x2, cy: y2, r: 4.5 }),
       ];
     });
+  }
+
+  /** The node whose signal is nearest, for stages between two nodes. */
+  function nearest(alpha) {
+    return schedule.alpha.reduce(
+      (best, value, k) => (Math.abs(value - alpha) < Math.abs(schedule.alpha[best] - alpha) ? k : best), 0);
   }
 
   function legend(x, y, T) {
@@ -78,10 +83,11 @@ export function curve() {
       draw();
     },
     /** The step that is looked at. */
-    point(from, to) {
-      step = { from, to };
+    point(frame) {
+      step = frame;
       name(svg, "steps.curve.label", {
-        from, to, alpha: schedule.alpha[from].toFixed(4), toAlpha: schedule.alpha[to].toFixed(4),
+        from: frame.node ?? "…", to: frame.to.node ?? "…",
+        alpha: frame.level.alpha.toFixed(4), toAlpha: frame.to.alpha.toFixed(4),
       });
       draw();
     },

@@ -60,7 +60,7 @@ export function equation() {
     element,
     /** Shows the row of a frame. */
     show({ row, equation12: paper, to }) {
-      shown.replaceChildren(...formula(paper && { to: to.node }, paper));
+      shown.replaceChildren(...formula(paper && { to: to.node ?? "s" }, paper));
       const terms = [
         ...row.states.map(([age, value]) => ["state", age, value, null]),
         ...row.x0.map(([age, value]) => ["x0", age, value, paper?.x0]),

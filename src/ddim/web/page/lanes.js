@@ -22,17 +22,18 @@ export function lane(kind, key) {
     ways.element,
   );
   let sampler = "";
+  let total = 1;
 
-  function count(made, total, past) {
+  function count(made, past) {
     bar.max = total;
     bar.value = made;
     tell(calls, "race.calls", { calls: made, total });
     tell(seconds, "race.seconds", { seconds: past.toFixed(2) });
   }
 
-  function show({ calls: made, total, seconds: past, images }) {
+  function show({ calls: made, seconds: past, images }) {
     element.dataset.phase = "running";
-    count(made, total, past);
+    count(made, past);
     if (!images) return;
     paint(canvas, images);
     if (canvas.dataset.label !== "race.picture") {
@@ -43,7 +44,12 @@ export function lane(kind, key) {
   return {
     element,
     title,
-    count,
+    /** Begins to run, with so many network calls before it. */
+    begin({ calls: all }) {
+      total = all;
+      count(0, 0);
+    },
+    /** How far it has come; the images are there in some of the frames. */
     show,
     /** Stands at the start with a sampler, its images still to come. */
     reset(text, n, shape) {
@@ -62,7 +68,8 @@ export function lane(kind, key) {
     },
     /** Has come to its end. */
     end({ calls: made, seconds: past, images, ways: given }) {
-      show({ calls: made, total: made, seconds: past, images });
+      total = made;
+      show({ calls: made, seconds: past, images });
       element.dataset.phase = "done";
       ways.give(given);
     },

@@ -3,7 +3,7 @@
 import { choice, field, h, refill, tell } from "./dom.js";
 import { addressOf, share, whole } from "./address.js";
 import { brush } from "./brush.js";
-import { seedControl, stepsSlider } from "./controls.js";
+import { labelControl, seedControl, stepsSlider } from "./controls.js";
 import { scientific } from "./equation.js";
 import { figure, line, square } from "./pad.js";
 import { bytesOf, clear, packed, paint, save, textOf, unpacked } from "./pictures.js";
@@ -19,6 +19,7 @@ export function latents(app) {
   const drawing = brush(drawn);
   const codec = choice([], { on: { change: resettle } });
   const count = stepsSlider("steps", resettle);
+  const label = labelControl(false, resettle);
   const others = seedControl("latents.others", resettle);
   const encodeButton = h("button", { type: "button", class: "primary", say: "latents.encode", disabled: true, on: { click: prepare } });
   task.after = encodeButton;
@@ -46,7 +47,7 @@ export function latents(app) {
           button("latents.file", () => file.click()), file),
         h("p", { class: "note", say: "latents.drop" })),
       h("div", { class: "outcome" },
-        h("div", { class: "fields" }, field("latents.codec", codec), count.element, others.element),
+        h("div", { class: "fields" }, field("latents.codec", codec), count.element, others.element, label.element),
         h("div", { class: "actions" }, encodeButton, task.element),
         h("div", { class: "panels three" }, ...Object.values(shown).map((each) => each.element)),
         exact, deviation, waysOf.encode.element)),
@@ -142,7 +143,7 @@ export function latents(app) {
   }
 
   function body(more) {
-    return { model: app.model.name, codec: codec.value, steps: count.value, ...more };
+    return { model: app.model.name, codec: codec.value, steps: count.value, label: label.labels(1)?.[0] ?? null, ...more };
   }
 
   /** Encodes what is drawn or given, draws the other corners, decodes between them. */
@@ -226,16 +227,17 @@ export function latents(app) {
       const [x, y] = pad.place;
       return {
         model: app.model?.name, codec: codec.value, steps: count.value, others: others.value,
-        share: slide.share, x: x.toFixed(3), y: y.toFixed(3), image: image || "none",
+        label: label.setting, share: slide.share, x: x.toFixed(3), y: y.toFixed(3), image: image || "none",
       };
     },
     /** Takes a model, and the settings of an address. */
     async offer(given) {
-      const { T, shape } = app.model;
+      const { T, shape, classes } = app.model;
       const defaults = app.info.defaults ?? {};
       refill(codec, app.info.codecs.map((each) => [each]));
       codec.value = app.info.codecs.includes(given.codec) ? given.codec : defaults.codec ?? app.info.codecs[0];
       count.offer(T, whole(given.steps, 1, T, Math.min(defaults.codec_steps ?? STEPS, T)));
+      label.offer(classes, given.label);
       others.value = whole(given.others, 0, 2 ** 31 - 1, 0);
       slide.go(share(given.share, 0.5), false);
       pad.go(share(given.x, 0.5), share(given.y, 0.5), false);

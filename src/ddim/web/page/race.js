@@ -85,7 +85,6 @@ export function race(app) {
     const own = runs;
     ran = asked;
     app.moved(api);
-    const totals = [];
     const done = await task.run(
       "/api/race",
       {
@@ -93,10 +92,7 @@ export function race(app) {
         labels: label.labels(asked.images), lanes: cards.map(([, text]) => text), batch_size: null,
       },
       {
-        start: (data) => data.lanes.forEach((entry, i) => {
-          totals[i] = entry.calls;
-          cards[i][0].count(0, entry.calls, 0);
-        }),
+        start: (data) => data.lanes.forEach((entry, i) => cards[i][0].begin(entry)),
         frame: (data) => cards[data.lane][0].show(data),
         lane: (data) => {
           cards[data.lane][0].end(data);

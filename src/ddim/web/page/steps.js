@@ -69,7 +69,7 @@ export function steps(app) {
         label: label.labels(1)?.[0] ?? null, sampler: sampler.sampler,
       },
       {
-        start: (data) => schedule.mark(data.nodes),
+        start: (data) => schedule.mark(data.nodes.filter((k) => k !== null)),
         frame: (data) => {
           frames.push(data);
           slider.max = frames.length - 1;
@@ -92,11 +92,12 @@ export function steps(app) {
     if (!slider.disabled) wanted = i;
     slider.value = i;
     for (const key of ["state", "x0", "eps"]) paint(shown[key].canvas, frame[key]);
-    const values = { step: i + 1, total: frames.length, from: frame.node, to: frame.to.node };
+    const [from, to] = [frame.node ?? "…", frame.to.node ?? "…"];
+    const values = { step: i + 1, total: frames.length, from, to };
     tell(position, "steps.position", values);
     slider.setAttribute("aria-valuetext", position.textContent);
-    shown.state.call({ node: frame.node });
-    schedule.point(frame.node, frame.to.node);
+    shown.state.call({ node: from });
+    schedule.point(frame);
     sums.show(frame);
   }
 

@@ -68,7 +68,9 @@ export function tradeoff(app) {
         labels: classes ? Array.from({ length: IMAGES }, (_, i) => i % classes) : null,
         lanes: [point.sampler],
       },
-      { frame: samples.show, lane: samples.end },
+      {
+        start: (data) => samples.begin(data.lanes[0]), frame: samples.show, lane: samples.end,
+      },
     );
   }
 

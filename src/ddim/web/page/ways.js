@@ -53,10 +53,9 @@ export function copier(link, lane = null) {
     element,
     give(given) {
       ways = given;
-      for (const button of [command, python]) {
-        button.disabled = !given;
-        if (given) button.title = button === command ? given.command : given.python;
-        else button.removeAttribute("title");
+      for (const [button, text] of [[command, given?.command], [python, given?.python]]) {
+        button.disabled = !text;
+        button.title = text ?? "";
       }
     },
   };

@@ -140,7 +140,7 @@ export const en = {
   "latents.nolink": "This image is too large for a link.",
   "latents.slide.title": "Slide into another",
   "latents.slide.lead": "Halfway between two latents is a latent too, on the sphere and not on the line.",
-  "latents.slide": "From the first image to the second",
+  "latents.slide": "From first to second",
   "latents.slide.share": "{percent}% of the way",
   "latents.slide.picture": "Decoded between the two images",
   "latents.others": "Seed of the others",

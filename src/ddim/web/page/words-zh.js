@@ -140,7 +140,7 @@ export const zh = {
   "latents.nolink": "这张图像太大，放不进链接。",
   "latents.slide.title": "滑向另一张",
   "latents.slide.lead": "两个潜变量之间的中点仍是潜变量，不过是在球面上，而不是在直线上。",
-  "latents.slide": "从第一张图像到第二张",
+  "latents.slide": "从第一张到第二张",
   "latents.slide.share": "走了 {percent}%",
   "latents.slide.picture": "两张图像之间的解码结果",
   "latents.others": "其余图像的种子",
