@@ -77,7 +77,7 @@ export function samplerControls(changed) {
     /** Takes what a model offers. */
     offer(info, size, settings) {
       T = size;
-      methods = info.methods.filter((entry) => !entry.needs);
+      methods = info.methods.filter((entry) => !entry.needs && !entry.program);
       refill(method, methods.map((entry) => [entry.name]));
       refill(nodes, info.nodes.map((family) => [family]));
       this.take(settings);

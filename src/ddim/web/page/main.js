@@ -165,6 +165,11 @@ async function follow(wanted, signal) {
   let info = null;
   while (!info) {
     if (model.phase === "failed") return banner("model.failed", { name: wanted, text: model.error });
+    if (model.phase === "loading") {
+      banner("model.loading", { name: wanted });
+      model = await loaded(wanted, signal);
+      continue;
+    }
     try {
       info = await ask(`/api/model?model=${encodeURIComponent(wanted)}`);
       app.state = await ask("/api/state");
