@@ -20,9 +20,17 @@ from starlette.types import ASGIApp
 from ddim import __version__
 from ddim.base.errors import InputError
 from ddim.base.records import parse_json, record
-from ddim.web.asked import LIMITS, RaceAsked
+from ddim.web.asked import (
+    LIMITS,
+    DecodeAsked,
+    DrawLatentsAsked,
+    EncodeAsked,
+    RaceAsked,
+    StepsAsked,
+)
 from ddim.web.guard import Address, Guard, refusal
 from ddim.web.jobs import Job, Jobs
+from ddim.web.kept import Kept
 from ddim.web.models import Models
 from ddim.web.refused import Refused
 from ddim.web.stream import EventStream
@@ -48,12 +56,15 @@ class App:
         jobs: the queue.
         page: the files of the page, by path.
         evaluation: the folder that ``ddim evaluate`` has written, if one was given.
+        kept: the latents that the page may ask for again.
+        preparing: held while a request is checked against a model, which takes a moment.
     """
 
     models: Models
     jobs: Jobs
     page: dict[str, tuple[bytes, str]]
     evaluation: str | None = None
+    kept: Kept = dataclasses.field(default_factory=Kept)
     preparing: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
 
     async def file(self, request: Request) -> Response:
@@ -93,6 +104,54 @@ class App:
 
         return await self._stream(request, prepare)
 
+    async def steps(self, request: Request) -> EventStream:
+        """One image, step by step."""
+        asked = await _asked(request, StepsAsked)
+        model, origin = self.models.ready(asked.model)
+
+        def prepare() -> Job:
+            from ddim.web.steps import prepare_steps
+
+            return prepare_steps(model, origin, asked)
+
+        return await self._stream(request, prepare)
+
+    async def encode(self, request: Request) -> EventStream:
+        """An image to a latent and back."""
+        asked = await _asked(request, EncodeAsked, UPLOAD)
+        model, origin = self.models.ready(asked.model)
+
+        def prepare() -> Job:
+            from ddim.web.coding import prepare_encoding
+
+            return prepare_encoding(model, origin, asked, self.kept)
+
+        return await self._stream(request, prepare)
+
+    async def draw_latents(self, request: Request) -> EventStream:
+        """The latent of an image of a seed."""
+        asked = await _asked(request, DrawLatentsAsked)
+        model, origin = self.models.ready(asked.model)
+
+        def prepare() -> Job:
+            from ddim.web.coding import prepare_drawing
+
+            return prepare_drawing(model, origin, asked, self.kept)
+
+        return await self._stream(request, prepare)
+
+    async def decode(self, request: Request) -> EventStream:
+        """Latents, or what lies between them, to images."""
+        asked = await _asked(request, DecodeAsked)
+        model, origin = self.models.ready(asked.model)
+
+        def prepare() -> Job:
+            from ddim.web.decoding import prepare_decoding
+
+            return prepare_decoding(model, origin, asked, self.kept)
+
+        return await self._stream(request, prepare)
+
     async def _stream(self, request: Request, prepare: Callable[[], Job]) -> EventStream:
         """Check what is asked for, and let it wait for its turn."""
         client = _client(request)
@@ -120,6 +179,10 @@ def make_app(app: App, address: Address) -> ASGIApp:
         get("/api/state", _answer(app.state)),
         get("/api/model", _answer(app.model)),
         post("/api/race", _answer(app.race)),
+        post("/api/steps", _answer(app.steps)),
+        post("/api/encode", _answer(app.encode)),
+        post("/api/draw-latents", _answer(app.draw_latents)),
+        post("/api/decode", _answer(app.decode)),
     ]
     handlers = {HTTPException: _not_found}
     made = Starlette(routes=routes, exception_handlers=handlers)  # pyright: ignore[reportArgumentType]

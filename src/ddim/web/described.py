@@ -11,11 +11,9 @@ from ddim.noise.nodes import NODES
 from ddim.samplers.lookup import METHODS
 from ddim.samplers.registry import Method
 from ddim.samplers.sampler import DEFAULT_STEPS, Sampler
+from ddim.web.asked import CODECS_SHOWN
 
-__all__ = ["CODECS_SHOWN", "describe"]
-
-CODECS_SHOWN = ("obelm", "edict", "bdia", "ddim")
-"""The codecs of the page: those that need no solving."""
+__all__ = ["describe"]
 
 
 def describe(model: Model) -> dict[str, Any]:
