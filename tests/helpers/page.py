@@ -77,7 +77,8 @@ def serving(
         command += ["--port", str(port)]
     if shutil.which("timeout"):
         command = ["timeout", "--kill-after=5", str(SECONDS), *command]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
