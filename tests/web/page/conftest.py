@@ -12,14 +12,14 @@ import pytest
 
 import ddim
 from ddim.checkpoints.calibration import write_calibration
-from page import ARGUMENTS, PATIENCE, find_browser, serving
+from browser import ARGUMENTS, PATIENCE, find_browser, serving
 from tiny import tiny_unet
 
 SLOW = """
 import time
 
 import ddim
-from page_models import slow_model
+from browser_models import slow_model
 
 time.sleep(1)
 slow = slow_model()

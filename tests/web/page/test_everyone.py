@@ -1,4 +1,4 @@
-"""For everyone: screen readers, keys, small screens, little motion, both languages, both schemes."""
+"""For everyone: screen readers, keys, phones, little motion, both languages, both schemes."""
 
 from __future__ import annotations
 

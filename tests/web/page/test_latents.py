@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import ddim
-from page import canvas, drawn, grid, run_python
+from browser import canvas, drawn, grid, run_python
 
 LATENTS = "#latents?model=tiny&steps=5"
 EXACT = ".latents[data-encoded='exact']"

@@ -9,7 +9,7 @@ from PIL import Image
 
 import ddim
 from ddim.cli.main import main
-from page import canvas, drawn, grid, run_python
+from browser import canvas, drawn, grid, run_python
 
 LANES = {"ddpm": "ddpm:steps=20", "yours": "ddim:steps=5", "calibrated": "calibrated:steps=5"}
 RACE = "#race?model=tiny&seed=3&images=4&method=ddim&steps=5"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import ddim
-from page import canvas, grid
+from browser import canvas, grid
 
 STEPS = "#steps?model=tiny&seed=3&image=2&method=ddim&steps=5"
 READY = ".steps[data-frames]"

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from page import end, serving
+from browser import end, serving
 
 RACE = "#race?model=tiny&images=2&steps=3"
 
