@@ -95,7 +95,7 @@ class Page:
 
 
 @contextlib.contextmanager
-def paged(*sources: Path | str, evaluation: str | None = None) -> Iterator[Page]:
+def paged(*sources: Path | str, evaluation: dict[str, Any] | None = None) -> Iterator[Page]:
     """A page that serves some models, the first of which is loaded."""
     jobs = Jobs()
     models = Models([str(source) for source in sources], open_model, jobs)
