@@ -112,7 +112,7 @@ def test_a_curve_runs_from_the_lower_left_to_the_upper_right():
     points = re.search(r'points="([^"]*)"', curve("up", [0, 5, 10], [1.0, 2, 3], "x"))
     assert points is not None
     places = [tuple(map(float, pair.split(","))) for pair in points[1].split()]
-    assert places == [(48.0, 120.0), (159.0, 71.0), (270.0, 22.0)]
+    assert places == [(54.0, 120.0), (162.0, 71.0), (270.0, 22.0)]
     curve("flat", [1], [2.0], "x")  # a single point, where nothing can be divided by its length
 
 

@@ -244,7 +244,7 @@ def curve(
         width: in CSS pixels.
         height: the same.
     """
-    left, top, right, bottom = 48, 22, width - 10, height - 30
+    left, top, right, bottom = 54, 22, width - 10, height - 30
     low, high = min(ys), max(ys)
     across, up = (xs[-1] - xs[0]) or 1, (high - low) or 1
 
