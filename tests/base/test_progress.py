@@ -63,7 +63,7 @@ class Widget:
 widgets = types.ModuleType("ipywidgets")
 widgets.__version__ = "8.0.0"
 for name in ("IntProgress", "FloatProgress", "HBox", "HTML"):
-    setattr(widgets, name, type(name, (Widget,), {"value": 0}))
+    setattr(widgets, name, type(name, (Widget,), {"value": 0, "bar_style": ""}))
 sys.modules["ipywidgets"] = widgets
 """
 
