@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddim.base.code import is_named
+from ddim.base.display import shown
 from ddim.base.errors import InputError, quoted
 from ddim.base.files import read_json, write_json
 from ddim.base.records import in_file, record
@@ -33,6 +34,7 @@ CALIBRATED = "calibrated.json"
 FORMAT = "ddim calibration 1"
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class CalibrationFile:
     """What is known of one model.
@@ -53,6 +55,9 @@ class CalibrationFile:
     entries: Mapping[str, Mapping[str, Any]]
     moments: tuple[tuple[int, ...], tuple[float, ...]]
     latents: int
+
+    def _facts(self) -> dict[str, object]:
+        return {"path": str(self.path), "calls": tuple(sorted(self.samplers))}
 
     def sampler(self, steps: int | None, name: str, method: str = "calibrated") -> Sampler:
         """The sampler for a number of steps.

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError, quoted, unknown
 from ddim.base.records import check_fields, record
 
@@ -164,6 +165,7 @@ class Record:
 
 
 # The fields of the last base come first.
+@shown
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
     """Every number that a training run depends on.
