@@ -80,17 +80,18 @@ def load(
             raise own_schedule
         own = own if null_label is None else own.replace(null_label=null_label)
         return own.to(pick_device(device))
-    if weights not in ("ema", "net"):
-        raise unknown("weights", weights, ("ema", "net"))
-    path = Path(source)
+    path, remote = Path(source), None
     if str(source) in shipped():
         path = Path(str(resources.files("ddim") / "shipped" / str(source)))
     elif not path.exists():
-        hub_name = _hub_name(source)
+        remote = _hub_name(source)
+    if weights not in ("ema", "net"):
+        raise unknown("weights", weights, ("ema", "net"))
+    if remote is not None:
         if schedule is not None or hints is not None:
             raise own_schedule
         device = pick_device(device)
-        return _from_hub(hub_name, weights, null_label).to(device)
+        return _from_hub(remote, weights, null_label).to(device)
     if path.is_file() and not is_training(path):
         loaded, beside = read_foreign(path, weights, schedule, hints), f"{path.name}.{CALIBRATED}"
         if loaded.facts.assumed:
