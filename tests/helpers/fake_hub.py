@@ -122,7 +122,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if found is not None:
             commit, files = found
             names = [{"rfilename": name} for name in files]
-            self._json({"id": repo, "modelId": repo, "sha": commit, "siblings": names})
+            seen = {"private": repo in self.hub.private}
+            self._json({"id": repo, "modelId": repo, "sha": commit, "siblings": names, **seen})
 
     def _tree(self, body: bytes, repo: str, revision: str) -> None:
         found = self._found(repo, revision)

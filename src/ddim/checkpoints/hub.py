@@ -30,7 +30,7 @@ from ddim.checkpoints.hub_access import (
 )
 from ddim.checkpoints.shards import INDEX, pick_weights, shard_places
 
-__all__ = ["HubName", "Snapshot", "fetch", "in_words_of", "named", "pinned"]
+__all__ = ["RECORDS", "HubName", "Snapshot", "fetch", "in_words_of", "named", "pinned"]
 
 log = logging.getLogger("ddim")
 
@@ -38,7 +38,7 @@ _NAME = re.compile(r"(?P<repo>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>[\w./
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHORT = re.compile(r"[0-9a-f]{7,39}")
 _FILES = (".bin", ".ckpt", ".json", ".npz", ".onnx", ".pt", ".pth", ".py", ".safetensors")
-_RECORDS = (
+RECORDS = (
     "config.json",
     "unet/config.json",
     "unet_ema/config.json",
@@ -136,7 +136,7 @@ def fetch(name: HubName, weights: str = "ema") -> Snapshot:
     check_installed(f"there is no path {name.repo} here, and a name on the Hub")
     commit, files = _files(name)
     snapshot = Snapshot(name, commit, _cache(name.repo) / "snapshots" / commit)
-    records = [file for file in _RECORDS if file in files]
+    records = [file for file in RECORDS if file in files]
     if not any(file.endswith("config.json") and file != SCHEDULER for file in records):
         raise InputError(f"{name} is no diffusion model that ddim reads: it has no config.json")
     for file in records:

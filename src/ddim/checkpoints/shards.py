@@ -14,7 +14,15 @@ from ddim.base.records import checked, in_file
 from ddim.checkpoints.containers import state_dict
 from ddim.checkpoints.tensors import read_pickle, read_safetensors
 
-__all__ = ["INDEX", "find_weights", "listing", "pick_weights", "read_shards", "shard_places"]
+__all__ = [
+    "INDEX",
+    "find_weights",
+    "is_weights",
+    "listing",
+    "pick_weights",
+    "read_shards",
+    "shard_places",
+]
 
 INDEX = ".index.json"
 _FILE = re.compile(
@@ -76,6 +84,11 @@ def pick_weights(names: Iterable[str], weights: str) -> tuple[str, str] | None:
         for name in found.get(variant, ())
     )
     return name, _kind(variant, found)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file is one of weights, or their index, by its name."""
+    return (_FILE.fullmatch(name) or _INDEX.fullmatch(name)) is not None
 
 
 def _kind(variant: str, found: Iterable[str]) -> str:
