@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from ddim.model.opening import load
@@ -207,3 +210,27 @@ def test_refusals(fails, hub: FakeHub, folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     fails(2, r"takes huggingface_hub: pip install 'ddim\[hub\]'", *push)
     assert not hub.repos
+
+
+OPEN = """
+import sys, torch
+from diffusers import DDIMPipeline
+pipeline = DDIMPipeline.from_pretrained(sys.argv[1])
+torch.save(dict(pipeline.unet.state_dict()), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_diffusers_opens_it_by_its_name(ddim, hub: FakeHub, folder, token, tmp_path):
+    pytest.importorskip("diffusers")
+    assert ddim("push", folder, "someone/new").status == 0
+    variables = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    subprocess.run(
+        [sys.executable, "-c", OPEN, "someone/new", tmp_path / "weights.pt"],
+        check=True,
+        timeout=120,
+        env={**os.environ, **variables},
+    )
+    theirs, ours = torch.load(tmp_path / "weights.pt"), load(folder).net.state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[key], ours[key]) for key in ours)
