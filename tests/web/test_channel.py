@@ -9,7 +9,7 @@ from ddim.base.errors import RunError
 from ddim.web import channel, stream
 from ddim.web.channel import Channel, Stopped
 from ddim.web.stream import EventStream
-from page import events
+from asking import events
 
 
 def taken(channel):

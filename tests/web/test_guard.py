@@ -4,7 +4,7 @@ import pytest
 
 from ddim.web import guard
 from ddim.web.guard import Address, is_loopback
-from page import ADDRESS, paged
+from asking import ADDRESS, paged
 
 
 def code(answer, status):
@@ -73,8 +73,8 @@ def test_a_number_is_taken_where_all_addresses_are_served_and_a_name_is_not():
 
 
 def test_a_token_is_asked_for_once(folders, monkeypatch):
-    monkeypatch.setattr("page.ADDRESS", Address("127.0.0.1", 7860, "correct-horse"))
-    monkeypatch.setattr("page.Page.wait", lambda self, name: None)
+    monkeypatch.setattr("asking.ADDRESS", Address("127.0.0.1", 7860, "correct-horse"))
+    monkeypatch.setattr("asking.Page.wait", lambda self, name: None)
     with paged(folders["tiny"]) as page:
         assert code(page.get("/"), 403) == "forbidden"
         assert code(page.get("/api/state"), 403) == "forbidden"

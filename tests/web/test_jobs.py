@@ -9,7 +9,7 @@ from ddim.base.errors import InputError, RunError
 from ddim.web.channel import Channel
 from ddim.web.jobs import EACH, WAITING, Jobs
 from ddim.web.refused import Refused
-from page import events
+from asking import events
 
 
 def heard(channel):

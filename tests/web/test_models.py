@@ -4,7 +4,7 @@ import pytest
 
 from ddim.web.models import Models, check_source, shipped_names
 from ddim.web.ways import Origin
-from page import paged
+from asking import paged
 
 MINE = """
 import ddim, torch

@@ -27,7 +27,7 @@ from ddim.web.jobs import Jobs
 from ddim.web.models import Models
 from ddim.web.pages import read_page
 from ddim.web.server import Server, bind
-from page import events, images, open_model
+from asking import events, images, open_model
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from ddim.model.drawing import sample
 from ddim.model.opening import load
 from ddim.web.tradeoff import RMS, read_evaluation, tradeoff
 from ddim.web.ways import Origin
-from page import paged
+from asking import paged
 
 
 @pytest.fixture(scope="module")
