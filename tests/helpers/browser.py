@@ -68,11 +68,11 @@ def _has_chinese() -> bool:
 
 @contextlib.contextmanager
 def serving(
-    models: Sequence[str | Path], *options: str, port: int | None = None
+    models: Sequence[str | Path], *, port: int | None = None, backend: str = "torch"
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A server of its own process: its address and itself. It ends with the block."""
     command = [sys.executable, "-m", "ddim", "serve", "--model", *map(str, models)]
-    command += ["--no-browser", "--backend", "torch", "--threads", "1", *options]
+    command += ["--no-browser", "--backend", backend, "--threads", "1"]
     if port is not None:
         command += ["--port", str(port)]
     if shutil.which("timeout"):

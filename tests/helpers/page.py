@@ -1,136 +1,140 @@
-"""The page's server without a socket: models, a queue, and a client that asks."""
+"""A page of `ddim serve` in a headless Chromium, and what is on it."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
-import time
-from collections.abc import Iterator, Mapping
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
+import numpy as np
+import pytest
 import torch
-from starlette.testclient import TestClient
 from torch import Tensor
 
-from ddim.denoisers.target import Target
-from ddim.model.model import Model
-from ddim.model.opening import load
-from ddim.noise.schedule import Schedule
-from ddim.web.app import App, make_app
-from ddim.web.guard import Address
-from ddim.web.jobs import Jobs
-from ddim.web.models import Models
-from ddim.web.pages import read_page
-from ddim.web.ways import Origin
-from tiny import tiny_unet
+from ddim.data.pixels import to_pixels
 
-ADDRESS = Address("127.0.0.1", 7860)
-Events = list[tuple[str, dict[str, Any]]]
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+PATIENCE = 60_000
+"""Milliseconds that anything may take where the machine is busy."""
+SECONDS = 600
+"""After which a server ends whatever happens to the tests."""
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
-
-def save_model(folder: Path, classes: int | None = None, channels: int = 1, **changes: Any) -> Path:
-    """An untrained model of 8 x 8 pixels with T = 20, in a folder."""
-    net = tiny_unet(classes, in_channels=channels, out_channels=channels)
-    schedule = Schedule.linear(20, 0.01, 0.4)
-    shape = (channels, 8, 8)
-    null = {"null_label": classes} if classes else {}
-    Model(
-        net, schedule, Target.EPS, shape, classes=classes, name=folder.name, **null, **changes
-    ).save(folder)
-    return folder
-
-
-def open_model(source: str) -> tuple[Model, Origin]:
-    """A model of a folder, and its origin."""
-    return load(source), Origin(source, "cpu")
+# A canvas as rows of red values, which grey images have alone; transparent pixels are -1.
+CANVAS = """canvas => {
+    const { width, height } = canvas;
+    const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+    const values = [];
+    for (let i = 0; i < data.length; i += 4) values.push(data[i + 3] ? data[i] : -1);
+    return [height, width, values];
+}"""
 
 
-class Page:
-    """A client of the page.
-
-    Attributes:
-        client: of httpx's kind.
-        jobs: the queue.
-        app: what is asked.
-    """
-
-    def __init__(self, client: TestClient, jobs: Jobs, app: App) -> None:
-        self.client, self.jobs, self.app = client, jobs, app
-
-    def get(self, path: str, **named: Any) -> httpx.Response:
-        """The answer to a GET."""
-        return self.client.get(path, **named)
-
-    def post(self, path: str, body: object, **headers: str) -> httpx.Response:
-        """The answer to a POST of JSON, all of it."""
-        kind = {"content-type": "application/json"}
-        return self.client.post(path, content=json.dumps(body), headers={**kind, **headers})
-
-    def job(self, path: str, body: object, **headers: str) -> Events:
-        """The events of a job."""
-        answer = self.post(f"/api/{path}", body, **headers)
-        assert answer.status_code == 200, answer.text
-        assert answer.headers["content-type"] == "text/event-stream"
-        return events(answer.text)
-
-    def done(self, path: str, body: object) -> dict[str, Any]:
-        """What the last event of a job says, which must be that it is done."""
-        name, data = self.job(path, body)[-1]
-        assert name == "done", data
-        return data
-
-    def wait(self, model: str) -> None:
-        """Until a model is ready."""
-        for _ in range(600):
-            state = {m["name"]: m for m in self.get("/api/state").json()["models"]}[model]
-            if state["phase"] == "idle":
-                self.get("/api/model", params={"model": model})
-            elif state["phase"] != "loading":
-                return
-            time.sleep(0.02)
-        raise AssertionError(f"{model} is not ready")
-
-
-@contextlib.contextmanager
-def paged(*sources: Path | str, evaluation: str | None = None) -> Iterator[Page]:
-    """A page that serves some models, the first of which is loaded."""
-    jobs = Jobs()
-    models = Models([str(source) for source in sources], open_model, jobs)
-    app = App(models, jobs, read_page(), evaluation)
-    with TestClient(make_app(app, ADDRESS), base_url="http://127.0.0.1:7860") as client:
-        jobs.start()
-        models.load_first()
-        page = Page(client, jobs, app)
-        page.wait(models.state()[0]["name"])
-        try:
-            yield page
-        finally:
-            assert jobs.close(10)
-
-
-def events(text: str) -> Events:
-    """The events of a stream."""
-    found = []
-    for block in text.split("\n\n"):
-        if not block or block.startswith(":"):
-            continue
-        name, data = block.split("\n")
-        assert name.startswith("event: ") and data.startswith("data: ")
-        found.append((name[7:], json.loads(data[6:])))
+def find_browser() -> str:
+    """The browser; its absence skips the test, or fails it where DDIM_BROWSER=required."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    missing = None if found else "no Chromium: apt-get install chromium"
+    if found and not _has_chinese():
+        missing = "no Chinese font: apt-get install fonts-noto-cjk"
+    if missing and os.environ.get("DDIM_BROWSER") == "required":
+        pytest.fail(missing)
+    if missing or found is None:
+        pytest.skip(str(missing))
     return found
 
 
-def images(said: Mapping[str, Any]) -> Tensor:
-    """Images of an event, uint8 of shape (N, C, H, W)."""
-    channels, height, width = said["shape"]
-    content = bytearray(base64.b64decode(said["pixels"]))
-    pixels = torch.frombuffer(content, dtype=torch.uint8)
-    return pixels.view(said["n"], height, width, channels).permute(0, 3, 1, 2)
+def _has_chinese() -> bool:
+    if shutil.which("fc-list") is None:
+        return False
+    listed = subprocess.run(
+        ["fc-list", ":lang=zh-cn"], capture_output=True, text=True, check=False, timeout=60
+    )
+    return bool(listed.stdout.strip())
 
 
-def sent(pixels: Tensor) -> str:
-    """Pixels (C, H, W) in base64, as the page sends them."""
-    return base64.b64encode(pixels.permute(1, 2, 0).contiguous().numpy().tobytes()).decode()
+@contextlib.contextmanager
+def serving(
+    models: Sequence[str | Path], *options: str, port: int | None = None
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server of its own process: its address and itself. It ends with the block."""
+    command = [sys.executable, "-m", "ddim", "serve", "--model", *map(str, models)]
+    command += ["--no-browser", "--backend", "torch", "--threads", "1", *options]
+    if port is not None:
+        command += ["--port", str(port)]
+    if shutil.which("timeout"):
+        command = ["timeout", "--kill-after=5", str(SECONDS), *command]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("http://127.0.0.1:"), line
+        yield line.split()[0].rstrip("/"), process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a server, kindly first."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(20)
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def canvas(page: Any, selector: str) -> np.ndarray:
+    """The pixels of a canvas, (H, W); -1 where there is nothing."""
+    height, width, values = page.locator(selector).evaluate(CANVAS)
+    return np.array(values).reshape(height, width)
+
+
+def grid(images: Tensor) -> np.ndarray:
+    """Grey images as the page sets them: as many across as the root of their number, a gap of 1."""
+    pixels = [to_pixels(image[None])[0] for image in images]
+    pixels = [np.asarray(each).reshape(images.shape[-2:]) for each in pixels]
+    height, width = images.shape[-2:]
+    across = int(np.ceil(np.sqrt(len(pixels))))
+    down = -(-len(pixels) // across)
+    sheet = np.full((down * (height + 1) - 1, across * (width + 1) - 1), -1)
+    for i, each in enumerate(pixels):
+        top, left = (i // across) * (height + 1), (i % across) * (width + 1)
+        sheet[top : top + height, left : left + width] = each
+    return sheet
+
+
+def run_python(text: str, folder: Path) -> dict[str, Any]:
+    """Run lines that the page gives, in a folder; the names that they bind."""
+    names: dict[str, Any] = {}
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        exec(compile(text, "<copied>", "exec"), names)
+    finally:
+        os.chdir(before)
+    return names
+
+
+def drawn(names: dict[str, Any]) -> Tensor:
+    """The images among what such lines bind."""
+    images = names["images"]
+    assert isinstance(images, torch.Tensor)
+    return images

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ddim.cli.main import main
-from page import Page, paged, save_model
+from asking import Page, paged, save_model
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from ddim.latents.coding import encode
 from ddim.latents.slerp import interpolate
 from ddim.model.drawing import sample
 from ddim.model.opening import load
-from page import images, sent
+from asking import images, sent
 
 
 def drawn(channels=1, seed=0):

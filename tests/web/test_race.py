@@ -7,7 +7,7 @@ import torch
 from ddim.data.pixels import grid, to_pixels
 from ddim.model.drawing import sample
 from ddim.model.opening import load
-from page import images
+from asking import images
 
 LANES = [
     "ddpm:steps=20",

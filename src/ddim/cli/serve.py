@@ -90,11 +90,13 @@ def main(argv: Sequence[str]) -> int:
     from ddim.web.models import Models
     from ddim.web.pages import read_page
     from ddim.web.server import bind, serve
+    from ddim.web.tradeoff import read_evaluation
 
     sources, token = options.sources(), options.secret(is_loopback(options.host))
     jobs = Jobs()
     models = Models(sources, lambda source: _opened(options, source), jobs)
-    app = App(models, jobs, read_page(), options.evaluation)
+    evaluation = None if options.evaluation is None else read_evaluation(options.evaluation)
+    app = App(models, jobs, read_page(), evaluation)
     listener = bind(options.host, options.port)
     address = Address(options.host, listener.getsockname()[1], token)
 

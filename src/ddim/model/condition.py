@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError, quoted
 
 __all__ = ["Condition", "Conditioned", "single"]
@@ -35,6 +36,7 @@ class Conditioned(Protocol):
     def takes(self, name: str) -> bool: ...  # noqa: D102
 
 
+@shown
 @dataclasses.dataclass(frozen=True, eq=False)
 class Condition:
     """What images are drawn of.
