@@ -24,6 +24,8 @@ STEP = 20
 """Grey levels by which a block may differ."""
 SHARE = 0.04
 """Of the blocks, what may differ by more."""
+LONGER = 3
+"""Blocks by which a page may be longer or shorter."""
 # One font that the tests require, so that lines break where they broke for the reference.
 FONT = """() => {
     for (const name of ["--serif", "--sans", "--mono"]) {
@@ -57,9 +59,11 @@ def _blocks(content: bytes) -> np.ndarray:
 
 
 def _differ(one: np.ndarray, other: np.ndarray) -> float:
-    """The share of blocks that differ."""
-    assert one.shape == other.shape
-    return float((np.abs(one - other) > STEP).mean())
+    """The share of blocks that differ; all of them where one is much longer."""
+    if one.shape[1] != other.shape[1] or abs(len(one) - len(other)) > LONGER:
+        return 1.0
+    height = min(len(one), len(other))
+    return float((np.abs(one[:height] - other[:height]) > STEP).mean())
 
 
 @pytest.mark.parametrize("frame", FRAMES)
@@ -68,7 +72,7 @@ def test_the_layout_is_that_of_its_reference(visit, view, frame):
     address, ready = VIEWS[view]
     page = visit(address, wait=ready, **FRAMES[frame])
     page.evaluate(FONT)
-    seen = _blocks(page.screenshot())
+    seen = _blocks(page.screenshot(full_page=True))
     file = HERE / "pictures" / f"{view}-{frame}.png"
     if WRITE:
         file.parent.mkdir(exist_ok=True)
@@ -76,8 +80,9 @@ def test_the_layout_is_that_of_its_reference(visit, view, frame):
     with Image.open(file) as picture:
         reference = np.asarray(picture, dtype=np.int16)
     assert _differ(seen, reference) < SHARE
-    page.evaluate("document.querySelector('main').style.display = 'flex'")
-    assert _differ(_blocks(page.screenshot()), reference) > SHARE, "a broken layout passes"
+    page.evaluate("document.styleSheets[document.styleSheets.length - 2].disabled = true")
+    broken = _blocks(page.screenshot(full_page=True))
+    assert _differ(broken, reference) > SHARE, "a broken layout passes"
 
 
 @pytest.mark.skipif(not WRITE, reason="DDIM_PICTURES=write draws the pictures of docs/")
