@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddim.cli.main import main
 from asking import Page, paged, save_model
+from ddim.cli.main import main
 
 
 @pytest.fixture(scope="session")

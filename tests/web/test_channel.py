@@ -5,11 +5,11 @@ import json
 
 import pytest
 
+from asking import events
 from ddim.base.errors import RunError
 from ddim.web import channel, stream
 from ddim.web.channel import Channel, Stopped
 from ddim.web.stream import EventStream
-from asking import events
 
 
 def taken(channel):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from asking import images, sent
 from ddim.data.pixels import from_pixels, grid, to_pixels
 from ddim.latents.coding import encode
 from ddim.latents.slerp import interpolate
 from ddim.model.drawing import sample
 from ddim.model.opening import load
-from asking import images, sent
 
 
 def drawn(channels=1, seed=0):

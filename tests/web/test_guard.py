@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from asking import ADDRESS, paged
 from ddim.web import guard
 from ddim.web.guard import Address, is_loopback
-from asking import ADDRESS, paged
 
 
 def code(answer, status):

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
+from asking import events
 from ddim.base.errors import InputError, RunError
 from ddim.web.channel import Channel
 from ddim.web.jobs import EACH, WAITING, Jobs
 from ddim.web.refused import Refused
-from asking import events
 
 
 def heard(channel):

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from asking import paged
 from ddim.web.models import Models, check_source, shipped_names
 from ddim.web.ways import Origin
-from asking import paged
 
 MINE = """
 import ddim, torch

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from asking import images
 from ddim.data.pixels import grid, to_pixels
 from ddim.model.drawing import sample
 from ddim.model.opening import load
-from asking import images
 
 LANES = [
     "ddpm:steps=20",

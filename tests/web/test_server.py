@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from asking import events, images, open_model
 from ddim.data.pixels import to_pixels
 from ddim.model.drawing import sample
 from ddim.model.opening import load
@@ -27,7 +28,6 @@ from ddim.web.jobs import Jobs
 from ddim.web.models import Models
 from ddim.web.pages import read_page
 from ddim.web.server import Server, bind
-from asking import events, images, open_model
 
 
 @contextlib.contextmanager

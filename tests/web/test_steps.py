@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from asking import images
 from ddim.data.pixels import grid, to_pixels
 from ddim.model.drawing import sample
 from ddim.model.opening import load
-from asking import images
 
 
 def told(page, body):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from asking import paged
 from ddim.cli.main import main
 from ddim.evaluate.deviation.teacher import finer_sampler, image_errors
 from ddim.model.drawing import sample
 from ddim.model.opening import load
 from ddim.web.tradeoff import RMS, read_evaluation, tradeoff
 from ddim.web.ways import Origin
-from asking import paged
 
 
 @pytest.fixture(scope="module")
