@@ -1,4 +1,5 @@
 import contextlib
+import json
 
 import pytest
 
@@ -56,12 +57,14 @@ def test_the_address_is_printed_and_opened_where_there_are_windows(capsys, monke
     address = Address("127.0.0.1", 7860, "correct-horse")
     assert not open_browser(address) and opened == []
     monkeypatch.setenv("DISPLAY", ":0")
-    serve._tell(ServeOptions(no_browser=True), address)
+    serve._tell(ServeOptions(no_browser=True), address, ["tiny"])
     assert opened == []
-    serve._tell(ServeOptions(), address)
+    serve._tell(ServeOptions(), address, ["tiny"])
     assert opened == ["http://127.0.0.1:7860/?token=correct-horse"]
     lines = capsys.readouterr().out
     assert lines == "http://127.0.0.1:7860/?token=correct-horse (Ctrl-C ends it)\n" * 2
+    serve._tell(ServeOptions(no_browser=True, json=True), address, ["tiny"])
+    assert json.loads(capsys.readouterr().out) == {"address": address.url, "models": ["tiny"]}
 
 
 class Now:
