@@ -36,7 +36,7 @@ VIEWS = {
     "race": ("#race?model=tiny&images=4&steps=5&run=1", ".race[data-ran]"),
     "steps": ("#steps?model=tiny&steps=5&at=2", ".steps[data-frames]"),
     "latents": ("#latents?model=tiny&steps=5", ".latents .pair canvas[data-shares]"),
-    "tradeoff": ("#tradeoff?model=tiny", ".tradeoff[data-shown]"),
+    "tradeoff": ("#tradeoff?model=tiny&measured=0", ".tradeoff > .actions [data-phase='done']"),
 }
 SHOWN = {
     "race": ("#race?model=mnist&seed=5&images=6&run=1", ".race[data-ran]"),

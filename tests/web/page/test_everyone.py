@@ -12,7 +12,7 @@ VIEWS = {
     "race": ("#race?model=tiny&images=4&steps=5&run=1", ".race[data-ran]"),
     "steps": ("#steps?model=tiny&steps=5&at=2", ".steps[data-frames]"),
     "latents": ("#latents?model=tiny&steps=5", ".latents canvas[data-shares]"),
-    "tradeoff": ("#tradeoff?model=tiny", ".tradeoff[data-shown]"),
+    "tradeoff": ("#tradeoff?model=tiny&measured=0", ".tradeoff > .actions [data-phase='done']"),
 }
 PAGE = Path(__file__).parents[3] / "src" / "ddim" / "web" / "page"
 
@@ -90,7 +90,7 @@ def test_little_is_said_aloud(visit):
     page = visit("#race?model=tiny&images=2&steps=3", wait=".race .primary:enabled")
     page.evaluate("""() => {
         window.told = [];
-        for (const live of document.querySelectorAll("[role=status], [role=alert], [aria-live]")) {
+        for (const live of document.querySelectorAll("[role=status], [role=alert], [aria-live], output")) {
             new MutationObserver(() => window.told.push(live.textContent)).observe(
                 live, { childList: true, characterData: true, subtree: true });
         }
