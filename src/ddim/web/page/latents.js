@@ -81,7 +81,8 @@ export function latents(app) {
 
   function trouble(problem) {
     if (problem.code === "not-found" && !mended) {
-      mended = true;
+      mended = true; // the server has forgotten them: all are made anew, once
+      rest = [];
       prepare();
     } else task.fail(problem);
   }
@@ -189,7 +190,6 @@ export function latents(app) {
       show();
     }
     show();
-    mended = false;
     decode("slide");
     decode("pad");
   }
@@ -214,6 +214,7 @@ export function latents(app) {
     };
     delete between[key].canvas.dataset.shares;
     live[key].want("/api/decode", asked, (done) => {
+      mended = false;
       paint(between[key].canvas, done.images);
       between[key].canvas.dataset.shares = asked.shares.join(" ");
       waysOf[key].give(done.ways);
