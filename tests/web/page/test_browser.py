@@ -38,10 +38,11 @@ VIEWS = {
     "latents": ("#latents?model=tiny&steps=5", ".latents .pair canvas[data-shares]"),
     "tradeoff": ("#tradeoff?model=tiny&measured=0", ".tradeoff > .actions [data-phase='done']"),
 }
+BOTH = ".latents .between + .between canvas[role=img][data-shares]"
 SHOWN = {
     "race": ("#race?model=mnist&seed=5&images=6&run=1", ".race[data-ran]"),
     "steps": ("#steps?model=mnist&seed=5&image=1&at=9", ".steps[data-frames]"),
-    "latents": ("#latents?model=mnist&others=5&share=0.4", ".latents .pair canvas[data-shares]"),
+    "latents": ("#latents?model=mnist&others=5&share=0.4", BOTH),
     "tradeoff": ("#tradeoff?model=mnist", ".tradeoff[data-shown]"),
 }
 FRAMES = {"wide": (1000, "light", "en"), "phone": (360, "dark", "zh")}
@@ -130,7 +131,7 @@ def test_pictures_of_the_documentation(visits):
             page = visit(place, viewport={"width": 1100, "height": 800})
             page.wait_for_selector(ready, state="attached", timeout=300_000)
             if view == "tradeoff":
-                page.locator(".plot .spot").nth(1).click()
+                page.locator(".plot .spot").nth(2).click()
                 page.wait_for_selector(".lane.point[data-phase='done']", state="attached")
             page.screenshot(path=DOCS / f"page-{view}.png", full_page=True)
         page = visit(SHOWN["steps"][0], wait=SHOWN["steps"][1], **PHONE)

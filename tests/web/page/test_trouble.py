@@ -42,8 +42,6 @@ def test_a_server_that_ends_is_missed_and_found_again(visits, models):
         marks = "performance.getEntriesByType('mark').map(mark => [mark.name, mark.startTime])"
         early = dict(page.evaluate(marks))
         assert "model" not in early and early["interactive"] < 2000, early
-        page.get_by_text("The model tiny is loading").wait_for()
-        assert page.get_by_role("button", name="Start the race").is_disabled()
         page.wait_for_selector(".race .primary:enabled")
         square = visit("#latents?model=tiny&steps=3", wait=".latents .pair canvas[data-shares]")
         assert not _offline(page).is_visible()
@@ -58,6 +56,26 @@ def test_a_server_that_ends_is_missed_and_found_again(visits, models):
         place = square.get_by_role("slider", name="Place between four images")
         place.press("Home")  # the latents are gone with the server: they are encoded again
         square.wait_for_selector(".latents canvas[data-shares='0 0']", state="attached")
+
+
+def test_the_page_is_there_while_the_model_loads(visit):
+    page = visit("#race?model=tiny", wait=".race .primary:enabled")
+    loading = [True]
+
+    def answer(route):
+        state = route.fetch().json()
+        for model in state["models"]:
+            model["phase"] = "loading" if loading else model["phase"]
+        route.fulfill(json=state)
+
+    page.route("**/api/state", answer)
+    page.reload()
+    page.get_by_text("The model tiny is loading").wait_for()
+    assert page.get_by_role("heading", name="Fifty steps, or five hundred?").is_visible()
+    assert page.get_by_role("button", name="Start the race").is_disabled()
+    loading.clear()
+    page.wait_for_selector(".race .primary:enabled")
+    assert not page.get_by_text("The model tiny is loading").is_visible()
 
 
 def test_a_busy_server_says_so(visit):
