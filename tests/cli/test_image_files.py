@@ -155,6 +155,10 @@ class Net(torch.nn.Module):
         raise AssertionError("nothing is to be drawn")
 
 
+def features(images):
+    return images.flatten(1)
+
+
 def signals():
     return ddim.Model(Net(), ddim.Schedule.linear(20), "eps", (2, 32))
 
@@ -175,6 +179,8 @@ def test_models_of_no_images_are_refused_before_anything_is_drawn(fails, photos,
     fails(2, line, "interpolate", *given)
     fails(2, line, "demo", *given)
     fails(2, line, "encode", *given, "--data", photos)
+    features = ("--features", f"{tmp_path / 'own.py'}:features", "--steps", 5, "-n", 3)
+    fails(2, line, "evaluate", *given, "--data", photos, *features)
 
 
 def test_pictures_have_as_many_channels_as_a_picture_can_have(fails, tmp_path):
