@@ -9,6 +9,7 @@ from ddim.data.pixels import from_pixels as from_pixels
 from ddim.data.pixels import grid as grid
 from ddim.data.pixels import save_image as save_image
 from ddim.data.pixels import to_pixels as to_pixels
+from ddim.data.sheet import show as show
 from ddim.denoisers.clipping import Clipping as Clipping
 from ddim.denoisers.prediction import Denoiser as Denoiser
 from ddim.denoisers.prediction import Prediction as Prediction

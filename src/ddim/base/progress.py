@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,8 +47,22 @@ def meter(*, quiet: bool, **settings: Any) -> tqdm | LineMeter:
     if wanted() and not quiet:
         settings.pop("unit_scale", None)
         return LineMeter(settings.pop("iterable", ()), **settings)
+    notebook = "IPython" in sys.modules
+    interval = 0.1 if sys.stderr.isatty() or notebook else 10.0
+    kind = _notebooks() if notebook else _terminals()
+    return kind(disable=quiet, file=sys.stderr, mininterval=interval, **settings)
+
+
+def _terminals() -> type[tqdm]:
     from tqdm import tqdm
 
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    hidden = quiet or not here().first
-    return tqdm(disable=hidden, file=sys.stderr, mininterval=interval, **settings)
+    return tqdm
+
+
+def _notebooks() -> type[tqdm]:
+    """A widget where there are any, else text; which of them is no concern of the reader's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from tqdm.auto import tqdm
+
+    return tqdm

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError
 from ddim.base.progress import meter
 from ddim.calibration.search import MOVES, Calibration, most_work, search_sampler
@@ -28,6 +29,7 @@ Watch = Callable[[str, int], object]
 """Called with the stage and the number of images times network calls, as they are done."""
 
 
+@shown
 class Teachers(NamedTuple):
     """The model's own solutions: from latents to fit to, to choose by, and to report on."""
 

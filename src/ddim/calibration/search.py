@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddim.base.display import facts_table, rows_table, shown
 from ddim.base.errors import InputError
 from ddim.calibration.trajectory import Trajectory, fit_weights, shortest_path
 from ddim.noise.nodes import Nodes, quadratic, spread
@@ -60,6 +61,7 @@ QUICK = 8
 BEST = 4
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """What was found for one number of calls.
@@ -84,6 +86,19 @@ class Calibration:
     moments: NDArray[np.float64]
     teacher: Nodes
     counts: tuple[int, int, int]
+
+    def _facts(self) -> dict[str, object]:
+        median, mean = self.errors["calibrated"]
+        return {"sampler": self.sampler, "median RMS": median, "mean RMS": mean}
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {"sampler": name, "median RMS": float(f"{a:.3g}"), "mean RMS": float(f"{b:.3g}")}
+            for name, (a, b) in self.errors.items()
+        ]
+        said = f"RMS to the teacher on [-1, 1], of {self.counts[2]} latents left aside"
+        table = rows_table(said, rows)
+        return facts_table("Calibration", {"sampler": self.sampler, "nodes": self.path}, table)
 
 
 @torch.no_grad()

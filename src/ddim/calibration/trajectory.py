@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError, RunError
 from ddim.denoisers.prediction import Denoiser, Prediction
 from ddim.noise.nodes import Nodes, quadratic
@@ -39,6 +40,7 @@ def in_turn(job: Callable[[int], Any], count: int) -> Iterator[Any]:
     return map(job, range(count))
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
     """Where a fine solver passed, from given noise.
@@ -58,6 +60,9 @@ class Trajectory:
     states: tuple[Tensor, ...]
     x0: tuple[Tensor, ...]
     each: Each = in_turn
+
+    def _facts(self) -> dict[str, object]:
+        return {"nodes": self.nodes, "images": len(self.end), "schedule": self.schedule}
 
     @property
     def end(self) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError, quoted
 from ddim.base.records import record
 from ddim.denoisers.clipping import Clipping
@@ -22,6 +23,7 @@ _LARGEST = 2**14
 """Pixels of a side, more than any network makes at once."""
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Hints:
     """What a file of tensors does not say, where the published models are no guide.
@@ -85,6 +87,7 @@ class Hints:
                 )
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """What is known of a model beside what decides its images.

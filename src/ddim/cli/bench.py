@@ -102,11 +102,12 @@ def main(argv: Sequence[str]) -> int:
     )
     model = options.model.open(where)
 
+    from ddim.checkpoints.hub import pinned
     from ddim.evaluate.speed.measure import measure
     from ddim.train.speed import training_table
 
     quiet = options.report.quiet
-    report = measure(model, plan, options.model.model, training_table, quiet=quiet)
+    report = measure(model, plan, pinned(options.model.model), training_table, quiet=quiet)
     if options.output is not None:
         write_bytes(Path(options.output), report.markdown().encode())
         record(Path(options.output), "bench", options, model=model.name)

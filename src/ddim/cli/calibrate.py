@@ -105,10 +105,10 @@ class CalibrateOptions:
 
     def _kept(self, model: Model) -> Path | None:
         """Where a model's calibration is looked for first: never in the package."""
-        from ddim.checkpoints.calibration import is_shipped, user_file
+        from ddim.checkpoints.calibration import is_shared, user_file
 
         path = model.calibration
-        if path is None or not is_shipped(path):
+        if path is None or not is_shared(path):
             return path
         path = user_file(model.identity)
         try:

@@ -16,6 +16,7 @@ from ddim.cli.groups import (
     Count,
     ModelOptions,
     OutputOptions,
+    PictureOptions,
     RunOptions,
     SweepOptions,
 )
@@ -55,6 +56,7 @@ class CompareOptions:
     sweep: SweepOptions = SweepOptions(steps=("5", "10", "20", "50", "100", "500"))
     condition: ConditionOptions = ConditionOptions()
     output: OutputOptions = OutputOptions(output="comparison.png")
+    picture: PictureOptions = PictureOptions()
     run: RunOptions = RunOptions()
 
     def check(self) -> Path:
@@ -80,15 +82,18 @@ def main(argv: Sequence[str]) -> int:
     check_images(model)
     samplers = options.sweep.samplers(model)
     condition = options.condition.condition().check(model, options.n, every_class=True)
+    options.picture.check(model.shape, options.n, len(samplers))
 
     from ddim.calibration.calibration import made_for
+    from ddim.data.sheet import labelled, png
     from ddim.evaluate.sweep.plan import left_out
     from ddim.model.drawing import pick_batch_size
 
     size = pick_batch_size(model, options.run.batch_size)
     rows, drawn, judge = _draw(model, samplers, condition, options, size)
     captions = [", ".join(_caption(rows, row)) for row in rows]
-    write_bytes(output, _picture(drawn, captions))
+    heads = [f"class {label}" for label in condition.labels or ()]
+    write_bytes(output, png(labelled(drawn, captions, heads, options.picture.scale)))
     record(
         output,
         "compare",
@@ -181,31 +186,3 @@ def _caption(rows: Sequence[dict[str, object]], row: dict[str, object]) -> list[
     if "eta" not in alike and row["eta"] != "":
         parts.append(f"η = {row['eta']}".replace("sigma-hat", "σ̂"))
     return [*parts, f"{row['network calls']} calls"]
-
-
-def _picture(rows: Sequence[Tensor], captions: Sequence[str]) -> bytes:
-    """The rows under each other, what they are to the left, as a PNG."""
-    import io
-
-    from PIL import Image, ImageDraw, ImageFont
-
-    from ddim.data import pixels as images
-
-    strips = [images.picture(images.grid(row, len(row))).convert("RGB") for row in rows]
-    # Small images are shown twice as large.
-    scale = 2 if rows[0].shape[-1] <= 32 else 1
-    size = (strips[0].width * scale, strips[0].height * scale)
-    strips = [strip.resize(size, Image.Resampling.NEAREST) for strip in strips]
-    font = ImageFont.load_default(size=15)
-    margin, gap = 12, 6
-    left = round(max(font.getlength(text) for text in captions)) + 2 * margin
-    height = size[1] + gap
-    canvas = Image.new("RGB", (left + size[0] + margin, 2 * margin + len(rows) * height), "white")
-    draw = ImageDraw.Draw(canvas)
-    for i, (strip, text) in enumerate(zip(strips, captions, strict=True)):
-        y = margin + i * height
-        canvas.paste(strip, (left, y))
-        draw.text((left - margin, y + size[1] / 2), text, fill="black", font=font, anchor="rm")
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

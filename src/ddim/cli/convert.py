@@ -132,7 +132,7 @@ class ConvertOptions:
     )
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """A checkpoint of another program, a training run, a model folder, a shipped model's name."""
+    """A checkpoint of another program, a training run, a folder, a shipped model, OWNER/NAME."""
     dest: Annotated[tyro.conf.Positional[str | None], unset("none", "DEST")] = None
     """The folder to write."""
     weights: Literal["ema", "net"] = "ema"

@@ -13,7 +13,7 @@ import tyro
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
 from ddim.cli.files import check_images, clear_images, write_images
-from ddim.cli.groups import NamedModelOptions, OutputOptions, RunOptions, unset
+from ddim.cli.groups import GridOptions, NamedModelOptions, OutputOptions, RunOptions, unset
 from ddim.cli.options import parse, replaced
 from ddim.cli.report import print_json, record
 
@@ -56,8 +56,7 @@ class DecodeOptions:
     """Scale of classifier-free guidance; 1 is none."""
     model: NamedModelOptions = dataclasses.field(default_factory=NamedModelOptions)
     output: OutputOptions = OutputOptions(output="decoded.png")
-    columns: Annotated[int | None, unset("a square", "INT")] = None
-    """Images in a row of the grid."""
+    grid: GridOptions = GridOptions()
     run: _DecodingRun = _DecodingRun()
 
     def check(self) -> Path:
@@ -69,10 +68,7 @@ class DecodeOptions:
         output = Path(self.output.output)
         if output.suffix.lower() not in ("", ".png", ".npz"):
             raise InputError(f"--output is a .png or .npz file, or a folder, not {output.name}")
-        if self.columns is not None and self.columns < 1:
-            raise InputError(f"--columns must be at least 1, not {self.columns}")
-        if self.columns is not None and output.suffix.lower() != ".png":
-            raise InputError(f"--columns is for a grid (.png), not {output.name}")
+        self.grid.check_output(output, (".png",))
         refuse_existing(output, force=self.output.force)
         return output
 
@@ -90,6 +86,8 @@ def main(argv: Sequence[str]) -> int:
     latents = Latents.load(options.latents)
     model = options.model.open(options.run, str(latents.dtype).removeprefix("torch."))
     check_images(model, pictures=output.suffix.lower() != ".npz")
+    if output.suffix.lower() == ".png":
+        options.grid.check_grid(model.shape, len(latents))
     condition = Condition.of(latents.condition, options.labels or None, options.guidance)
     start = time.perf_counter()
     images = decode(
@@ -108,7 +106,8 @@ def main(argv: Sequence[str]) -> int:
         output.mkdir(parents=True, exist_ok=True)
         clear_images(output)
     record(output, "decode", resolved, model=model.name)
-    write_images(output, pixels, options.columns, None if labels is None else list(labels))
+    columns, scale = options.grid.columns, options.grid.scale
+    write_images(output, pixels, columns, None if labels is None else list(labels), scale)
     _tell(options, latents, seconds)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
 from ddim.cli.files import check_images
-from ddim.cli.groups import Count, ModelOptions, OutputOptions, RunOptions, Switch
+from ddim.cli.groups import Count, ModelOptions, OutputOptions, PictureOptions, RunOptions, Switch
 from ddim.cli.options import parse, replaced
 from ddim.cli.report import print_json, record, table
 
@@ -53,6 +54,7 @@ class DemoOptions:
     """Leave out the DDPM grid, which takes most of the time."""
     model: ModelOptions = ModelOptions()
     output: OutputOptions = OutputOptions(output="demo.png")
+    picture: PictureOptions = PictureOptions()
     run: RunOptions = RunOptions()
 
     def check(self) -> Path:
@@ -98,6 +100,7 @@ def main(argv: Sequence[str]) -> int:
 
     from ddim.base.files import write_bytes
     from ddim.data import pixels
+    from ddim.data.sheet import captioned, png
     from ddim.model.condition import Condition
     from ddim.model.drawing import pick_batch_size
 
@@ -105,6 +108,8 @@ def main(argv: Sequence[str]) -> int:
     size = pick_batch_size(model, options.run.batch_size)
     resolved = replaced(options, batch_size=size, backend=model.runs_on)
     samplers = list(options.samplers(model))
+    across = math.ceil(math.sqrt(options.n))
+    options.picture.check(model.shape, across * len(samplers), -(-options.n // across))
     tableaux = [model.tableau(sampler) for sampler in samplers]
     rows: list[dict[str, object]] = []
     grids: list[Tensor] = []
@@ -126,7 +131,7 @@ def main(argv: Sequence[str]) -> int:
         (f"{row['method']}, {row['network calls']} network calls", f"{row['seconds']:.1f} s")
         for row in rows
     ]
-    write_bytes(output, _picture(grids, captions))
+    write_bytes(output, png(captioned(grids, captions, options.picture.scale)))
     record(output, "demo", resolved, model=model.name)
     _tell(resolved, model, rows)
     return 0
@@ -166,34 +171,3 @@ def _tell(options: DemoOptions, model: Model, rows: Sequence[dict[str, object]])
     print(table(rows))
     dtype = "" if options.model.dtype == "float32" else f", in {options.model.dtype}"
     print(f"\n{output}: {options.n} images of each, from the same latents{dtype}")
-
-
-def _picture(grids: Sequence[Tensor], captions: Sequence[tuple[str, str]]) -> bytes:
-    """The grids side by side, two lines of text under each, as a PNG."""
-    import io
-
-    from PIL import Image, ImageDraw, ImageFont
-
-    from ddim.data import pixels as images
-
-    shown = [images.picture(grid).convert("RGB") for grid in grids]
-    width = max(240, shown[0].width)
-    scale = width / shown[0].width
-    shown = [p.resize((width, round(p.height * scale)), Image.Resampling.NEAREST) for p in shown]
-    margin, text = 16, 52
-    canvas = Image.new(
-        "RGB",
-        (margin + len(shown) * (width + margin), shown[0].height + 2 * margin + text),
-        "white",
-    )
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=15)
-    for i, (grid, (first, second)) in enumerate(zip(shown, captions, strict=True)):
-        x = margin + i * (width + margin)
-        canvas.paste(grid, (x, margin))
-        y = margin + grid.height + 8
-        draw.text((x + width / 2, y), first, fill="black", font=font, anchor="ma")
-        draw.text((x + width / 2, y + 21), second, fill="dimgray", font=font, anchor="ma")
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_images",
     "clear_images",
+    "comparison",
     "image_name",
     "make_figure",
     "read_images",
@@ -170,6 +171,7 @@ def write_images(
     pixels: Tensor,
     columns: int | None = None,
     labels: list[int] | None = None,
+    scale: int | None = None,
 ) -> None:
     """Write a grid (.png), an array (.npz), or a folder with a PNG for each image.
 
@@ -178,12 +180,15 @@ def write_images(
         pixels: uint8 of shape (N, C, H, W).
         columns: images in a row of the grid.
         labels: of the images, for the array.
+        scale: of the grid; None for one that is 512 pixels wide, or, of one image, for its own.
     """
     from ddim.data import pixels as images
+    from ddim.data.sheet import enlarged
 
     kind = output.suffix.lower()
     if kind == ".png":
-        images.save_image(output, pixels, columns)
+        scale = 1 if scale is None and len(pixels) == 1 else scale
+        images.save_image(output, enlarged(images.grid(pixels, columns), scale))
     elif kind == ".npz":
         save_npz(output, pixels, labels)
     else:
@@ -210,6 +215,11 @@ def save_npz(output: Path, pixels: Tensor, labels: list[int] | None) -> None:
             info = zipfile.ZipInfo(f"{name}.npy")
             archive.writestr(info, member.getbuffer(), zipfile.ZIP_DEFLATED)
     write_bytes(output, buffer.getvalue())
+
+
+def comparison(output: Path) -> Path:
+    """The file beside an output that compares it with what it was made of."""
+    return output.with_name(f"{output.stem}-compare.png")
 
 
 def make_figure(width: float, height: float) -> Figure:

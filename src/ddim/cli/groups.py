@@ -8,10 +8,14 @@ by :func:`unset`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+from ddim.base.errors import InputError
 
 if TYPE_CHECKING:
     from ddim.latents.coding import Coding
@@ -27,12 +31,14 @@ __all__ = [
     "DataOptions",
     "DeviceOptions",
     "ForceOptions",
+    "GridOptions",
     "GuidanceOptions",
     "ModelArgument",
     "ModelOptions",
     "NamedModelOptions",
     "NetworkOptions",
     "OutputOptions",
+    "PictureOptions",
     "ReportOptions",
     "RunOptions",
     "SamplerOptions",
@@ -69,7 +75,7 @@ class NamedModelOptions:
     """Which network."""
 
     model: str = "mnist"
-    """Shipped model, model folder, training run, checkpoint of any known kind, FILE.py:NAME."""
+    """Shipped model, folder, training run, checkpoint, FILE.py:NAME, or OWNER/NAME on the Hub."""
     null_label: Annotated[int | None, unset("the model's own", "LABEL")] = None
     """The label that stands for no class, which guidance needs."""
 
@@ -113,7 +119,7 @@ class ModelArgument(ModelOptions):
     """Which network, and how it is taken."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = "mnist"
-    """Shipped model, model folder, training run, checkpoint of any known kind, FILE.py:NAME."""
+    """Shipped model, folder, training run, checkpoint, FILE.py:NAME, or OWNER/NAME on the Hub."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,6 +284,66 @@ class _Output:
 @dataclasses.dataclass(frozen=True)
 class OutputOptions(ForceOptions, _Output):
     """Where to write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureOptions:
+    """How large the picture is."""
+
+    scale: Annotated[int | None, unset("what makes it 512 pixels wide or more", "INT")] = None
+    """Pixels of the picture along each side of an image's pixel."""
+
+    def check(self, shape: Sequence[int], columns: int, rows: int) -> None:
+        """Refuse a picture that cannot be drawn, before anything is.
+
+        Args:
+            shape: of one image.
+            columns: images in a row.
+            rows: of images.
+
+        Raises:
+            InputError: a scale below 1, or more pixels than a picture may have.
+        """
+        from ddim.data.sheet import pixel_scale
+
+        if self.scale is not None and self.scale < 1:
+            raise InputError(f"--scale must be at least 1, not {self.scale}")
+        height, width = (1, 1, *shape)[-2:]
+        pixel_scale(columns * (width + 2), rows * (height + 2), self.scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class GridOptions(PictureOptions):
+    """How the picture is laid out: of one image, and of edited ones, with pixels of their own."""
+
+    columns: Annotated[int | None, unset("a square", "INT")] = None
+    """Images in a row of the grid."""
+
+    def check_output(self, output: Path, kinds: Sequence[str]) -> None:
+        """Refuse what is for a grid where none is written.
+
+        Args:
+            output: the file or folder.
+            kinds: suffixes of grids.
+
+        Raises:
+            InputError: there is no grid, or it would have no columns.
+        """
+        if self.columns is not None and self.columns < 1:
+            raise InputError(f"--columns must be at least 1, not {self.columns}")
+        if self.scale is not None and self.scale < 1:
+            raise InputError(f"--scale must be at least 1, not {self.scale}")
+        if output.suffix.lower() in kinds:
+            return
+        named = ", ".join(kinds[:-1]) + (" or " if kinds[1:] else "") + kinds[-1]
+        for name in ("columns", "scale"):
+            if getattr(self, name) is not None:
+                raise InputError(f"--{name} is for a grid ({named}), not {output.name}")
+
+    def check_grid(self, shape: Sequence[int], count: int) -> None:
+        """As :meth:`check`, for so many images."""
+        columns = min(self.columns or math.ceil(math.sqrt(count)), count)
+        self.check(shape, columns, -(-count // columns))
 
 
 @dataclasses.dataclass(frozen=True)

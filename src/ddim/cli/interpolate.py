@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ddim.base.errors import InputError
-from ddim.base.files import refuse_existing
+from ddim.base.files import refuse_existing, write_bytes
 from ddim.cli.files import check_images, read_images
 from ddim.cli.groups import (
     CodecOptions,
     DataOptions,
     ModelOptions,
     OutputOptions,
+    PictureOptions,
     RunOptions,
     unset,
 )
@@ -81,6 +82,7 @@ class InterpolateOptions:
     model: ModelOptions = ModelOptions()
     codec: _OneLatentCodec = _OneLatentCodec()
     output: OutputOptions = OutputOptions(output="interpolation.png")
+    picture: PictureOptions = PictureOptions()
     run: _DecodingRun = _DecodingRun()
 
     def check(self) -> Path:
@@ -136,12 +138,14 @@ def main(argv: Sequence[str]) -> int:
         options = replaced(options, codec=options.codec.codec or "ddim")
         model, latents, steps = _made(options)
         corners, options = list(range(len(options.between))), replaced(options, steps=steps)
+    rows = options.frames if len(corners) == 4 else 1
+    options.picture.check(model.shape, options.frames, rows)
     shares = [i / (options.frames - 1) for i in range(options.frames)]
     between = interpolate(latents, corners, shares)
     decoded = decode(
         model, between, batch_size=options.run.batch_size, progress=not options.run.quiet
     )
-    _write(output, to_pixels(decoded), options.frames)
+    _write(output, to_pixels(decoded), options)
     seconds = time.perf_counter() - start
     resolved = replaced(options, batch_size=options.run.batch_size or latents.batch_size)
     record(output, "interpolate", resolved, model=model.name)
@@ -217,14 +221,32 @@ def _drawn(options: InterpolateOptions, model: Model, coding: Coding) -> Latents
     )
 
 
-def _write(output: Path, pixels: Tensor, frames: int) -> None:
+def _write(output: Path, pixels: Tensor, options: InterpolateOptions) -> None:
     """Write a picture, or an animation along the line or through the square."""
     from ddim.data import pixels as images
+    from ddim.data.sheet import enlarged, labelled, png
 
+    frames, scale = options.frames, options.picture.scale
     if output.suffix.lower() == ".png":
-        images.save_image(output, pixels, frames)
+        rows = [pixels[i : i + frames] for i in range(0, len(pixels), frames)]
+        write_bytes(output, png(labelled(rows, _texts(options), _shares(frames), scale)))
     else:
-        images.save_animation(output, _there_and_back(pixels, frames))
+        moving = [enlarged(image, scale) for image in _there_and_back(pixels, frames)]
+        images.save_animation(output, moving)
+
+
+def _shares(frames: int) -> list[str]:
+    """How far along a side each image is."""
+    return [f"{round(100 * i / (frames - 1))}%" for i in range(frames)]
+
+
+def _texts(options: InterpolateOptions) -> list[str]:
+    """What the rows lead from and to; those within a square how far down they are."""
+    first, second, *others = options.between
+    if not others:
+        return [f"{first} to {second}"]
+    within = _shares(options.frames)[1:-1]
+    return [f"{first} to {second}", *within, f"{others[0]} to {others[1]}"]
 
 
 def _tell(options: InterpolateOptions, between: Latents, ends: Latents, seconds: float) -> None:

@@ -21,6 +21,7 @@ from ddim.cli.groups import (
     DataOptions,
     NamedModelOptions,
     OutputOptions,
+    PictureOptions,
     RunOptions,
     Switch,
     unset,
@@ -92,6 +93,7 @@ class ReconstructOptions:
     model: NamedModelOptions = dataclasses.field(default_factory=NamedModelOptions)
     condition: DataConditionOptions = dataclasses.field(default_factory=DataConditionOptions)
     output: OutputOptions = OutputOptions(output="reconstruct")
+    picture: PictureOptions = PictureOptions()
     resume: Switch = False
     """Resume a folder that an earlier, interrupted run of the same options began."""
     run: RunOptions = RunOptions()
@@ -147,6 +149,7 @@ def main(argv: Sequence[str]) -> int:
     labelled = not options.condition.labels
     images, found = read_images(options.data, model, options.n, labelled=labelled)
     condition = options.condition.condition(found).check(model, len(images))
+    options.picture.check(model.shape, min(SHOWN, len(images)), 1 + 2 * len(cases))
     size = pick_batch_size(model, options.run.batch_size)
     resolved = replaced(
         options, n=len(images), batch_size=size, backend=model.runs_on, resume=False
@@ -213,7 +216,7 @@ def _earlier(output: Path, resolved: ReconstructOptions, subject: dict[str, str]
     if not path.exists():
         refuse_existing(output, force=False)
         return {}
-    check_resumed(path, resolved, ("codecs", "steps", "dtypes", "output"))
+    check_resumed(path, resolved, ("codecs", "steps", "dtypes", "output", "scale"))
     if not (output / "errors.json").exists():
         return {}
     found = read_json(output / "errors.json")
@@ -361,13 +364,12 @@ def _picture(
     options: ReconstructOptions,
 ) -> None:
     """Rows: originals; then, for each of the cases, latents and decoded."""
-    import torch
+    from ddim.data.sheet import labelled, png
 
-    from ddim.data.pixels import save_image
-
-    rows = [images]
+    rows, texts = [images], ["original"]
     for case in cases:
         latents, decoded = _coded(model, images, condition, case, options, quiet=True)
         # Noise of ±3 standard deviations fits into the scale of pictures.
         rows += [latents.tensors[0].float() / 3, decoded.float()]
-    save_image(path, torch.cat(rows), len(images))
+        texts += [f"{case.text}, latent", f"{case.text}, decoded"]
+    write_bytes(path, png(labelled(rows, texts, scale=options.picture.scale)))

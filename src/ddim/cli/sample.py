@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ddim.base.errors import InputError
-from ddim.base.files import refuse_existing
+from ddim.base.files import refuse_existing, write_bytes
 from ddim.base.progress import bar
 from ddim.base.ranks import here
 from ddim.cli.files import (
     check_images,
     clear_images,
+    comparison,
     image_name,
     read_images,
     read_mask,
@@ -27,6 +28,7 @@ from ddim.cli.groups import (
     ConditionOptions,
     Count,
     DataOptions,
+    GridOptions,
     ModelOptions,
     OutputOptions,
     RunOptions,
@@ -55,7 +57,8 @@ class SampleOptions:
 
     Image i of a seed is always the same image, whatever else is drawn with it. --output decides
     what is written: NAME.png is a grid, NAME.npz an array (N, H, W, C) of bytes, NAME.webp or
-    NAME.gif an animation of the denoising, anything else a folder with a PNG for each image. With
+    NAME.gif an animation of the denoising, anything else a folder with a PNG for each image. What
+    was edited stands beside its original in NAME-compare.png, but for a folder. With
     --shard-size it is a folder of shards, which any number of processes draw together; the same
     command again draws what is left.
     """
@@ -81,8 +84,7 @@ class SampleOptions:
     sampler: SamplerOptions = SamplerOptions()
     condition: ConditionOptions = ConditionOptions()
     output: OutputOptions = OutputOptions(output="samples.png")
-    columns: Annotated[int | None, unset("a square", "INT")] = None
-    """Images in a row of the grid."""
+    grid: GridOptions = GridOptions()
     resume: Switch = False
     """Resume a folder that an earlier, interrupted run of the same options began."""
     shards: ShardOptions = ShardOptions()
@@ -115,10 +117,7 @@ class SampleOptions:
             )
         if self.n < 1:
             raise InputError(f"-n must be at least 1, not {self.n}")
-        if self.columns is not None and self.columns < 1:
-            raise InputError(f"--columns must be at least 1, not {self.columns}")
-        if self.columns is not None and output.suffix.lower() in ("", ".npz"):
-            raise InputError(f"--columns is for a grid (.png, .webp or .gif), not {output.name}")
+        self.grid.check_output(output, (".png", *MOVING))
         if self.images is None and self.data_root is not None:
             raise InputError("--data-root is where data sets for --images are: give --images")
         if self.images is None and (self.strength is not None or self.mask is not None):
@@ -127,6 +126,8 @@ class SampleOptions:
             raise InputError("--images are edited by --strength, --mask or both: give one")
         if not self.resume:
             refuse_existing(output, force=self.output.force)
+        if self.images is not None and output.suffix:
+            refuse_existing(comparison(output), force=self.output.force)
         return output
 
 
@@ -134,6 +135,8 @@ CLEARING = "images of an earlier run are being removed"
 MOVING = (".webp", ".gif")
 KINDS = ("", ".png", ".npz", *MOVING)
 FRAMES = 60
+SHOWN = 10
+"""Edited images that are shown beside their originals."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -151,6 +154,8 @@ def main(argv: Sequence[str]) -> int:
         )
     tableau = model.tableau(sampler, options.strength)
     condition = options.condition.condition().check(model, options.n, every_class=True)
+    if output.suffix.lower() in (".png", *MOVING):
+        options.grid.check_grid(model.shape, options.n)
 
     from ddim.calibration.calibration import made_for
     from ddim.model.drawing import pick_batch_size, step_count
@@ -177,7 +182,7 @@ def main(argv: Sequence[str]) -> int:
     total = step_count(model, tableau, len(wanted), size)
     what = f"what {model.name} draws by {sampler}"
     shown = bar(drawn, total, tableau.method, quiet=options.run.quiet)
-    _write(output, shown, options.columns, condition, what)
+    _write(output, shown, options.grid, condition, what, edited)
     if output.suffix:
         record(output, "sample", resolved, model=model.name, method=sampler.checksum)
     _tell(options, tableau, resolved, len(wanted), time.perf_counter() - start)
@@ -281,11 +286,17 @@ def _is_whole(path: Path) -> bool:
 
 
 def _write(
-    output: Path, drawn: Iterator[Drawn], columns: int | None, condition: Condition, what: str
+    output: Path,
+    drawn: Iterator[Drawn],
+    grid: GridOptions,
+    condition: Condition,
+    what: str,
+    edited: tuple[Tensor, Tensor | None] | None,
 ) -> None:
     import torch
 
     from ddim.data import pixels
+    from ddim.data.sheet import enlarged
 
     kind = output.suffix.lower()
     whole: list[Tensor] = []
@@ -310,11 +321,29 @@ def _write(
             torch.cat([part for _, part in sorted(frames[index].items())])
             for index in sorted(frames)
         ]
-        grids = [pixels.grid(images, columns) for images in ordered]
+        grids = [enlarged(pixels.grid(images, grid.columns), grid.scale) for images in ordered]
         pixels.save_animation(output, grids)
     elif kind:
         labels = None if condition.labels is None else list(condition.labels)
-        write_images(output, torch.cat(whole), columns, labels)
+        # What was edited is data: it keeps its own pixels.
+        scale = 1 if edited is not None and grid.scale is None else grid.scale
+        write_images(output, torch.cat(whole), grid.columns, labels, scale)
+    if edited is not None and kind:
+        write_bytes(comparison(output), _compared(*edited, torch.cat(whole)))
+
+
+def _compared(found: Tensor, mask: Tensor | None, drawn: Tensor) -> bytes:
+    """The first images, where they were painted anew, and what became of them, as a PNG."""
+    from ddim.data.pixels import to_pixels
+    from ddim.data.sheet import labelled, png
+
+    count = min(SHOWN, len(drawn))
+    given = to_pixels(found[[i % len(found) for i in range(count)]])
+    rows, texts = [given], ["original"]
+    if mask is not None:
+        rows.append((mask * 255).byte().expand(given.shape))
+        texts.append("mask")
+    return png(labelled([*rows, drawn[:count]], [*texts, "edited"]))
 
 
 def _tell(

@@ -50,7 +50,11 @@ class ShardOptions:
         """
         if output.suffix:
             raise InputError(f"--output of --shard-size is a folder, not {output.name}")
-        for name, value in (("--images", options.images), ("--columns", options.columns)):
+        for name, value in (
+            ("--images", options.images),
+            ("--columns", options.grid.columns),
+            ("--scale", options.grid.scale),
+        ):
             if value is not None:
                 raise InputError(f"{name} does not go with --shard-size, which draws a set")
         if options.output.force:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError
 
 __all__ = ["ArrayData", "ImageData", "check_unpacked", "labels_fit"]
@@ -62,6 +63,7 @@ class ImageData(Protocol):
         ...
 
 
+@shown
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArrayData:
     """Images held in memory.

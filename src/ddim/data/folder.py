@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError
 from ddim.data.pictures import Header, on_white, open_picture, quietly, read_header, suffixes
 
@@ -27,6 +28,7 @@ _NAMED = 5  # files or suffixes in a message
 _T = TypeVar("_T")
 
 
+@shown
 @dataclasses.dataclass(frozen=True, eq=False)
 class FolderData:
     """A folder of images, searched with its subfolders and sorted by relative path; or one image.

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError, quoted
 from ddim.base.files import write_bytes
 from ddim.base.records import checked, in_file, parse_json, read_text, record
@@ -37,6 +38,7 @@ class Shard:
     sha256: str
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """A set of images.
@@ -60,6 +62,11 @@ class Manifest:
     made_by: Mapping[str, Any]
     built_with: Mapping[str, str]
     shards: Mapping[int, Shard] = dataclasses.field(default_factory=dict)
+
+    def _facts(self) -> dict[str, object]:
+        done = self.count - len(self.missing())
+        facts = {"n": self.n, "shards": f"{done} of {self.count}", "format": self.shard_format}
+        return {**facts, "shape": self.shape, "classes": self.classes}
 
     @property
     def count(self) -> int:

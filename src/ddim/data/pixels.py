@@ -18,7 +18,15 @@ from ddim.base.files import write_bytes
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["from_pixels", "grid", "picture", "save_animation", "save_image", "to_pixels"]
+__all__ = [
+    "as_tensor",
+    "from_pixels",
+    "grid",
+    "picture",
+    "save_animation",
+    "save_image",
+    "to_pixels",
+]
 
 BYTES = 16.0
 """Images from 0 to more than this hold bytes: no image in [-1, 1] overshoots so far."""
@@ -30,7 +38,7 @@ def from_pixels(pixels: Tensor) -> Tensor:
     Raises:
         InputError: another type, whose values may be in [-1, 1] already.
     """
-    pixels = _tensor(pixels)
+    pixels = as_tensor(pixels)
     if pixels.dtype != torch.uint8:
         raise InputError(f"pixels are bytes (torch.uint8), not {pixels.dtype}")
     return pixels.to(torch.float32).div_(127.5).sub_(1)
@@ -48,7 +56,7 @@ def to_pixels(x: Tensor) -> Tensor:
         >>> bool((to_pixels(from_pixels(pixels)) == pixels).all())
         True
     """
-    x = _tensor(x)
+    x = as_tensor(x)
     if not x.is_floating_point():
         raise InputError(f"images in [-1, 1] are floating-point numbers, not {x.dtype}")
     if not bool(x.isfinite().all()):
@@ -61,7 +69,12 @@ def to_pixels(x: Tensor) -> Tensor:
     return x.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _tensor(values: object) -> Tensor:
+def as_tensor(values: object) -> Tensor:
+    """A tensor as it is, a NumPy array as a tensor.
+
+    Raises:
+        InputError: neither.
+    """
     if isinstance(values, np.ndarray):
         values = torch.from_numpy(np.ascontiguousarray(values))
     if not isinstance(values, Tensor):
@@ -85,7 +98,7 @@ def grid(images: Tensor, columns: int | None = None, pad: int = 2) -> Tensor:
     """
     if columns is not None and columns < 1:
         raise InputError(f"columns must be at least 1, not {columns}")
-    images = _tensor(images)
+    images = as_tensor(images)
     pixels = images if images.dtype == torch.uint8 else to_pixels(images)
     if pixels.ndim != 4:
         raise InputError(f"a grid is of images (N, C, H, W), not {tuple(pixels.shape)}")
@@ -138,7 +151,7 @@ def save_image(
         path, images = images, path
     if not isinstance(path, str | Path):
         raise InputError(f"an image is saved to a path, not to a {type(path).__name__}")
-    images = _tensor(images)
+    images = as_tensor(images)
     pixels = images if images.dtype == torch.uint8 else to_pixels(images)
     pixels = grid(pixels, columns) if pixels.ndim == 4 else pixels
     buffer = io.BytesIO()

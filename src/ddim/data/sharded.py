@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddim.base.checksum import digest
+from ddim.base.display import shown
 from ddim.base.errors import InputError
 from ddim.data.manifest import MANIFEST, Manifest
 from ddim.data.shard_files import Opened, shard_format
@@ -27,6 +28,7 @@ def is_sharded(folder: Path) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
+@shown
 class ShardData:
     """The images of a set: item i is image i, or (image, label) where there are labels.
 
@@ -54,6 +56,9 @@ class ShardData:
             )
         self._format = shard_format(self.manifest.shard_format)
         self._kept: OrderedDict[int, Opened] = OrderedDict()
+
+    def _facts(self) -> dict[str, object]:
+        return {"folder": str(self.folder), **self.manifest._facts()}
 
     def __len__(self) -> int:
         return self.manifest.n

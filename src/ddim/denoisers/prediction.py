@@ -7,12 +7,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError
 from ddim.noise.schedule import Level
 
 __all__ = ["Denoiser", "Prediction"]
 
 
+@shown
 class Prediction(NamedTuple):
     """What a denoiser makes of x = α·x0 + σ·eps, which its x0 and eps satisfy.
 

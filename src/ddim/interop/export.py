@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError
 from ddim.checkpoints.scheduler import scheduler_config
 from ddim.model.model import Model
@@ -31,6 +32,7 @@ _THRESHOLD = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
 _CLIP = ("clip_sample", "clip_sample_range")
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Export:
     """What diffusers is given.

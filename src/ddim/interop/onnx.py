@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddim import __version__
+from ddim.base.display import shown
 from ddim.base.errors import InputError
 from ddim.base.files import replacing
 from ddim.interop import graph
@@ -32,6 +33,7 @@ TOLERANCE = 1e-3
 from α = 0.006 makes 1e-4 of float32's last bits."""
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class OnnxExport:
     """What was written.

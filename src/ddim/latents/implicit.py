@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError
 from ddim.denoisers.prediction import Denoiser
 from ddim.noise.nodes import Nodes
@@ -16,6 +17,7 @@ from ddim.noise.schedule import Level, Schedule
 __all__ = ["Solved", "solve_encoding"]
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Solved:
     """One step of DDIM solved for its input.

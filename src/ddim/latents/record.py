@@ -12,9 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ddim.base.display import facts_table, shown
 from ddim.base.errors import InputError
 from ddim.base.records import in_file, parse_json, record
 from ddim.checkpoints.tensors import read_safetensors, write_safetensors
+from ddim.data.sheet import shown_as_html
 from ddim.latents.codecs import tensors_of
 from ddim.model.condition import Condition
 from ddim.model.model import Model
@@ -26,6 +28,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _FORMAT = "ddim-latents-3"
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Latents:
     """What images became, and everything that it takes to make them images again.
@@ -81,6 +84,40 @@ class Latents:
             residual=None if self.residual is None else self.residual[chosen],
         )
 
+    @classmethod
+    def join(cls, parts: Sequence[Latents]) -> Latents:
+        """Latents of several images, encoded one by one, as one.
+
+        Args:
+            parts: at least one; of one model, codec, nodes and precision.
+
+        Raises:
+            InputError: none, or some that differ in more than their images.
+
+        Example:
+            >>> import ddim, torch
+            >>> model = ddim.load("mnist")
+            >>> one = ddim.encode(model, torch.zeros(1, 1, 28, 28), steps=2, batch_size=1)
+            >>> len(Latents.join([one, one]))
+            2
+        """
+        if not parts:
+            raise InputError("there are no latents to join")
+        first = parts[0]
+        for name in ("codec", "nodes", "identity", "batch_size", "backend", "dtype", "tolerance"):
+            for other in parts:
+                one, two = getattr(first, name), getattr(other, name)
+                if one != two:
+                    raise InputError(f"latents of one {name} can be joined, not of {one} and {two}")
+        residuals = [part.residual for part in parts if part.residual is not None]
+        return dataclasses.replace(
+            first,
+            tensors=tuple(map(torch.cat, zip(*(part.tensors for part in parts), strict=True))),
+            condition=Condition.join([part.condition for part in parts]),
+            residual=torch.cat(residuals) if residuals else None,
+            calls=max(part.calls for part in parts),
+        )
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the tensors; decoding is done in it."""
@@ -110,6 +147,25 @@ class Latents:
                 "which come back changed"
             )
         return None
+
+    def _facts(self) -> dict[str, object]:
+        facts = {
+            "images": len(self),
+            "shape": tuple(self.tensors[0].shape[1:]),
+            "codec": self.codec,
+            "steps": len(self.nodes) - 1,
+            "model": self.model,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        return {**facts, "unsolved": self.unsolved} if self.unsolved else facts
+
+    def _repr_html_(self) -> str:
+        more = {"network calls": self.calls, "back end": self.backend, "caveat": self.caveat}
+        facts = {**self._facts(), **{k: v for k, v in more.items() if v}}
+        first = self.tensors[0][:16].float()
+        # Noise of ±3 standard deviations fits into the scale of pictures.
+        grid = shown_as_html(first / 3, "the first latents") if first.isfinite().all() else ""
+        return facts_table("Latents", facts, grid)
 
     def check(self, model: Model) -> Model:
         """The model as it encoded, by the same back end; others are refused.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError, quoted
 
 __all__ = ["Condition", "Conditioned", "single"]
@@ -35,6 +36,7 @@ class Conditioned(Protocol):
     def takes(self, name: str) -> bool: ...  # noqa: D102
 
 
+@shown
 @dataclasses.dataclass(frozen=True, eq=False)
 class Condition:
     """What images are drawn of.
@@ -144,6 +146,29 @@ class Condition:
                     f"each of {n} images"
                 )
         return self.replace(labels=labels)
+
+    @classmethod
+    def join(cls, parts: Sequence[Condition]) -> Condition:
+        """The conditions of sets of images, each with a row for each of its own, as that of all.
+
+        Args:
+            parts: at least one, alike but for their rows.
+
+        Raises:
+            InputError: they differ in guidance, clipping, or in what they have.
+        """
+        first = parts[0]
+        for other in parts:
+            alike = (other.guidance, other.rescale, other.clip, other.labels is None)
+            if alike != (first.guidance, first.rescale, first.clip, first.labels is None) or (
+                other.tensors.keys() != first.tensors.keys()
+            ):
+                raise InputError("conditions are joined that differ in nothing but their rows")
+        labels = None
+        if first.labels is not None:
+            labels = [label for part in parts for label in part.labels or ()]
+        tensors = {name: torch.cat([p.tensors[name] for p in parts]) for name in first.tensors}
+        return first.replace(labels=labels, tensors=tensors)
 
     def __getitem__(self, images: Sequence[int] | slice) -> Condition:
         """The condition of some of the images."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from ddim.base.display import Listing, shown
 from ddim.base.errors import InputError
 from ddim.denoisers.target import Target
 from ddim.model.model import Model
@@ -26,6 +27,7 @@ CODED = 200.0
 """σ/α from which an error of the noise is not yet multiplied beyond use."""
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """One thing that was looked at.
@@ -65,7 +67,7 @@ def check_model(
     findings += _conditioning(model)
     findings += _predictions(model, predictions)
     findings += _first_step(model, steps, predictions)
-    return findings
+    return Listing(findings)
 
 
 def _weights(model: Model) -> list[Finding]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ddim.backends.graphs import CudaGraphs
+from ddim.base.display import shown
 from ddim.base.errors import InputError, RunError
 from ddim.base.progress import bar
 from ddim.base.ranks import here
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Drawn:
     """One step of one batch.

@@ -18,6 +18,7 @@ from ddim.backends.choice import BACKENDS, Engine, checksum, choose, is_torchs
 from ddim.backends.exchange import over_ranks
 from ddim.backends.purity import Memory, check_evaluation, has_hooks
 from ddim.backends.workers import side_by_side, worker_count
+from ddim.base.display import facts_table, line
 from ddim.base.errors import InputError, unknown
 from ddim.base.ranks import here
 from ddim.checkpoints.calibration import CalibrationFile, find_calibration
@@ -173,10 +174,27 @@ class Model:
 
     def __repr__(self) -> str:
         kind = f", {self.classes} classes" if self.classes else ""
-        return (
+        return line(
             f"Model({self.name!r}, {type(bare(self.net)).__name__} of shape {self.shape}, "
             f"{self.target.value}, {self.schedule}{kind})"
         )
+
+    def _repr_html_(self) -> str:
+        count = sum(p.numel() for p in self.net.parameters())
+        facts = {
+            "name": self.name,
+            "network": f"{type(bare(self.net)).__name__}, {count:,} parameters",
+            "shape": self.shape,
+            "predicts": self.target.value,
+            "schedule": self.schedule,
+            "classes": self.classes,
+            "clipping": None if self.clipping == Clipping() else self.clipping,
+            "device": f"{self.device}, {str(self.dtype).removeprefix('torch.')}",
+            "back end": self.backend,
+            "data": self.facts.data.get("name"),
+            "assumed": "; ".join(self.facts.assumed) or None,
+        }
+        return facts_table("Model", {k: v for k, v in facts.items() if v is not None})
 
     # -- what it is -----------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ddim.base.display import Listing, shown
 from ddim.base.errors import InputError
 from ddim.denoisers.target import Target
 from ddim.model.alternatives import better_conventions
@@ -23,6 +24,7 @@ SUM_TOLERANCE = 0.1
 BETTER_THAN_NOTHING = 0.95
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class PredictionCheck:
     """How a network's ε compares with the true one at a node.
@@ -116,6 +118,6 @@ def check_predictions(
         overshoot = max(0.0, excess / images.numel()) ** 0.5
         found.append(PredictionCheck(k, predicted / true, missed / true, overshoot))
     if all(check.sound for check in found):
-        return found
+        return Listing(found)
     better = better_conventions(model, images, given, seed)
-    return [dataclasses.replace(check, better=better) for check in found]
+    return Listing(dataclasses.replace(check, better=better) for check in found)

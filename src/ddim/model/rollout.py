@@ -54,7 +54,8 @@ class Rollout:
     @functools.cached_property
     def key(self) -> str:
         """Of all that is not in the model or in a batch, to the last bit, in hexadecimal."""
-        rows = self.tableau.initial, self.tableau.rows, self.tableau.returns
+        states = *self.tableau.initial, *self.tableau.rows
+        rows = [dataclasses.astuple(state) for state in states], self.tableau.returns
         own = self.condition
         rest = self.dtype, own.guidance, own.rescale, own.clip
         return hashlib.sha256(repr((rows, rest)).encode()).hexdigest()

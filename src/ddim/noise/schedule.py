@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ddim.base.display import curve, facts_table
 from ddim.base.errors import InputError, quoted, unknown
 
 __all__ = ["SCHEDULES", "Level", "Schedule"]
@@ -338,6 +339,16 @@ class Schedule:
             array = isinstance(value, Sequence) and not isinstance(value, str)
             parts.append(f"{key}=[…{len(value)}]" if array else f"{key}={value}")
         return f"Schedule({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        every = -(-self.T // 200)
+        nodes = sorted({*range(1, self.T + 1, every), self.T})
+        finite = [k for k in nodes if self.alpha[k] > 0]
+        curves = curve("ᾱ", [0, *nodes], [1.0, *self.alpha_bar[nodes].tolist()], "node k")
+        if finite:
+            snr = (2 * self.lam[finite]).tolist()
+            curves += curve("log-SNR = log(α²/σ²)", finite, snr, "node k")
+        return facts_table("Schedule", {**self.spec, "T": self.T}, f"<div>{curves}</div>")
 
 
 def _position(rising: list[float], value: float) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError, RunError
 from ddim.denoisers.prediction import Denoiser
 from ddim.noise.schedule import Level, Schedule
@@ -22,6 +23,7 @@ from ddim.noise.schedule import Level, Schedule
 __all__ = ["Adaptive", "solve_adaptively"]
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Adaptive:
     """What the integrator returned.

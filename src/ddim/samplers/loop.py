@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError
 from ddim.denoisers.prediction import Denoiser, Prediction
 from ddim.noise.schedule import Level
@@ -17,6 +18,7 @@ from ddim.samplers.tableau import Row, Tableau
 __all__ = ["Request", "Step", "final", "integrate", "run"]
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One row done.

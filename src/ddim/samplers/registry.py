@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
+from ddim.base.display import Named, shown
 from ddim.base.errors import InputError, quoted, unknown
 from ddim.samplers.tableau import Tableau
 
@@ -61,6 +62,7 @@ class Option:
         return str(given)
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A method as it was declared.
@@ -80,6 +82,11 @@ class Method:
     orders: Mapping[str, int] = dataclasses.field(default_factory=dict)
     needs: str | None = None
     program: str | None = None
+
+    def _facts(self) -> dict[str, object]:
+        orders = ", ".join(f"{v} ({k})" if k else str(v) for k, v in self.orders.items())
+        facts = {"name": self.name, "options": ", ".join(self.options), "orders": orders}
+        return {**facts, "needs": self.needs, "what": self.summary}
 
     @functools.cached_property
     def options(self) -> dict[str, Option]:
@@ -101,7 +108,7 @@ class Method:
         return (inspect.getdoc(self.build) or "").partition("\n")[0]
 
 
-METHODS: dict[str, Method] = {}
+METHODS: dict[str, Method] = Named()
 """Methods by name, as far as they have been declared."""
 
 

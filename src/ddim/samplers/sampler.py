@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from ddim.base.code import is_named, load_named
+from ddim.base.display import facts_table
 from ddim.base.errors import InputError, quoted
 from ddim.noise.nodes import Nodes, make_nodes, read_nodes, start_at
 from ddim.noise.schedule import Schedule
@@ -167,7 +168,15 @@ class Sampler:
         order = [*dict(self.settings), "steps", "nodes"]
         return ":".join([self.method, *(f"{k}={_text(parts[k])}" for k in order if k in parts)])
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        text = str(self)
+        return text if len(text) <= 120 else f"{text[:80]}…{text[-30:]}"
+
+    def _repr_html_(self) -> str:
+        facts = {"method": self.method, "steps": self.steps, "nodes": self.nodes}
+        known = {**facts, **self.options, "needs of the model": self.entry.needs}
+        shown = {key: value for key, value in known.items() if value is not None}
+        return facts_table("Sampler", {**shown, "written": repr(self)})
 
     @property
     def entry(self) -> Method:

@@ -18,6 +18,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ddim.base.display import rows_table, shown
 from ddim.base.errors import InputError
 from ddim.noise.schedule import Level
 
@@ -33,6 +34,7 @@ Terms = tuple[tuple[int, float], ...]
 """(index of a state, coefficient), …"""
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class State:
     """A state that integration starts from.
@@ -48,6 +50,7 @@ class State:
     k: int
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One new state as a linear combination of what is there.
@@ -80,7 +83,20 @@ class Row:
         """The states whose predictions this row reads, in ascending order."""
         return tuple(sorted({i for i, _ in self.x0} | {i for i, _ in self.eps}))
 
+    @property
+    def formula(self) -> str:
+        """The combination as text: states X, predictions x0 and eps by their states, noise z."""
+        parts = [f"{a:+.6g}·X{j}" for j, a in self.states]
+        parts += [f"{b:+.6g}·x0({j})" for j, b in self.x0 if b]
+        parts += [f"{c:+.6g}·eps({j})" for j, c in self.eps if c]
+        parts += [f"{self.noise:+.6g}·z"] if self.noise else []
+        return " ".join(parts)
 
+    def _facts(self) -> dict[str, object]:
+        return {"k": self.k, "formula": self.formula}
+
+
+@shown
 @dataclasses.dataclass(frozen=True)
 class Tableau:
     """Initial states, rows, and which states come out.
@@ -282,6 +298,29 @@ class Tableau:
         """Whether any row draws noise."""
         return any(row.noise for row in self.rows)
 
+    def _facts(self) -> dict[str, object]:
+        options = {k: v for k, v in self.options.items() if k not in ("method", "rows", "calls")}
+        noise = {"stochastic": True} if self.stochastic else {}
+        facts = {"method": self.method, "rows": len(self.rows), "calls": self.calls}
+        return {**facts, **noise, **options}
+
+    def _repr_html_(self) -> str:
+        facts = ", ".join(f"{k} {v}" for k, v in self._facts().items() if k != "method")
+        places = [(s.k, s.level, s.at, "given") for s in self.initial]
+        places += [(row.k, row.level, row.at, row.formula) for row in self.rows]
+        lines = [
+            {
+                "state": i,
+                "k": k,
+                "alpha": f"{level.alpha:.6f}",
+                "sigma": f"{level.sigma:.6f}",
+                "t": None if at is None else f"{at.t:g}",
+                "combination": formula,
+            }
+            for i, (k, level, at, formula) in enumerate(places)
+        ]
+        return rows_table(f"Tableau of {self.method}: {facts:.200}", lines)
+
     def __str__(self) -> str:
         """A line for each row, with its coefficients."""
         options = "".join(f", {key}={value}" for key, value in self.options.items())
@@ -290,11 +329,7 @@ class Tableau:
         for i, state in enumerate(self.initial):
             lines.append(f"{_columns(i, state.k, state.level, state.at)}  = given")
         for i, row in enumerate(self.rows, start=len(self.initial)):
-            parts = [f"{a:+.6g}·X{j}" for j, a in row.states]
-            parts += [f"{b:+.6g}·x0({j})" for j, b in row.x0 if b]
-            parts += [f"{c:+.6g}·eps({j})" for j, c in row.eps if c]
-            parts += [f"{row.noise:+.6g}·z"] if row.noise else []
-            lines.append(f"{_columns(i, row.k, row.level, row.at)}  = {' '.join(parts)}")
+            lines.append(f"{_columns(i, row.k, row.level, row.at)}  = {row.formula}")
         return "\n".join(lines)
 
 

@@ -8,12 +8,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ddim.base.display import shown
 from ddim.data.manifest import MANIFEST, Manifest, Shard
 from ddim.data.shard_files import measure, shard_format
 
 __all__ = ["Verified", "verify", "verifying"]
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Verified:
     """What became of a check.

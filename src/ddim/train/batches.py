@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError
 from ddim.noise.draws import derive
 from ddim.noise.schedule import Schedule
@@ -38,6 +39,7 @@ class Trainable(Protocol):
         ...
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class TensorData:
     """Images that are already tensors; arrays become such.
@@ -128,6 +130,7 @@ class Stream:
         return self.shuffled[offset : offset + count]
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """Images (N, *), nodes (N,), noise (N, *) and, for a network with classes, labels (N,)."""

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError, quoted, unknown
 from ddim.base.records import check_fields, record
 
@@ -67,7 +68,7 @@ class Network:
     label_dropout: float = 0.1
     """Share of labels replaced by 'none', which classifier-free guidance needs."""
     init: str | None = None
-    """Start from this model's weights: a shipped name, a folder, a run, a checkpoint."""
+    """Start from these weights: a shipped name, a folder, a run, a checkpoint, OWNER/NAME."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +165,7 @@ class Record:
 
 
 # The fields of the last base come first.
+@shown
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Record, Optimisation, Diffusion, Network, Data):
     """Every number that a training run depends on.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim.base.device import out_of_memory
+from ddim.base.display import shown
 from ddim.base.errors import InputError, quoted
 from ddim.base.ranks import here
 from ddim.denoisers.network import tensor_of
@@ -39,6 +40,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 Loss = Callable[[Network, Tensor, Tensor, Tensor, Schedule], Tensor]
 
 
+@shown
 @dataclasses.dataclass
 class TrainState:
     """What a step changes.
@@ -58,6 +60,16 @@ class TrainState:
     step: int = 0
     skipped: int = 0
     in_a_row: int = 0
+
+    def _facts(self) -> dict[str, object]:
+        count = sum(p.numel() for p in self.net.parameters())
+        return {
+            "net": type(self.net).__name__,
+            "parameters": f"{count:,}",
+            "optimizer": type(self.optimizer).__name__,
+            "step": self.step,
+            "skipped": self.skipped,
+        }
 
     @classmethod
     def start(cls, net: nn.Module, config: TrainConfig) -> TrainState:

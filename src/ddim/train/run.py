@@ -21,6 +21,7 @@ from ddim.checkpoints.record import Facts
 from ddim.checkpoints.training import read_training
 from ddim.data import pixels as images
 from ddim.data.load import load_data
+from ddim.data.sheet import enlarged
 from ddim.denoisers.target import Target
 from ddim.model.drawing import sample
 from ddim.model.model import Model
@@ -366,5 +367,6 @@ class Run:
                 return
             with apart():
                 drawn = sample(self.model(), 64, steps=min(50, self.schedule.T), clip=True)
-            images.save_image(self._grid(self.state.step), drawn)
-            self.metrics.picture(images.grid(drawn), self.state.step * self.config.batch_size)
+            grid = images.grid(drawn)
+            images.save_image(self._grid(self.state.step), enlarged(grid))
+            self.metrics.picture(grid, self.state.step * self.config.batch_size)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError
 from ddim.model.condition import Condition
 from ddim.model.drawing import generate, pick_batch_size
@@ -40,6 +41,7 @@ PEAK = 2.0
 """The width of [-1, 1], which the signal of PSNR is measured by."""
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class SolverErrors:
     """The errors of one batch of images.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError
 from ddim.evaluate.distances.frechet import FeatureStatistics, frechet_distance
 from ddim.evaluate.distances.metrics import class_chi2, kid, precision_recall
@@ -20,6 +21,7 @@ __all__ = ["Comparison", "Spread", "Summary", "check_reference", "compare", "sum
 FIGURES = ("fd", "kid", "precision", "recall", "chi2")
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """What one set of images measures against the reference.
@@ -67,6 +69,7 @@ def _rounded(value: float, digits: int) -> str:
     return f"{float(f'{value:.{digits}g}'):g}"
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """The figures of several seeds beside what real images measure.

@@ -6,6 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
+from ddim.base.display import shown
 from ddim.evaluate.distances.comparison import Comparison, Summary
 from ddim.samplers.sampler import Sampler
 
@@ -15,6 +16,7 @@ STRIP = 10
 """How many images stand side by side in a report."""
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What a sampler measured.
@@ -39,6 +41,12 @@ class Result:
     rms: float | None
     psnr: float | None
     strip: Tensor
+
+    def _facts(self) -> dict[str, object]:
+        facts = {"sampler": self.sampler, "calls": self.calls}
+        figures = {self.summary.distance: self.summary.figures["fd"]}
+        known = {"RMS": self.rms, "PSNR dB": self.psnr, "seconds": self.seconds}
+        return {**facts, **figures, **{k: v for k, v in known.items() if v is not None}}
 
     @property
     def fd(self) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ddim.base.display import shown
 from ddim.base.errors import InputError
 from ddim.noise.nodes import Nodes
 from ddim.noise.schedule import Level, Schedule
@@ -25,6 +26,7 @@ FEW = 15
 """Below this many steps a method of order 3 ends with lower orders (Lu et al. 2022b, section 5)."""
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """The nodes of a sampler with their levels.
