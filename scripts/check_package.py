@@ -3,10 +3,10 @@
     python scripts/check_package.py
     python scripts/check_package.py --torch-index ADDRESS --keep dist
 
-Builds the source distribution and the wheel in a copy of what git tracks, looks at what is in them,
-installs the wheel with its core dependencies alone (and constraints.txt) into a new environment, and
-runs it in an empty folder, with nothing of the repository on its path. It ends with status 1 at the
-first thing that is wrong. It needs git and Python 3.10, and a package index.
+Builds the source distribution and the wheel in a copy of what git tracks, looks at what is in
+them, installs the wheel with its core dependencies alone (and constraints.txt) into a new
+environment, and runs it in an empty folder, with nothing of the repository on its path. It ends
+with status 1 at the first thing that is wrong. It needs git, Python 3.10 and a package index.
 """
 
 from __future__ import annotations

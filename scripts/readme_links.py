@@ -89,8 +89,8 @@ def described(root: Path = ROOT) -> str:
     text, count = absolute((root / "README.md").read_text(encoding="utf-8"), url, tag)
     if not url:
         print(
-            f"readme_links: tool.ddim.repository is empty, so that {count} links of README.md become "
-            "text, and pictures are left out",
+            f"readme_links: tool.ddim.repository is empty, so that {count} links of README.md "
+            "become text, and pictures are left out",
             file=sys.stderr,
         )
     return text
