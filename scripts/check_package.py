@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -51,30 +52,40 @@ for name in [*ddim.__all__, *ddim.__dir__()]:
     assert getattr(ddim, name) is not None, name
 print(len(ddim.__all__), "names")
 """
-ADAPTIVE = """
+EXTRAS: dict[str, str] = {
+    "plot": "inspect --output nodes.png",
+    "data": "train --preset digits --output run",
+    "ode": "",  # the library alone
+    "onnx": "convert mnist --onnx mnist.onnx",
+    "fast": "sample --backend ncnn -n 1 --output y.png",
+    "hub": "sample --model someone/model -n 1 --output y.png",
+    "tensorboard": "train --data images.npz --channels 8 --groups 4 --output run --tensorboard",
+    "wandb": "train --data images.npz --channels 8 --groups 4 --output run --wandb project",
+}
+"""What asks for each extra where it is not installed."""
+ASK = """
+import contextlib, io, json, sys
+import numpy as np
 import ddim
+from ddim.cli.main import main
 from ddim.samplers.adaptive import solve_adaptively
+
+np.savez("images.npz", images=np.zeros((8, 8, 8), np.uint8))
+said = {}
+for extra, command in json.loads(sys.argv[1]).items():
+    err = io.StringIO()
+    if command:
+        with contextlib.redirect_stderr(err):
+            status = main(command.split())
+        said[extra] = [status, err.getvalue()]
 model = ddim.load("mnist")
 noise = ddim.Noise(seed=0, images=[0], shape=model.shape)
-solve_adaptively(model.denoiser(), model.schedule, noise(0))
+try:
+    solve_adaptively(model.denoiser(), model.schedule, noise(0))
+except ddim.InputError as error:
+    said["ode"] = [2, f"{error}\\n"]
+print(json.dumps(said))
 """
-EXTRAS: dict[str, Sequence[str]] = {
-    "plot": ("ddim", "inspect", "--output", "nodes.png"),
-    "data": ("ddim", "train", "--preset", "digits", "--output", "run"),
-    "ode": ("python", "-c", ADAPTIVE),
-    "onnx": ("ddim", "convert", "mnist", "--onnx", "mnist.onnx"),
-    "fast": ("ddim", "sample", "--backend", "ncnn", "-n", "1", "--output", "y.png"),
-    "hub": ("ddim", "sample", "--model", "someone/model", "-n", "1", "--output", "y.png"),
-    "tensorboard": (
-        "ddim", "train", "--data", "images.npz", "--channels", "8", "--groups", "4", "--output",
-        "run", "--tensorboard",
-    ),
-    "wandb": (
-        "ddim", "train", "--data", "images.npz", "--channels", "8", "--groups", "4", "--output",
-        "run", "--wandb", "project",
-    ),
-}  # fmt: skip
-"""What asks for each extra where it is not installed."""
 
 
 def main() -> int:
@@ -88,9 +99,10 @@ def main() -> int:
         work = Path(name)
         with timed("a copy of what git tracks"):
             source = copied(work / "source")
-        with timed("build and twine"):
+        with timed("build and twine, installed"):
             tools = environment(work / "tools")
             pip(tools, "build", "twine")
+        with timed("the distributions"):
             dist = work / "dist"
             run([tools / "python", "-m", "build", "--outdir", dist, source], work)
         wheel, sdist = sorted(dist.iterdir(), key=lambda path: path.suffix != ".whl")
@@ -99,8 +111,10 @@ def main() -> int:
         with timed("torch, the wheel and its core dependencies"):
             fresh = environment(work / "fresh")
             index = ["--index-url", arguments.torch_index] if arguments.torch_index else []
-            pip(fresh, "torch", "-c", ROOT / "constraints.txt", *index)
-            pip(fresh, wheel, "-c", ROOT / "constraints.txt")
+            constraints = "-c", ROOT / "constraints.txt"
+            if index:
+                pip(fresh, "torch", *constraints, *index)
+            pip(fresh, wheel, *constraints)
         with timed("its use"):
             use(fresh, work / "empty")
         if arguments.keep is not None:
@@ -132,7 +146,7 @@ def environment(folder: Path) -> Path:
 
 
 def pip(commands: Path, *arguments: object) -> None:
-    run([commands / "python", "-m", "pip", "install", "--quiet", *arguments], ROOT)
+    run([commands / "python", "-m", "pip", "install", "--quiet", "--no-compile", *arguments], ROOT)
 
 
 def run(words: Sequence[object], folder: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -182,13 +196,10 @@ def use(commands: Path, folder: Path) -> None:
         sys.exit("ddim sample wrote no PNG")
     print(run([python, "-c", NAMES], folder).stdout, end="", flush=True)
     run([ddim, "checks", "--json"], folder)
-    write = "import numpy as np; np.savez('images.npz', images=np.zeros((8, 8, 8), np.uint8))"
-    run([python, "-c", write], folder)
-    for extra, (command, *rest) in EXTRAS.items():
-        status = 1 if command == "python" else 2  # a traceback, whose last line is meant
-        said = run([commands / command, *rest], folder, status).stderr.strip().splitlines()
-        if f"pip install 'ddim[{extra}]'" not in said[-1] or (status == 2 and len(said) != 1):
-            sys.exit(f"{extra} is not asked for in one line: {said[-3:]}")
+    asked = run([python, "-c", ASK, json.dumps(EXTRAS)], folder).stdout.splitlines()[-1]
+    for extra, (status, said) in json.loads(asked).items():
+        if status != 2 or said.count("\n") != 1 or f"pip install 'ddim[{extra}]'" not in said:
+            sys.exit(f"{extra} is not asked for in one line, but with {status}: {said}")
     print(f"{len(EXTRAS)} extras are asked for, each in one line", flush=True)
 
 
