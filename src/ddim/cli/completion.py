@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import itertools
@@ -138,6 +139,7 @@ def _groups(kind: type) -> list[object]:
     return groups
 
 
+@functools.cache
 def _texts(kind: type) -> dict[str, str]:
     """What stands under the fields in the source of a class."""
     try:
