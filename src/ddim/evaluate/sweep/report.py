@@ -176,7 +176,8 @@ def plot(figure: Figure, results: Sequence[Result]) -> None:
             axes.axhline(floor.fd, color="grey", lw=2.5, alpha=0.6, label="real test images")
         axes.set(xscale="log", yscale="log", xlabel=label)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 20 * low else range(1, 10)))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
         axes.tick_params(which="both", labelsize=8)
@@ -192,7 +193,7 @@ def _line(sampler: Sampler) -> str:
     """What samplers are called that differ in their steps alone."""
     method, nodes, eta = name_of(sampler), nodes_of(sampler), eta_of(sampler)
     name = method if method == nodes else f"{method}, {nodes}"
-    return name + ("" if eta is None else f", η = {'σ̂' if eta == SIGMA_HAT else eta}")
+    return name + ("" if eta is None else f", η = {'σ̂' if eta == SIGMA_HAT else f'{eta:g}'}")
 
 
 def strip_png(result: Result) -> bytes:
