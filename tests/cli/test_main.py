@@ -92,6 +92,7 @@ def test_help_of_a_verb(ddim, verb):
         "calibrate": "MODEL",
         "verify": "FOLDER",
         "push": "FOLDER",
+        "serve": "--port",
     }.get(verb, "--output") in answer.out
 
 
