@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import ddim
-from ddim.checkpoints.calibration import write_calibration
 from browser import ARGUMENTS, PATIENCE, find_browser, serving
+from ddim.checkpoints.calibration import write_calibration
 from tiny import tiny_unet
 
 SLOW = """

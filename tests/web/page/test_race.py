@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 import ddim
-from ddim.cli.main import main
 from browser import canvas, drawn, grid, run_python
+from ddim.cli.main import main
 
 LANES = {"ddpm": "ddpm:steps=20", "yours": "ddim:steps=5", "calibrated": "calibrated:steps=5"}
 RACE = "#race?model=tiny&seed=3&images=4&method=ddim&steps=5"
