@@ -43,7 +43,7 @@ class CompareOptions:
     network's own solution, which deterministic samplers approach the more steps they take.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim compare --steps 5 10 50 --methods ddim dpmpp:order=3",
         "ddim compare --model model/ --steps 10 --nodes uniform quadratic 500-250-100-0",
     )

@@ -43,7 +43,7 @@ class DecodeOptions:
     else a folder with a PNG for each image.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim decode --latents latents.safetensors --output decoded.png",
         "ddim decode --model mnist-cond --labels 7 --guidance 2 --output sevens.npz",
     )

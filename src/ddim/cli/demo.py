@@ -39,7 +39,7 @@ class DemoOptions:
     nodes and the method that `ddim calibrate` found are drawn too.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim demo",
         "ddim demo --model mnist-cond -n 100 --steps 100 25 --no-ddpm --output few.png",
     )

@@ -63,7 +63,7 @@ class InterpolateOptions:
     or row by row through the square.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim interpolate --between 0 3 --frames 11 --steps 20",
         "ddim interpolate --data mnist --between 0 1 2 3 --output square.webp",
     )

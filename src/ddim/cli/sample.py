@@ -63,7 +63,7 @@ class SampleOptions:
     command again draws what is left.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim sample --images photo.png --mask mask.png --strength 0.8 -n 4",
         "ddim sample -n 50000 --steps 20 --shard-size 1000 --output digits",
     )

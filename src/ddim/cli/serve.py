@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ddim.base.errors import InputError
 from ddim.cli.groups import DeviceOptions, Switch, unset
 from ddim.cli.options import listed, parse
+from ddim.cli.report import print_json
 
 if TYPE_CHECKING:
     from ddim.model.model import Model
@@ -29,7 +31,6 @@ class ServeOptions:
     """
 
     EXAMPLES: ClassVar = (
-        "ddim serve",
         "ddim serve --model mnist runs/mine --port 8000",
         "ddim serve --host 0.0.0.0 --no-browser",
     )
@@ -46,6 +47,8 @@ class ServeOptions:
     """What the page must be opened with, as ?token=TEXT: letters, digits, - and _."""
     no_browser: Switch = False
     """Print the address, and open no browser."""
+    json: Switch = False
+    """Print the address and the models as one JSON document."""
     device: DeviceOptions = DeviceOptions()
     backend: str = "auto"
     """auto, the fastest exact one; torch, ncnn, openvino; on CUDA compile."""
@@ -90,17 +93,19 @@ def main(argv: Sequence[str]) -> int:
     from ddim.web.models import Models
     from ddim.web.pages import read_page
     from ddim.web.server import bind, serve
+    from ddim.web.tradeoff import read_evaluation
 
     sources, token = options.sources(), options.secret(is_loopback(options.host))
     jobs = Jobs()
     models = Models(sources, lambda source: _opened(options, source), jobs)
-    app = App(models, jobs, read_page(), options.evaluation)
+    evaluation = None if options.evaluation is None else read_evaluation(options.evaluation)
+    app = App(models, jobs, read_page(), evaluation)
     listener = bind(options.host, options.port)
     address = Address(options.host, listener.getsockname()[1], token)
 
     def begun() -> None:
         models.load_first()
-        _tell(options, address)
+        _tell(options, address, [model["name"] for model in models.state()])
 
     serve(make_app(app, address), listener, jobs, begun)
     return 0
@@ -123,10 +128,14 @@ def _opened(options: ServeOptions, source: str) -> tuple[Model, Origin]:
     return model, Origin(source, options.device.device, options.backend, cast)
 
 
-def _tell(options: ServeOptions, address: Address) -> None:
+def _tell(options: ServeOptions, address: Address, names: Sequence[str]) -> None:
     """Print where the page is, and open it."""
     from ddim.web.server import open_browser
 
-    print(f"{address.url} (Ctrl-C ends it)", flush=True)
+    if options.json:
+        print_json({"address": address.url, "models": list(names)})
+        sys.stdout.flush()
+    else:
+        print(f"{address.url} (Ctrl-C ends it)", flush=True)
     if not options.no_browser:
         open_browser(address)

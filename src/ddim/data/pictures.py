@@ -106,7 +106,7 @@ def _opened(path: Path) -> Iterator[Image]:
 def _read(file: IO[bytes], formats: Sequence[str]) -> Image:
     from PIL import Image
 
-    return Image.open(file, formats=formats)
+    return Image.open(file, formats=tuple(formats))
 
 
 @contextlib.contextmanager

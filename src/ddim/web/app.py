@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,6 +27,7 @@ from ddim.web.asked import (
     EncodeAsked,
     RaceAsked,
     StepsAsked,
+    TradeoffAsked,
 )
 from ddim.web.guard import Address, Guard, refusal
 from ddim.web.jobs import Job, Jobs
@@ -55,7 +56,7 @@ class App:
         models: that are served.
         jobs: the queue.
         page: the files of the page, by path.
-        evaluation: the folder that ``ddim evaluate`` has written, if one was given.
+        evaluation: what ``ddim evaluate`` has written, if its folder was given.
         kept: the latents that the page may ask for again.
         preparing: held while a request is checked against a model, which takes a moment.
     """
@@ -63,7 +64,7 @@ class App:
     models: Models
     jobs: Jobs
     page: dict[str, tuple[bytes, str]]
-    evaluation: str | None = None
+    evaluation: dict[str, Any] | None = None
     kept: Kept = dataclasses.field(default_factory=Kept)
     preparing: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
 
@@ -152,6 +153,30 @@ class App:
 
         return await self._stream(request, prepare)
 
+    async def tradeoff(self, request: Request) -> Response:
+        """The figures that there are of a model."""
+        model, origin = self.models.ready(request.query_params.get("model", ""))
+
+        def read() -> dict[str, Any]:
+            from ddim.web.tradeoff import tradeoff
+
+            return tradeoff(model, origin, self.evaluation)
+
+        async with self.preparing:
+            return JSONResponse(await asyncio.to_thread(read))
+
+    async def measure(self, request: Request) -> EventStream:
+        """Solver error, measured now."""
+        asked = await _asked(request, TradeoffAsked)
+        model, _ = self.models.ready(asked.model)
+
+        def prepare() -> Job:
+            from ddim.web.tradeoff import prepare_tradeoff
+
+            return prepare_tradeoff(model, asked)
+
+        return await self._stream(request, prepare)
+
     async def _stream(self, request: Request, prepare: Callable[[], Job]) -> EventStream:
         """Check what is asked for, and let it wait for its turn."""
         client = _client(request)
@@ -183,6 +208,8 @@ def make_app(app: App, address: Address) -> ASGIApp:
         post("/api/encode", _answer(app.encode)),
         post("/api/draw-latents", _answer(app.draw_latents)),
         post("/api/decode", _answer(app.decode)),
+        get("/api/tradeoff", _answer(app.tradeoff)),
+        post("/api/tradeoff", _answer(app.measure)),
     ]
     handlers = {HTTPException: _not_found}
     made = Starlette(routes=routes, exception_handlers=handlers)  # pyright: ignore[reportArgumentType]

@@ -22,6 +22,7 @@ __all__ = [
     "ImageAsked",
     "RaceAsked",
     "StepsAsked",
+    "TradeoffAsked",
     "check_count",
     "check_seed",
     "sampler_of",
@@ -39,6 +40,8 @@ LIMITS = {
 """What a request may ask for; ``pixels`` is of all its images together, channels counted."""
 CODECS_SHOWN = ("obelm", "edict", "bdia", "ddim")
 """The codecs of the page: those that need no solving."""
+MEASURED = 12
+"""Samplers that are measured at once."""
 _LONGEST = 2000
 
 
@@ -226,6 +229,34 @@ class DecodeAsked:
                 f"{len(self.latents)} latents take {wanted} shares from 0 to 1, not "
                 f"{quoted(list(self.shares))}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class TradeoffAsked:
+    """Solver error of some samplers, measured now.
+
+    Attributes:
+        model: its name.
+        samplers: as they are spelled; nothing for DDIM in 5 to 50 steps and the calibrated ones.
+        images: from how many latents.
+        seed: of these.
+    """
+
+    model: str
+    samplers: tuple[str, ...] = ()
+    images: int = 8
+    seed: int = 0
+
+    def check(self) -> None:
+        """Keep to the limits.
+
+        Raises:
+            InputError: one is exceeded.
+        """
+        check_seed(self.seed)
+        check_count("images", self.images)
+        if len(self.samplers) > MEASURED:
+            raise InputError(f"samplers are at most {MEASURED} here, not {len(self.samplers)}")
 
 
 def check_image(image: int) -> None:

@@ -123,8 +123,8 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if scope["type"] != "http":  # a WebSocket, which nothing here is
-            return
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
 
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -201,7 +201,7 @@ class Frames:
 
 def _turns(
     model: Model, lanes: Sequence[Lane], asked: RaceAsked, condition: Condition, size: int
-) -> Iterator[Turn]:
+) -> Generator[Turn, None, None]:
     """The lanes' steps in turn; batches side by side as :func:`ddim.generate` has them."""
     parts, network = list(batches(asked.images, size)), model.predictor()
     workers = max(1, min(worker_count(model.device, model.workers), len(parts)))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
+import signal
 import socket
 import sys
 import threading
 import webbrowser
 from collections.abc import Callable
-from signal import SIGTERM
 from types import FrameType
 
 import uvicorn
@@ -21,7 +22,7 @@ from ddim.base.errors import InputError
 from ddim.web.guard import Address
 from ddim.web.jobs import Jobs
 
-__all__ = ["PORT", "bind", "open_browser", "serve"]
+__all__ = ["PORT", "Server", "bind", "open_browser", "serve"]
 
 PORT = 7860
 """The port where none is asked for; the next that is free where it is taken."""
@@ -92,19 +93,58 @@ class _Protocol(H11Protocol):
             self.transport.abort()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class _Server(uvicorn.Server):
-    """Says when it has begun, and ends open streams when it is to end."""
+class Server(uvicorn.Server):
+    """Begins the queue when it answers requests, and ends open streams when it is to end.
 
-    def __init__(self, config: uvicorn.Config, begun: Callable[[], None], jobs: Jobs) -> None:
-        super().__init__(config)
+    Args:
+        app: what answers.
+        jobs: the queue.
+        begun: called once requests are answered.
+    """
+
+    def __init__(self, app: ASGIApp, jobs: Jobs, begun: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=_Protocol,
+                ws="none",
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=5,
+                timeout_graceful_shutdown=1,
+                h11_max_incomplete_event_size=16_384,
+            )
+        )
         self._begun, self._jobs = begun, jobs
+        self.terminated = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin."""
         await super().startup(sockets)
+        self._jobs.start()
         self._begun()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, connections that came too late among them."""
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # pyright: ignore[reportAttributeAccessIssue]
+        await asyncio.sleep(0.01)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End, by a signal."""
         super().handle_exit(sig, frame)
+        self.terminated = sig == signal.SIGTERM
+        self.end()
+
+    def end(self) -> None:
+        """End soon; from any thread."""
+        self.should_exit = True
         # Not here: a handler runs between any two instructions, and may hold the queue's lock.
         threading.Thread(target=self._jobs.close, args=(0.0,), daemon=True).start()
 
@@ -121,37 +161,16 @@ def serve(app: ASGIApp, listener: socket.socket, jobs: Jobs, begun: Callable[[],
     Raises:
         KeyboardInterrupt: it was to end.
     """
-
-    def start() -> None:
-        jobs.start()
-        begun()
-
-    config = uvicorn.Config(
-        app,
-        http=_Protocol,
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=1,
-        h11_max_incomplete_event_size=16_384,
-    )
-    server = _Server(config, start, jobs)
+    server = Server(app, jobs, begun)
     try:
         server.run([listener])
     finally:
         if not jobs.close(PATIENCE):
-            _leave(server)
+            _leave(server.terminated)
 
 
-def _leave(server: _Server) -> None:
+def _leave(terminated: bool) -> None:
     """End although the thread of the jobs has not: it imports torch, or is in a long call."""
-    terminated = SIGTERM in server._captured_signals
     what, status = ("terminated", 143) if terminated else ("interrupted", 130)
     print(f"ddim serve: {what}", file=sys.stderr, flush=True)
     sys.stdout.flush()

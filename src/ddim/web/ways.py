@@ -43,7 +43,7 @@ class Origin:
         load += ")" if model.device.type == "cpu" else f", device={_text(str(model.device))})"
         load += ".to(dtype=torch.float32)" if self.cast else ""
         load += "" if self.backend == "auto" else f".with_backend({_text(self.backend)})"
-        wanted = sorted({*imports, *(["import torch"] if self.cast else [])})
+        wanted = [*imports, *(["import torch"] if self.cast else [])]
         return ["import ddim", *wanted, "", load]
 
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import ddim
+from browser import ARGUMENTS, PATIENCE, find_browser, serving
 from ddim.checkpoints.calibration import write_calibration
-from page import ARGUMENTS, PATIENCE, find_browser, serving
 from tiny import tiny_unet
 
 SLOW = """
 import time
 
 import ddim
-from page_models import slow_model
+from browser_models import slow_model
 
 time.sleep(1)
 slow = slow_model()
@@ -86,7 +86,7 @@ class Visit:
         self.requests: list[str] = []
         self.complaints: list[str] = []
         # An idle model begins to load when it is asked for, which is said as 503.
-        self.expected = ["status of 503"]
+        self.expected = ["status of 503", "Canvas2D"]
 
     def __call__(self, hash: str = "", *, wait: str | None = None, **options: Any) -> Any:
         """Open an address, and wait for a selector; the options are those of a context."""
@@ -123,13 +123,23 @@ class Visit:
 
 
 @pytest.fixture
-def visit(chromium: Any, served: str) -> Iterator[Visit]:
-    """Opens pages."""
-    visit = Visit(chromium, served)
-    yield visit
-    for context in visit.contexts:
-        context.close()
-    visit.check()
+def visits(chromium: Any) -> Iterator[Callable[[str], Visit]]:
+    """Makes what opens pages of the server at an address."""
+    made: list[Visit] = []
+
+    def make(address: str) -> Visit:
+        made.append(Visit(chromium, address))
+        return made[-1]
+
+    yield make
+    for visit in made:
+        for context in visit.contexts:
+            context.close()
+    for visit in made:
+        visit.check()
 
 
-Opens = Callable[..., Any]
+@pytest.fixture
+def visit(visits: Callable[[str], Visit], served: str) -> Visit:
+    """Opens pages of the server that the tests share."""
+    return visits(served)

@@ -4,6 +4,8 @@ import { h, name, s } from "./dom.js";
 import { say } from "./words.js";
 
 const HEIGHT = 340;
+// As the server names it.
+const RMS = "RMS to the network's own solution";
 const EDGE = { left: 48, right: 18, top: 26, bottom: 46 };
 
 /** The plot; `open` is called with a point. */
@@ -36,7 +38,7 @@ export function plot(open) {
     if (focused) svg.querySelector(`[data-index="${focused}"]`)?.focus();
     legend.replaceChildren(...families.map(([family], i) =>
       h("li", {}, mark(i), h("span", {}, family))));
-    name(svg, "tradeoff.plot", { metric: data.metric, n: data.points.length });
+    name(svg, "tradeoff.plot", { metric: metricOf(data), n: data.points.length });
   }
 
   function baseline(y, width) {
@@ -45,7 +47,7 @@ export function plot(open) {
     return [
       s("line", { class: "baseline", x1: EDGE.left, x2: width - EDGE.right, y1: at, y2: at }),
       s("text", { class: "tick-text end", x: width - EDGE.right, y: at - 5 },
-        say("tradeoff.baseline", { value: data.baseline })),
+        say("tradeoff.baseline", { value: rounded(data.baseline) })),
     ];
   }
 
@@ -63,7 +65,7 @@ export function plot(open) {
         },
       },
     }, s("circle", { class: "reach", r: 12 }), shape(i));
-    name(element, "tradeoff.point", values(point, data.metric));
+    name(element, "tradeoff.point", values(point));
     return element;
   }
 
@@ -82,9 +84,22 @@ export function plot(open) {
   };
 }
 
+/** What is measured, in the language that holds. */
+export function metricOf(data) {
+  return data.metric === RMS ? say("tradeoff.rms") : data.metric;
+}
+
 /** The values of the words that name a point. */
-export function values(point, metric) {
-  return { label: point.label, value: point.value, unit: point.unit ?? metric, calls: point.calls };
+export function values(point) {
+  return {
+    label: point.sampler ?? point.label, calls: point.calls, value: rounded(point.value),
+    unit: metricOf({ metric: point.unit }),
+  };
+}
+
+/** A figure in three digits. */
+export function rounded(value) {
+  return Number(value.toPrecision(3)).toString();
 }
 
 function shape(i) {
@@ -103,7 +118,8 @@ function mark(i) {
 function grouped(points) {
   const families = new Map();
   for (const point of points) {
-    const family = point.sampler.replace(/:steps=\d+/, "").replace(/:nodes=[\d-]+/, "");
+    const spelled = point.sampler?.replace(/:steps=\d+/, "").replace(/:nodes=[\d-]+/, "");
+    const family = spelled ?? point.label;
     if (!families.has(family)) families.set(family, []);
     families.get(family).push(point);
   }

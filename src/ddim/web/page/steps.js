@@ -91,7 +91,10 @@ export function steps(app) {
     if (!frame) return;
     if (!slider.disabled) wanted = i;
     slider.value = i;
-    for (const key of ["state", "x0", "eps"]) paint(shown[key].canvas, frame[key]);
+    for (const key of ["state", "x0", "eps"]) {
+      if (frame[key]) paint(shown[key].canvas, frame[key]);
+      else clear(shown[key].canvas, 1, app.model.shape);
+    }
     const [from, to] = [frame.node ?? "…", frame.to.node ?? "…"];
     const values = { step: i + 1, total: frames.length, from, to };
     tell(position, "steps.position", values);
