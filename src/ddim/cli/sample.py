@@ -363,6 +363,9 @@ def _tell(
         "backend": resolved.run.backend,
         "dtype": options.model.dtype,
     }
+    beside = None
+    if options.images is not None and Path(options.output.output).suffix:
+        beside = facts["compared"] = str(comparison(Path(options.output.output)))
     if options.run.json:
         print_json(facts)
         return
@@ -374,3 +377,5 @@ def _tell(
         f"{options.output.output}: {options.n} images by {tableau.method} in {how}, "
         f"{calls} network calls each, {seconds:.1f} s{dtype}"
     )
+    if beside is not None:
+        print(f"{beside}: the first of them beside their originals")
