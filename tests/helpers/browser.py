@@ -122,6 +122,12 @@ def grid(images: Tensor) -> np.ndarray:
     return sheet
 
 
+def settled(page: Any, *parts: str) -> str:
+    """The page's address from its hash on, once these parts are in it."""
+    page.wait_for_url(lambda url: all(part in url for part in parts))
+    return "#" + page.url.split("#")[1]
+
+
 def run_python(text: str, folder: Path) -> dict[str, Any]:
     """Run lines that the page gives, in a folder; the names that they bind."""
     names: dict[str, Any] = {}

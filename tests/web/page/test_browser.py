@@ -1,4 +1,4 @@
-"""Pictures of the page: those of the documentation, and the layout against small references.
+"""Each view as it looks and as it is read: axe, phones, layout, pictures of the documentation.
 
 ``DDIM_PICTURES=write pytest tests/web/page/test_browser.py`` draws all of them anew.
 """
@@ -36,7 +36,7 @@ VIEWS = {
     "race": ("#race?model=tiny&images=4&steps=5&run=1", ".race[data-ran]"),
     "steps": ("#steps?model=tiny&steps=5&at=2", ".steps[data-frames]"),
     "latents": ("#latents?model=tiny&steps=5", ".latents .pair canvas[data-shares]"),
-    "tradeoff": ("#tradeoff?model=tiny", ".tradeoff[data-shown]"),
+    "tradeoff": ("#tradeoff?model=tiny&measured=0", ".tradeoff > .actions [data-phase='done']"),
 }
 SHOWN = {
     "race": ("#race?model=mnist&seed=5&images=6&run=1", ".race[data-ran]"),
@@ -44,10 +44,47 @@ SHOWN = {
     "latents": ("#latents?model=mnist&others=5&share=0.4", ".latents .pair canvas[data-shares]"),
     "tradeoff": ("#tradeoff?model=mnist", ".tradeoff[data-shown]"),
 }
-FRAMES = {
-    "wide": {"viewport": {"width": 1000, "height": 800}, "color_scheme": "light"},
-    "phone": {"viewport": {"width": 360, "height": 800}, "color_scheme": "dark", "locale": "zh-CN"},
-}
+FRAMES = {"wide": (1000, "light", "en"), "phone": (360, "dark", "zh")}
+PHONE = {"viewport": {"width": 360, "height": 800}, "color_scheme": "dark", "locale": "zh-CN"}
+CONTRAST = {"runOnly": {"type": "rule", "values": ["color-contrast"]}}
+
+each_view = pytest.mark.parametrize("viewed", VIEWS.values(), ids=list(VIEWS), indirect=True)
+
+
+def _set(page, width, scheme, language):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=scheme)
+    page.locator("header select").last.select_option(language)
+
+
+@each_view
+def test_axe_finds_nothing(viewed):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for scheme, language, options in (
+        ("light", "en", {}),
+        ("dark", "en", CONTRAST),
+        ("dark", "zh", {}),
+        ("light", "zh", CONTRAST),
+    ):
+        _set(viewed, 1000, scheme, language)
+        title = {"en": "Language", "zh": "语言"}[language]
+        assert viewed.get_by_role("combobox", name=title).is_visible()
+        found = axe.run(viewed, options={"resultTypes": ["violations"], **options})
+        told = [
+            (each["id"], [node["html"][:150] for node in each["nodes"]])
+            for each in found.response["violations"]
+        ]
+        assert not told, (language, scheme, told)
+
+
+@each_view
+def test_a_phone_shows_it_without_scrolling_sideways(viewed):
+    for language in ("en", "zh"):
+        _set(viewed, 360, "light", language)
+        wide, seen = viewed.evaluate(
+            "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        )
+        assert wide <= seen <= 360
 
 
 def _blocks(content: bytes) -> np.ndarray:
@@ -66,22 +103,22 @@ def _differ(one: np.ndarray, other: np.ndarray) -> float:
     return float((np.abs(one[:height] - other[:height]) > STEP).mean())
 
 
-@pytest.mark.parametrize("frame", FRAMES)
-@pytest.mark.parametrize("view", VIEWS)
-def test_the_layout_is_that_of_its_reference(visit, view, frame):
-    address, ready = VIEWS[view]
-    page = visit(address, wait=ready, **FRAMES[frame])
-    page.evaluate(FONT)
-    seen = _blocks(page.screenshot(full_page=True))
-    file = HERE / "pictures" / f"{view}-{frame}.png"
-    if WRITE:
-        file.parent.mkdir(exist_ok=True)
-        Image.fromarray(seen.astype(np.uint8)).save(file, optimize=True)
-    with Image.open(file) as picture:
-        reference = np.asarray(picture, dtype=np.int16)
-    assert _differ(seen, reference) < SHARE
-    page.evaluate("document.styleSheets[document.styleSheets.length - 2].disabled = true")
-    broken = _blocks(page.screenshot(full_page=True))
+@each_view
+def test_the_layout_is_that_of_its_reference(viewed, request):
+    view = request.node.callspec.id
+    viewed.evaluate(FONT)
+    for frame, settings in FRAMES.items():
+        _set(viewed, *settings)
+        seen = _blocks(viewed.screenshot(full_page=True))
+        file = HERE / "pictures" / f"{view}-{frame}.png"
+        if WRITE:
+            file.parent.mkdir(exist_ok=True)
+            Image.fromarray(seen.astype(np.uint8)).save(file, optimize=True)
+        with Image.open(file) as picture:
+            reference = np.asarray(picture, dtype=np.int16)
+        assert _differ(seen, reference) < SHARE, frame
+    viewed.evaluate("document.styleSheets[document.styleSheets.length - 2].disabled = true")
+    broken = _blocks(viewed.screenshot(full_page=True))
     assert _differ(broken, reference) > SHARE, "a broken layout passes"
 
 
@@ -96,5 +133,5 @@ def test_pictures_of_the_documentation(visits):
                 page.locator(".plot .spot").nth(1).click()
                 page.wait_for_selector(".lane.point[data-phase='done']", state="attached")
             page.screenshot(path=DOCS / f"page-{view}.png", full_page=True)
-        page = visit(SHOWN["steps"][0], wait=SHOWN["steps"][1], **FRAMES["phone"])
+        page = visit(SHOWN["steps"][0], wait=SHOWN["steps"][1], **PHONE)
         page.screenshot(path=DOCS / "page-phone.png", full_page=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import ddim
-from browser import canvas, grid
+from browser import canvas, grid, settled
 
 STEPS = "#steps?model=tiny&seed=3&image=2&method=ddim&steps=5"
 READY = ".steps[data-frames]"
@@ -83,8 +83,7 @@ def test_a_link_restores_the_step(visit):
     page = visit(STEPS, wait=READY)
     page.get_by_role("slider", name="Through time").press("End")
     page.get_by_role("slider", name="Through time").press("ArrowLeft")
-    assert "at=3" in page.url
-    again = visit("#" + page.url.split("#")[1], wait=READY)
+    again = visit(settled(page, "at=3"), wait=READY)
     assert again.locator(".position").text_content() == "Step 4 of 5: node 8 → 4"
     for panel in ("state", "x0", "eps", "final"):
         selector = f".steps .{panel} canvas"

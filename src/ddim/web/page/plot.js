@@ -6,6 +6,7 @@ import { say } from "./words.js";
 const HEIGHT = 340;
 // As the server names it.
 const RMS = "RMS to the network's own solution";
+const APART = 28; // pixels between two numbers of calls
 const EDGE = { left: 48, right: 18, top: 26, bottom: 46 };
 
 /** The plot; `open` is called with a point. */
@@ -26,17 +27,17 @@ export function plot(open) {
     svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     svg.setAttribute("width", width);
     svg.setAttribute("height", HEIGHT);
-    const families = grouped(data.points);
+    const families = grouped(data.points).map(([family, points], i) => [kind(family, i), family, points]);
     svg.replaceChildren(
-      ...grid(x, y, width),
+      ...grid(x, y, width, data.points),
       ...baseline(y, width),
-      ...families.map(([, points], i) => s("polyline", {
-        class: `line family-${i % 6}`, points: points.map((p) => `${x.at(p.calls)},${y.at(p.value)}`).join(" "),
+      ...families.map(([i, , points]) => s("polyline", {
+        class: `line family-${i}`, points: points.map((p) => `${x.at(p.calls)},${y.at(p.value)}`).join(" "),
       })),
-      ...families.flatMap(([, points], i) => points.map((point) => spot(point, x, y, i))),
+      ...families.flatMap(([i, , points]) => points.map((point) => spot(point, x, y, i))),
     );
     if (focused) svg.querySelector(`[data-index="${focused}"]`)?.focus();
-    legend.replaceChildren(...families.map(([family], i) =>
+    legend.replaceChildren(...families.map(([i, family]) =>
       h("li", {}, mark(i), h("span", {}, family))));
     name(svg, "tradeoff.plot", { metric: metricOf(data), n: data.points.length });
   }
@@ -52,7 +53,7 @@ export function plot(open) {
   }
 
   function spot(point, x, y, i) {
-    const place = { class: `spot family-${i % 6}`, transform: `translate(${x.at(point.calls)} ${y.at(point.value)})` };
+    const place = { class: `spot family-${i}`, transform: `translate(${x.at(point.calls)} ${y.at(point.value)})` };
     const element = s("g", {
       ...place, role: "button", tabindex: 0, "data-index": data.points.indexOf(point),
       "aria-pressed": String(point === chosen),
@@ -109,9 +110,15 @@ function shape(i) {
 }
 
 function mark(i) {
-  const svg = s("svg", { class: `family-${i % 6}`, viewBox: "-7 -7 14 14", width: 14, height: 14, "aria-hidden": "true" });
+  const svg = s("svg", { class: `family-${i}`, viewBox: "-7 -7 14 14", width: 14, height: 14, "aria-hidden": "true" });
   svg.append(shape(i));
   return svg;
+}
+
+/** Which colour and mark a family has; what calibration found has its own. */
+function kind(family, i) {
+  if (family === "calibrated") return 2;
+  return [0, 1, 3, 4, 5][i % 5];
 }
 
 /** Points by sampler without its steps, each group in order of calls. */
@@ -149,10 +156,21 @@ function ticks({ low, high }) {
   return all;
 }
 
-function grid(x, y, width) {
+/** The numbers of calls, those left out that stand too near to the one before. */
+function counts(points, x) {
+  const all = [...new Set(points.map((point) => point.calls))].sort((a, b) => a - b);
+  let last = -APART;
+  return all.filter((calls) => {
+    if (x.at(calls) - last < APART) return false;
+    last = x.at(calls);
+    return true;
+  });
+}
+
+function grid(x, y, width, points) {
   const bottom = HEIGHT - EDGE.bottom;
   return [
-    ...ticks(x).flatMap((value) => [
+    ...counts(points, x).flatMap((value) => [
       s("line", { class: "grid", x1: x.at(value), x2: x.at(value), y1: EDGE.top, y2: bottom }),
       s("text", { class: "tick-text middle", x: x.at(value), y: bottom + 18 }, String(value)),
     ]),

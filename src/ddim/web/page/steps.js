@@ -19,7 +19,7 @@ export function steps(app) {
   const image = number("image", 0, 9999, 0, changed);
   const label = labelControl(false, changed);
   const sampler = samplerControls(changed);
-  const position = h("output", { class: "position", say: "steps.empty" });
+  const position = h("p", { class: "position", say: "steps.empty" });
   const slider = h("input", {
     type: "range", min: 0, max: 0, value: 0, disabled: true, label: "steps.slider",
     on: { input: () => { pause(); look(Number(slider.value)); app.moved(api); } },
