@@ -105,10 +105,12 @@ class Latents:
             raise InputError("there are no latents to join")
         first = parts[0]
         for name in ("codec", "nodes", "identity", "batch_size", "backend", "dtype", "tolerance"):
-            for other in parts:
-                one, two = getattr(first, name), getattr(other, name)
-                if one != two:
-                    raise InputError(f"latents of one {name} can be joined, not of {one} and {two}")
+            found = list(dict.fromkeys(str(getattr(part, name)) for part in parts))
+            if len(found) > 1:
+                what = "set of nodes" if name == "nodes" else name.replace("_", " ")
+                raise InputError(
+                    f"latents of one {what} can be joined, not of {found[0]} and {found[1]}"
+                )
         residuals = [part.residual for part in parts if part.residual is not None]
         return dataclasses.replace(
             first,
