@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 
 import ddim
+from browser import ARGUMENTS, PATIENCE, find_browser, serving
 from ddim.checkpoints.calibration import write_calibration
-from page import ARGUMENTS, PATIENCE, find_browser, serving
 from tiny import tiny_unet
 
+CONTEXT = {
+    "viewport": {"width": 1000, "height": 800},
+    "locale": "en-GB",
+    "permissions": ["clipboard-read", "clipboard-write"],
+}
 SLOW = """
 import time
 
 import ddim
-from page_models import slow_model
+from browser_models import slow_model
 
 time.sleep(1)
 slow = slow_model()
@@ -80,25 +85,23 @@ def served(chromium: Any, models: dict[str, Path | str]) -> Iterator[str]:
 class Visit:
     """What a test does with pages: it opens them, and they are watched until it ends."""
 
-    def __init__(self, chromium: Any, address: str) -> None:
-        self.chromium, self.address = chromium, address
-        self.contexts: list[Any] = []
+    def __init__(self, chromium: Any, context: Any, address: str) -> None:
+        self.chromium, self.context, self.address = chromium, context, address
+        self.opened: list[Any] = []
         self.requests: list[str] = []
         self.complaints: list[str] = []
         # An idle model begins to load when it is asked for, which is said as 503.
-        self.expected = ["status of 503"]
+        self.expected = ["status of 503", "Canvas2D"]
 
     def __call__(self, hash: str = "", *, wait: str | None = None, **options: Any) -> Any:
-        """Open an address, and wait for a selector; the options are those of a context."""
-        settings: dict[str, Any] = {
-            "viewport": {"width": 1000, "height": 800},
-            "locale": "en-GB",
-            "permissions": ["clipboard-read", "clipboard-write"],
-        }
-        context = self.chromium.new_context(**(settings | options))
-        context.set_default_timeout(PATIENCE)
-        self.contexts.append(context)
+        """Open an address, and wait for a selector; with options in a context of its own."""
+        context = self.context
+        if options:
+            context = self.chromium.new_context(**(CONTEXT | options))
+            context.set_default_timeout(PATIENCE)
+            self.opened.append(context)
         page = context.new_page()
+        self.opened.append(page)
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", self._hear)
@@ -111,8 +114,10 @@ class Visit:
         if message.type in ("error", "warning"):
             self.complaints.append(message.text)
 
-    def check(self) -> None:
-        """No request has left this machine, and nothing was complained of."""
+    def close(self) -> None:
+        """Close what was opened: no request has left this machine, nothing was complained of."""
+        for each in reversed(self.opened):
+            each.close()
         for url in self.requests:
             parts = urlsplit(url)
             assert parts.scheme in ("data", "blob") or parts.hostname == "127.0.0.1", url
@@ -122,14 +127,41 @@ class Visit:
         assert not other, other
 
 
+@pytest.fixture(scope="session")
+def context(chromium: Any) -> Iterator[Any]:
+    """What pages share that need nothing of their own."""
+    context = chromium.new_context(**CONTEXT)
+    context.set_default_timeout(PATIENCE)
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def visit(chromium: Any, served: str) -> Iterator[Visit]:
-    """Opens pages."""
-    visit = Visit(chromium, served)
-    yield visit
-    for context in visit.contexts:
-        context.close()
-    visit.check()
+def visits(chromium: Any, context: Any) -> Iterator[Callable[[str], Visit]]:
+    """Makes what opens pages of the server at an address."""
+    made: list[Visit] = []
+
+    def make(address: str) -> Visit:
+        made.append(Visit(chromium, context, address))
+        return made[-1]
+
+    yield make
+    for visit in made:
+        visit.close()
 
 
-Opens = Callable[..., Any]
+@pytest.fixture
+def visit(visits: Callable[[str], Visit], served: str) -> Visit:
+    """Opens pages of the server that the tests share."""
+    return visits(served)
+
+
+@pytest.fixture(scope="module")
+def viewed(
+    request: pytest.FixtureRequest, chromium: Any, context: Any, served: str
+) -> Iterator[Any]:
+    """The page of a view, by the view's address and the selector that says that all is there."""
+    visit = Visit(chromium, context, served)
+    address, ready = request.param
+    yield visit(address, wait=ready)
+    visit.close()

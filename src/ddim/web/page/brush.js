@@ -52,7 +52,7 @@ export function brush(changed) {
 
   function stroke([x1, y1], [x2, y2]) {
     const [, height, width] = shape;
-    const radius = 0.045 * Math.min(width, height);
+    const radius = Math.max(0.8, 0.045 * Math.min(width, height));
     const parts = Math.max(1, Math.ceil(Math.hypot((x2 - x1) * width, (y2 - y1) * height) * 2));
     for (let i = 0; i <= parts; i += 1) {
       stamp((x1 + ((x2 - x1) * i) / parts) * width, (y1 + ((y2 - y1) * i) / parts) * height, radius);

@@ -9,7 +9,7 @@ const COUNTS = [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 15
 /** A slider over numbers of steps, up to T; a number that a link names joins them. */
 export function stepsSlider(key, changed) {
   let counts = COUNTS;
-  const output = h("output");
+  const output = h("span", { class: "value" });
   const input = h("input", {
     type: "range", min: 0, max: counts.length - 1, on: { input: () => show(true) },
   });
@@ -44,7 +44,7 @@ export function samplerControls(changed) {
   let T = 1;
   const method = choice([["ddim"]], { on: { change: () => { orders(); adapt(true); } } });
   const steps = stepsSlider("steps", () => adapt(true));
-  const etaText = h("output");
+  const etaText = h("span", { class: "value" });
   const eta = h("input", {
     type: "range", min: 0, max: 1, step: 0.05, value: 0, on: { input: () => adapt(true) },
   });

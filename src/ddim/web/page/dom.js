@@ -95,7 +95,3 @@ export function refill(select, entries) {
   if (entries.some(([value]) => String(value) === before)) select.value = before;
 }
 
-/** A number as people read it: so many digits after the point. */
-export function digits(value, places) {
-  return Number(value).toFixed(places);
-}

@@ -9,6 +9,8 @@ import { steps } from "./steps.js";
 import { latents } from "./latents.js";
 import { tradeoff } from "./tradeoff.js";
 
+const PAUSE = 400; // milliseconds between two addresses
+
 const app = { model: null, info: null, limits: {}, state: null, moved, loaded };
 const entered = readAddress();
 const explicit = { language: Boolean(entered.settings.lang) };
@@ -18,6 +20,8 @@ const views = [race, steps, latents, tradeoff].map((make) => make(app));
 const asked = {}; // by view, the settings that it has not taken yet
 const links = new Map();
 let shown = null;
+let pending = 0; // the address that is yet to be written
+let written = -PAUSE;
 
 const language = choice(LANGUAGES.map(([code]) => [code]), {
   label: "language",
@@ -80,6 +84,7 @@ function route() {
     if (key === view.id) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  if (shown && shown !== view) leave();
   shown = view;
   document.title = `${say(`view.${view.id}`)} · ddim`;
   if (!first) window.scrollTo(0, 0);
@@ -99,24 +104,41 @@ function give() {
   address();
 }
 
-/** A view says that its settings are others now. */
+/** A view says that its settings are others now. Browsers bear an address now and then only. */
 function moved(view) {
-  if (view === shown && app.info) address();
+  if (view !== shown || !app.info) return;
+  const rest = written + PAUSE - performance.now();
+  clearTimeout(pending);
+  if (rest <= 0) address();
+  else pending = setTimeout(address, rest);
 }
 
 function address() {
   if (!shown) return;
+  clearTimeout(pending);
+  written = performance.now();
   const settings = app.info && !(shown.id in asked) ? shown.settings : readAddress().settings;
   const { lang, ...own } = settings;
   const whole = { ...own, lang: explicit.language ? spoken() : null };
-  shown.taken = Object.fromEntries(
-    Object.entries(own).filter(([, value]) => value !== null && value !== undefined && value !== ""),
-  );
+  shown.taken = given(own);
   history.replaceState(null, "", addressOf(shown.id, whole));
   for (const view of views) {
     const rest = view === shown ? whole : { ...takenBy(view), lang: whole.lang };
     links.get(view.id).href = addressOf(view.id, rest);
   }
+}
+
+/** The settings that are something. */
+function given(settings) {
+  return Object.fromEntries(
+    Object.entries(settings).filter(([, value]) => ![null, undefined, ""].includes(value)),
+  );
+}
+
+/** Keeps the settings of the view that is shown, before another is. */
+function leave() {
+  clearTimeout(pending);
+  if (app.info && !(shown.id in asked)) shown.taken = given(shown.settings);
 }
 
 /** What a view that is not shown has taken, of the model that is open now. */

@@ -78,7 +78,7 @@ export function square(moved) {
 
 /** The line between two images; `moved` is called with the share of the way. */
 export function line(moved) {
-  const output = h("output");
+  const output = h("span", { class: "value" });
   const input = h("input", {
     type: "range", min: 0, max: 1, step: 0.02, value: 0.5, on: { input: () => go(Number(input.value), true) },
   });

@@ -4,6 +4,9 @@ import { h, name, s } from "./dom.js";
 import { say } from "./words.js";
 
 const HEIGHT = 340;
+// As the server names it.
+const RMS = "RMS to the network's own solution";
+const APART = 28; // pixels between two numbers of calls
 const EDGE = { left: 48, right: 18, top: 26, bottom: 46 };
 
 /** The plot; `open` is called with a point. */
@@ -24,19 +27,19 @@ export function plot(open) {
     svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     svg.setAttribute("width", width);
     svg.setAttribute("height", HEIGHT);
-    const families = grouped(data.points);
+    const families = grouped(data.points).map(([family, points], i) => [kind(family, i), family, points]);
     svg.replaceChildren(
-      ...grid(x, y, width),
+      ...grid(x, y, width, data.points),
       ...baseline(y, width),
-      ...families.map(([, points], i) => s("polyline", {
-        class: `line family-${i % 6}`, points: points.map((p) => `${x.at(p.calls)},${y.at(p.value)}`).join(" "),
+      ...families.map(([i, , points]) => s("polyline", {
+        class: `line family-${i}`, points: points.map((p) => `${x.at(p.calls)},${y.at(p.value)}`).join(" "),
       })),
-      ...families.flatMap(([, points], i) => points.map((point) => spot(point, x, y, i))),
+      ...families.flatMap(([i, , points]) => points.map((point) => spot(point, x, y, i))),
     );
     if (focused) svg.querySelector(`[data-index="${focused}"]`)?.focus();
-    legend.replaceChildren(...families.map(([family], i) =>
+    legend.replaceChildren(...families.map(([i, family]) =>
       h("li", {}, mark(i), h("span", {}, family))));
-    name(svg, "tradeoff.plot", { metric: data.metric, n: data.points.length });
+    name(svg, "tradeoff.plot", { metric: metricOf(data), n: data.points.length });
   }
 
   function baseline(y, width) {
@@ -45,12 +48,12 @@ export function plot(open) {
     return [
       s("line", { class: "baseline", x1: EDGE.left, x2: width - EDGE.right, y1: at, y2: at }),
       s("text", { class: "tick-text end", x: width - EDGE.right, y: at - 5 },
-        say("tradeoff.baseline", { value: data.baseline })),
+        say("tradeoff.baseline", { value: rounded(data.baseline) })),
     ];
   }
 
   function spot(point, x, y, i) {
-    const place = { class: `spot family-${i % 6}`, transform: `translate(${x.at(point.calls)} ${y.at(point.value)})` };
+    const place = { class: `spot family-${i}`, transform: `translate(${x.at(point.calls)} ${y.at(point.value)})` };
     const element = s("g", {
       ...place, role: "button", tabindex: 0, "data-index": data.points.indexOf(point),
       "aria-pressed": String(point === chosen),
@@ -63,7 +66,7 @@ export function plot(open) {
         },
       },
     }, s("circle", { class: "reach", r: 12 }), shape(i));
-    name(element, "tradeoff.point", values(point, data.metric));
+    name(element, "tradeoff.point", values(point));
     return element;
   }
 
@@ -82,9 +85,22 @@ export function plot(open) {
   };
 }
 
+/** What is measured, in the language that holds. */
+export function metricOf(data) {
+  return data.metric === RMS ? say("tradeoff.rms") : data.metric;
+}
+
 /** The values of the words that name a point. */
-export function values(point, metric) {
-  return { label: point.label, value: point.value, unit: point.unit ?? metric, calls: point.calls };
+export function values(point) {
+  return {
+    label: point.sampler ?? point.label, calls: point.calls, value: rounded(point.value),
+    unit: metricOf({ metric: point.unit }),
+  };
+}
+
+/** A figure in three digits. */
+export function rounded(value) {
+  return Number(value.toPrecision(3)).toString();
 }
 
 function shape(i) {
@@ -94,16 +110,23 @@ function shape(i) {
 }
 
 function mark(i) {
-  const svg = s("svg", { class: `family-${i % 6}`, viewBox: "-7 -7 14 14", width: 14, height: 14, "aria-hidden": "true" });
+  const svg = s("svg", { class: `family-${i}`, viewBox: "-7 -7 14 14", width: 14, height: 14, "aria-hidden": "true" });
   svg.append(shape(i));
   return svg;
+}
+
+/** Which colour and mark a family has; what calibration found has its own. */
+function kind(family, i) {
+  if (family === "calibrated") return 2;
+  return [0, 1, 3, 4, 5][i % 5];
 }
 
 /** Points by sampler without its steps, each group in order of calls. */
 function grouped(points) {
   const families = new Map();
   for (const point of points) {
-    const family = point.sampler.replace(/:steps=\d+/, "").replace(/:nodes=[\d-]+/, "");
+    const spelled = point.sampler?.replace(/:steps=\d+/, "").replace(/:nodes=[\d-]+/, "");
+    const family = spelled ?? point.label;
     if (!families.has(family)) families.set(family, []);
     families.get(family).push(point);
   }
@@ -133,10 +156,21 @@ function ticks({ low, high }) {
   return all;
 }
 
-function grid(x, y, width) {
+/** The numbers of calls, those left out that stand too near to the one before. */
+function counts(points, x) {
+  const all = [...new Set(points.map((point) => point.calls))].sort((a, b) => a - b);
+  let last = -APART;
+  return all.filter((calls) => {
+    if (x.at(calls) - last < APART) return false;
+    last = x.at(calls);
+    return true;
+  });
+}
+
+function grid(x, y, width, points) {
   const bottom = HEIGHT - EDGE.bottom;
   return [
-    ...ticks(x).flatMap((value) => [
+    ...counts(points, x).flatMap((value) => [
       s("line", { class: "grid", x1: x.at(value), x2: x.at(value), y1: EDGE.top, y2: bottom }),
       s("text", { class: "tick-text middle", x: x.at(value), y: bottom + 18 }, String(value)),
     ]),

@@ -19,7 +19,7 @@ export function steps(app) {
   const image = number("image", 0, 9999, 0, changed);
   const label = labelControl(false, changed);
   const sampler = samplerControls(changed);
-  const position = h("output", { class: "position", say: "steps.empty" });
+  const position = h("p", { class: "position", say: "steps.empty" });
   const slider = h("input", {
     type: "range", min: 0, max: 0, value: 0, disabled: true, label: "steps.slider",
     on: { input: () => { pause(); look(Number(slider.value)); app.moved(api); } },
@@ -91,7 +91,10 @@ export function steps(app) {
     if (!frame) return;
     if (!slider.disabled) wanted = i;
     slider.value = i;
-    for (const key of ["state", "x0", "eps"]) paint(shown[key].canvas, frame[key]);
+    for (const key of ["state", "x0", "eps"]) {
+      if (frame[key]) paint(shown[key].canvas, frame[key]);
+      else clear(shown[key].canvas, 1, app.model.shape);
+    }
     const [from, to] = [frame.node ?? "…", frame.to.node ?? "…"];
     const values = { step: i + 1, total: frames.length, from, to };
     tell(position, "steps.position", values);

@@ -68,16 +68,17 @@ def _has_chinese() -> bool:
 
 @contextlib.contextmanager
 def serving(
-    models: Sequence[str | Path], *options: str, port: int | None = None
+    models: Sequence[str | Path], *, port: int | None = None, backend: str = "torch"
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A server of its own process: its address and itself. It ends with the block."""
     command = [sys.executable, "-m", "ddim", "serve", "--model", *map(str, models)]
-    command += ["--no-browser", "--backend", "torch", "--threads", "1", *options]
+    command += ["--no-browser", "--backend", backend, "--threads", "1"]
     if port is not None:
         command += ["--port", str(port)]
     if shutil.which("timeout"):
         command = ["timeout", "--kill-after=5", str(SECONDS), *command]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
@@ -119,6 +120,12 @@ def grid(images: Tensor) -> np.ndarray:
         top, left = (i // across) * (height + 1), (i % across) * (width + 1)
         sheet[top : top + height, left : left + width] = each
     return sheet
+
+
+def settled(page: Any, *parts: str) -> str:
+    """The page's address from its hash on, once these parts are in it."""
+    page.wait_for_url(lambda url: all(part in url for part in parts))
+    return "#" + page.url.split("#")[1]
 
 
 def run_python(text: str, folder: Path) -> dict[str, Any]:
