@@ -22,6 +22,7 @@ import torch
 
 import ddim
 from ddim.base.errors import InputError
+from ddim.base.plots import line_style
 
 CALLS = (5, 8, 10, 20, 50)
 SAMPLERS = [
@@ -124,17 +125,17 @@ def plot(found: dict[str, float], path: Path, model: str) -> None:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, len(NODES), sharey=True)
     for nodes, axes in zip(NODES, panels, strict=True):
-        for name in SHOWN:
+        for number, name in enumerate(SHOWN):
             cells = [(c, found.get(f"{name} | {nodes} | {c}")) for c in CALLS]
             points = [(c, v) for c, v in cells if v is not None]
-            axes.plot(*zip(*points, strict=True), "o-", ms=4, label=name)
+            axes.plot(*zip(*points, strict=True), label=name, **line_style(number))
         axes.set(xscale="log", yscale="log", xlabel="network calls", title=f"{nodes} nodes")
         axes.set_xticks(CALLS, [str(c) for c in CALLS])
         axes.minorticks_off()
         axes.set_ylim(1e-3, 1)  # solvers of one step at a time go off it with two or three steps
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f"median RMS to the limit, {model}")
-    panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 

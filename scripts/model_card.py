@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import ddim
 from ddim.base.files import replacing, write_bytes
+from ddim.base.plots import line_style
 from ddim.evaluate.distances.digits import DigitReport, report_digits
 from ddim.interop.card import checksum_table, command_of, history, size_rows, table
 from ddim.nets.unet import UNet
@@ -98,12 +99,17 @@ def plot_loss(folders: Sequence[Path], output: Path) -> None:
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     before = 0
-    for folder in folders:
+    for number, folder in enumerate(folders):
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         images = [before + line["images"] for line in lines]
-        axes.semilogy(images, [line["loss"] for line in lines], lw=0.8)
+        how = line_style(number)
+        how |= {"marker": "", "lw": 0.8, "label": Path(folder).name}
+        axes.semilogy(images, [line["loss"] for line in lines], **how)
         before = images[-1]
-    axes.set(xlabel="training images seen", ylabel="loss", ylim=(None, 0.1))
+    axes.set(xlabel="training images seen", ylabel="loss, mean over pixels", ylim=(None, 0.1))
+    axes.grid(alpha=0.3)
+    if len(folders) > 1:
+        figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(output, dpi=110)
 
 

@@ -119,7 +119,8 @@ def test_a_method_is_added_by_its_page_alone(tmp_path, monkeypatch):
                 command_line(command, monkeypatch)
     assert done.count("ddim sample --method") == 3
     assert "python -m pytest" in done and "python -m pip" in done
-    assert {path.name for path in Path().glob("*.png")} == {"samples.png", "half.png", "named.png"}
+    drawn = {"samples.png", "half.png", "compared.png", "named.png"}
+    assert {path.name for path in Path().glob("*.png")} == drawn
 
 
 def command_line(command: list[str], monkeypatch) -> None:

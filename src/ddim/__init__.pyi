@@ -28,8 +28,8 @@ from ddim.model.drawing import generate as generate
 from ddim.model.drawing import sample as sample
 from ddim.model.fitting import fit_conventions as fit_conventions
 from ddim.model.model import Model as Model
+from ddim.model.names import shipped as shipped
 from ddim.model.opening import load as load
-from ddim.model.opening import shipped as shipped
 from ddim.model.predictions import check_predictions as check_predictions
 from ddim.noise.draws import Noise as Noise
 from ddim.noise.nodes import make_nodes as make_nodes

@@ -135,7 +135,7 @@ def test_plot(ddim, tmp_path, extra):
     answer = ddim(*arguments)
     assert (answer.status, answer.err) == (0, "")
     with Image.open(tmp_path / "plots" / "x.png") as image:
-        assert image.size == (1200, 432)
+        assert image.size == (1200, 480)
         assert np.array(image.convert("L")).std() > 5
     again = ddim("inspect", "--config", "plots/x.png.run.toml", "--output", "y.png")
     assert again.status == 0

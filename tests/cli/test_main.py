@@ -91,6 +91,7 @@ def test_help_of_a_verb(ddim, verb):
         "checks": "MODEL",
         "calibrate": "MODEL",
         "verify": "FOLDER",
+        "push": "FOLDER",
         "serve": "--port",
     }.get(verb, "--output") in answer.out
 

@@ -16,7 +16,7 @@ from PIL import Image
 from ddim.base.errors import InputError, RunError
 from ddim.data import named
 from ddim.data.load import load_data
-from ddim.data.named import DATASETS
+from ddim.data.names import DATASETS
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared/data"
 STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")

@@ -105,7 +105,7 @@ def test_the_files_of_a_run(tmp_path, config):
         "000000096.png",
     ]
     with Image.open(folder / "samples" / "000000096.png") as image:
-        assert image.size == (8 * 8 + 7 * 2,) * 2
+        assert image.size == (7 * (8 * 8 + 7 * 2),) * 2
 
 
 def test_lines_of_the_metrics(tmp_path, config):

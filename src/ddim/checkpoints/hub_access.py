@@ -85,7 +85,7 @@ def asking(repo: str, revision: str | None = None) -> Iterator[None]:
     except (InputError, RunError):
         raise
     except Exception as error:
-        raise _said(error, repo, revision) or error from None
+        raise (_said(error, repo, revision) or error) from error
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class BenchOptions:
     cores a run takes some five minutes, on fast ones half of it, beside other programs longer.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim bench mnist --output speeds.md",
         "ddim bench model/ -n 16 --steps 10 --parts images,one --json",
     )

@@ -40,7 +40,7 @@ class CalibrateOptions:
     errors printed, with those of plain samplers, are of latents that no choice has seen.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim calibrate model/ --calls 5 8 10",
         "ddim calibrate mine.py:model --calls 8 --output mine.json",
     )

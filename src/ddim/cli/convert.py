@@ -126,7 +126,7 @@ class ConvertOptions:
     is compared with ddim sample where onnxruntime is installed.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim convert model-790000.ckpt cifar10",
         "ddim convert mnist-cond --onnx digits.onnx --steps 10 --guidance 2",
     )

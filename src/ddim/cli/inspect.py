@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing, write_bytes
+from ddim.base.plots import line_style
 from ddim.cli.files import make_figure
 from ddim.cli.groups import ForceOptions, SamplerOptions, Switch, unset
 from ddim.cli.options import flat, parse
@@ -72,7 +73,7 @@ class InspectOptions:
     The schedule is a model's (--model), or one described by --schedule and its options.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim inspect --method dpmpp:order=3 --steps 5",
         "ddim inspect --model mnist --method calibrated --steps 10 --output schedule.png",
     )
@@ -197,20 +198,27 @@ def _tableau(tableau: Tableau) -> dict[str, object]:
 def _plot(schedule: Schedule, nodes: Nodes) -> bytes:
     import io
 
-    figure = make_figure(10, 3.6)
+    figure = make_figure(10, 4)
     left, right = figure.subplots(1, 2)
     k = range(schedule.T + 1)
-    left.plot(k, schedule.alpha, label="α (signal)", color="tab:blue")
-    left.plot(k, schedule.sigma, label="σ (noise)", color="tab:orange")
-    left.plot(nodes, schedule.alpha[list(nodes)], "o", ms=4, color="tab:blue")
-    left.plot(nodes, schedule.sigma[list(nodes)], "o", ms=4, color="tab:orange")
-    left.set(xlabel="node k", title=f"{len(nodes) - 1} steps")
-    left.legend()
+    marks = list(nodes)
+    for number, (values, label) in enumerate(
+        ((schedule.alpha, "α, signal"), (schedule.sigma, "σ, noise"))
+    ):
+        how = line_style(number)
+        left.plot(k, values, color=how["color"], ls=how["linestyle"])
+        left.plot(marks, values[marks], color=how["color"], ls="", marker=how["marker"], ms=5)
+        # One entry for the line and its marks.
+        left.plot([], [], **how, label=label)
+    left.set(xlabel="node k", ylabel="scale", title=f"{len(nodes) - 1} steps: the marks")
+    left.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     inner = [i for i in nodes if i > 0 and schedule.alpha[i] > 0]
     last = schedule.T if schedule.alpha[-1] > 0 else schedule.T - 1
-    right.plot(range(1, last + 1), schedule.lam[1 : last + 1], color="tab:green")
-    right.plot(inner, schedule.lam[inner], "o", ms=4, color="tab:green")
-    right.set(xlabel="node k", title="λ = log(α/σ)")
+    right.plot(range(1, last + 1), schedule.lam[1 : last + 1], color="black")
+    right.plot(inner, schedule.lam[inner], "D", ms=5, color="black")
+    right.set(xlabel="node k", ylabel="λ", title="λ = log(α/σ), half the log-SNR")
+    right.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

@@ -90,6 +90,9 @@ def usage() -> str:
             "ddim VERB --help explains a verb. Any verb takes --config FILE (TOML), whose keys are",
             "its options, and --debug, which shows where an error comes from.",
             "",
+            "ddim --version prints the version. ddim --completion bash (or zsh, fish) prints a",
+            "script by which that shell completes verbs, options and their values at the Tab key.",
+            "",
             "exit status: 0 done, 1 failure, 2 wrong usage or bad input, 130 interrupted (Ctrl-C),",
             "143 terminated (SIGTERM).",
             "",
@@ -155,6 +158,13 @@ def _run(verb: str, argv: Sequence[str]) -> int:
         return 0
     if verb == "--version":
         print(f"ddim {__version__}")
+        return 0
+    if verb == "--completion":
+        from ddim.cli.completion import SHELLS, completion
+
+        if len(argv) != 1:
+            raise InputError(f"--completion takes the name of a shell: {', '.join(SHELLS)}")
+        print(completion(argv[0]), end="")
         return 0
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)

@@ -30,7 +30,7 @@ class PushOptions:
     takes --model OWNER/NAME.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim push runs/mnist someone/mnist --dry-run",
         "ddim push runs/mnist someone/mnist --private",
     )

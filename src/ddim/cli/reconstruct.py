@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from ddim.base.errors import InputError, quoted
 from ddim.base.files import read_json, refuse_existing, write_bytes, write_json
+from ddim.base.plots import line_style
 from ddim.base.ranks import here
 from ddim.base.records import checked, in_file
 from ddim.cli.files import make_figure, read_images, save_figure
@@ -68,7 +69,7 @@ class ReconstructOptions:
     converge on all, the exit status is 1.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim reconstruct --data mnist -n 16",
         "ddim reconstruct --codecs obelm,edict --steps 10,50 --dtypes float32,float64",
     )
@@ -337,21 +338,25 @@ def _markdown(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def _plot(rows: Sequence[Mapping[str, Any]]) -> Any:
-    figure = make_figure(7, 4.2)
+    figure = make_figure(7.5, 4.2)
     axes = figure.subplots()
-    for codec in dict.fromkeys(row["codec"] for row in rows):
-        for dtype, style in zip(DTYPES, ("o-", "s--"), strict=True):
+    for number, codec in enumerate(dict.fromkeys(row["codec"] for row in rows)):
+        for dtype, fill in zip(DTYPES, (None, "none"), strict=True):
             points = [
                 (row["steps"], max(row["max"], 1e-17))
                 for row in rows
                 if (row["codec"], row["dtype"]) == (codec, dtype)
             ]
             if points:
-                axes.plot(*zip(*sorted(points), strict=True), style, label=f"{codec}, {dtype}")
-    axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="largest error, images in [-1, 1]")
+                how = {**line_style(number), "mfc": fill, "label": f"{codec}, {dtype}"}
+                axes.plot(*zip(*sorted(points), strict=True), **how)
+    axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="largest error of a pixel, [-1, 1]")
+    counts = sorted({row["steps"] for row in rows})
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
     axes.set_title("Images encoded and decoded")
     axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(loc="outside right upper", fontsize=9)
     return figure
 
 

@@ -11,7 +11,8 @@ from ddim.data.base import ArrayData, ImageData
 from ddim.data.cifar import find_cifar, load_cifar
 from ddim.data.folder import FolderData
 from ddim.data.idx import SPLIT_PREFIX, find_idx, find_labels, load_idx, plain_name
-from ddim.data.named import ALIASES, DATASETS, data_root, load_named
+from ddim.data.named import data_root, load_named
+from ddim.data.names import ALIASES, DATASETS, SPLITS
 from ddim.data.npz import load_npz
 from ddim.data.pictures import suffixes
 from ddim.data.sharded import ShardData, is_sharded
@@ -22,7 +23,6 @@ log = logging.getLogger("ddim")
 
 Images = TypeVar("Images", ArrayData, ArrayData | FolderData | ShardData)
 
-_SPLITS = ("train", "test")
 _VALIDATION = frozenset({"val", "valid", "validation"})
 
 
@@ -65,8 +65,8 @@ def load_data(
             what it should be.
         RunError: if a download fails.
     """
-    if split not in _SPLITS:
-        raise unknown("split", split, _SPLITS)
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
     name = ALIASES.get(source, source)
     beside: list[str] = []
     if name in DATASETS:
@@ -113,7 +113,7 @@ def _load_path(
     size = 64 if size is None else size
     data = FolderData(_name(path), root, size, channels, skip_broken=skip_broken)
     parted = root != path
-    return data, sorted(_names(path) - {*_SPLITS, *_VALIDATION}) if parted else []
+    return data, sorted(_names(path) - {*SPLITS, *_VALIDATION}) if parted else []
 
 
 def _load_file(path: Path) -> ArrayData:
@@ -141,8 +141,8 @@ def _image_folder(folder: Path, split: str) -> Path:
     """The folder that holds the images of a split."""
     names = {name for name in _names(folder) if (folder / name).is_dir()}
     # A class can be called 'train' too: among others it is one, unless 'test' is there as well.
-    is_split = names >= set(_SPLITS) or names <= {*_SPLITS, *_VALIDATION}
-    if names.isdisjoint(_SPLITS) or not is_split:
+    is_split = names >= set(SPLITS) or names <= {*SPLITS, *_VALIDATION}
+    if names.isdisjoint(SPLITS) or not is_split:
         if split != "train":
             raise NoSuchSplitError(
                 f"{folder} has no {split} split: there is no subfolder {quoted(split)}"

@@ -18,7 +18,7 @@ from ddim.data.download import fetch
 from ddim.data.folder import FolderData
 from ddim.data.idx import SPLIT_PREFIX, find_idx, load_idx, plain_name
 
-__all__ = ["ALIASES", "DATASETS", "data_root", "load_named"]
+__all__ = ["data_root", "load_named"]
 
 log = logging.getLogger("ddim")
 
@@ -85,9 +85,6 @@ _DIGITS_TRAIN = 1500
 _CELEBA_BOX = (25, 57, 153, 185)
 _CELEBA_SPLITS = {"train": range(1, 162_771), "test": range(182_638, 202_600)}
 
-DATASETS = (*_IDX_SETS, "cifar10", "celeba", "digits")
-ALIASES = {"fashion": "fashion-mnist"}
-
 
 def data_root() -> Path:
     """Where named sets are kept: the environment's ``DDIM_DATA``, or the user's cache folder.
@@ -122,7 +119,7 @@ def load_named(
     ``root/name``.
 
     Arguments:
-        name: One of `DATASETS`.
+        name: One of `ddim.data.names.DATASETS`.
         split: ``train`` or ``test``.
         root: The folder of data sets.
         download: Whether missing files may be downloaded.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ddim.backends.choice import BACKENDS
+from ddim.backends.names import BACKENDS
 from ddim.backends.workers import worker_count
 from ddim.base.errors import InputError, quoted, unknown
 from ddim.denoisers.clipping import Clipping

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ddim.backends.choice import BACKENDS, Engine, checksum, choose, is_torchs
+from ddim.backends.choice import Engine, checksum, choose, is_torchs
 from ddim.backends.exchange import over_ranks
+from ddim.backends.names import BACKENDS
 from ddim.backends.purity import Memory, check_evaluation, has_hooks
 from ddim.backends.workers import side_by_side, worker_count
 from ddim.base.display import facts_table, line

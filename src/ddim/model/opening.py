@@ -20,17 +20,12 @@ from ddim.checkpoints.hub import HubName, fetch, in_words_of, named
 from ddim.checkpoints.record import Hints, Loaded
 from ddim.checkpoints.training import is_training, read_training
 from ddim.model.model import Model
+from ddim.model.names import shipped
 from ddim.noise.schedule import Schedule
 
 __all__ = ["load", "shipped"]
 
 log = logging.getLogger("ddim")
-
-
-def shipped() -> list[str]:
-    """The names of the models that come with the package."""
-    root = resources.files("ddim") / "shipped"
-    return sorted(p.name for p in root.iterdir() if (p / "model_index.json").is_file())
 
 
 def load(

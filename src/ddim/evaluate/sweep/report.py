@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ddim.base.plots import line_style
 from ddim.data import pixels as images
 from ddim.evaluate.distances.comparison import Spread
 from ddim.evaluate.sweep.plan import SIGMA_HAT, eta_of, name_of, nodes_of
@@ -155,39 +156,44 @@ def plot(figure: Figure, results: Sequence[Result]) -> None:
     lines: dict[str, list[Result]] = {}
     for one in results:
         lines.setdefault(_line(one.sampler), []).append(one)
-    for axes, label in ((left, "network calls"), (right, "milliseconds an image")):
+    labels = ("network calls for an image", "time for an image, milliseconds")
+    for axes, label in zip((left, right), labels, strict=True):
 
         def cost(result: Result, calls: bool = axes is left) -> float:
             return result.calls if calls else 1000 * result.seconds
 
         front = pareto(results, cost)
-        for name, line in lines.items():
+        for number, (name, line) in enumerate(lines.items()):
             line = sorted(line, key=lambda r: r.calls)
             x = [cost(r) for r in line]
             sds = [r.summary.figures["fd"].sd or 0.0 for r in line]
-            axes.errorbar(x, [r.fd for r in line], sds, marker="o", ms=4, capsize=2, label=name)
+            how = line_style(number)
+            axes.errorbar(x, [r.fd for r in line], sds, capsize=2, label=name, **how)
             best = [(a, r.fd) for a, r in zip(x, line, strict=True) if r.sampler in front]
             if best:
-                axes.plot(*zip(*best, strict=True), "k*", ms=11, mfc="none")
+                axes.plot(*zip(*best, strict=True), "ko", ms=12, mfc="none")
         if floor is not None:
-            axes.axhline(floor.fd, color="grey", ls=":", label="real test images")
+            axes.axhline(floor.fd, color="grey", lw=2.5, alpha=0.6, label="real test images")
         axes.set(xscale="log", yscale="log", xlabel=label)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 20 * low else range(1, 10)))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
         axes.tick_params(which="both", labelsize=8)
         axes.grid(alpha=0.3, which="both")
-    left.set_ylabel(distance)
-    left.set_title("stars: the Pareto front", fontsize=9)
-    right.legend(fontsize=7)
+    left.set_ylabel(f"{distance}, lower is better")
+    left.set_title("ringed: no other is cheaper and better at once", fontsize=9)
+    # Beside the axes, where no data lie.
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", fontsize=8)
 
 
 def _line(sampler: Sampler) -> str:
     """What samplers are called that differ in their steps alone."""
     method, nodes, eta = name_of(sampler), nodes_of(sampler), eta_of(sampler)
     name = method if method == nodes else f"{method}, {nodes}"
-    return name + ("" if eta is None else f", η = {'σ̂' if eta == SIGMA_HAT else eta}")
+    return name + ("" if eta is None else f", η = {'σ̂' if eta == SIGMA_HAT else f'{eta:g}'}")
 
 
 def strip_png(result: Result) -> bytes:
@@ -198,6 +204,31 @@ def strip_png(result: Result) -> bytes:
     return buffer.getvalue()
 
 
+TERMS = {
+    "method": "The sampler, as --method takes it.",
+    "nodes": "Where its steps stop between noise and data.",
+    "eta": "DDIM's noise: 0 draws none, 1 as much as DDPM, σ̂ the larger variance of DDPM.",
+    "steps": "Steps from noise to data.",
+    "calls": "How often the network is called for an image: what drawing it costs.",
+    "N": "Images of each seed.",
+    "seeds": "Sets of noise; with several, figures are mean ± standard deviation over them.",
+    "KID": "Kernel distance between features of these and of real images; 0 is equal.",
+    "precision": "Share of these images that lie among real ones: how good they are.",
+    "recall": "Share of real images that lie among these: how many kinds there are.",
+    "chi2": "χ² of the numbers of images a class against those of real images; smaller is better.",
+    "teacher RMS": "Distance on [-1, 1] to the network's own solution from the same latents.",
+    "PSNR dB": "The same in decibels; more is better.",
+    "ms an image": "Milliseconds of drawing for an image on this machine.",
+    "front": "* where no other sampler is cheaper in calls and better at once.",
+}
+"""What the columns are, for those who read the page."""
+
+
+def _terms(distance: str) -> dict[str, str]:
+    what = "Fréchet distance between features of these and of real images; smaller is better."
+    return {**TERMS, distance: what}
+
+
 def html_report(
     title: str,
     facts: Mapping[str, object],
@@ -205,7 +236,7 @@ def html_report(
     plotted: bytes | None,
     notes: Sequence[str],
 ) -> str:
-    """One file with everything in it: no script, no link to anything outside.
+    """One file with everything in it: a script that sorts its tables, no link to the outside.
 
     Args:
         title: of the page.
@@ -226,6 +257,7 @@ def html_report(
         title=title,
         facts=facts,
         distance=results[0].summary.distance,
+        terms=_terms(results[0].summary.distance),
         by_eta=table_one(results),
         plotted=plotted and _address(plotted),
         samplers=compact(results),
