@@ -168,12 +168,12 @@ class App:
     async def measure(self, request: Request) -> EventStream:
         """Solver error, measured now."""
         asked = await _asked(request, TradeoffAsked)
-        model, _ = self.models.ready(asked.model)
+        model, origin = self.models.ready(asked.model)
 
         def prepare() -> Job:
             from ddim.web.tradeoff import prepare_tradeoff
 
-            return prepare_tradeoff(model, asked)
+            return prepare_tradeoff(model, origin, asked)
 
         return await self._stream(request, prepare)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import statistics
@@ -28,6 +29,21 @@ Json = dict[str, Any]
 RMS = "RMS to the network's own solution"
 STEPS = (5, 10, 20, 50)
 SIGMA_HAT = "sigma-hat"
+_READ = (
+    "import json",
+    "from pathlib import Path",
+    "",
+    "found = json.loads(Path({path}).read_text())",
+    'for row in found["rows"]:',
+    '    print(row["method"], row["nodes"], row["calls"], row[found["distance"]])',
+    "",
+)
+"""Reads what an evaluation has found."""
+_KNOWN = (
+    "for calls, facts in model.calibrated().entries.items():",
+    '    print(calls, facts.get("rms"))',
+)
+"""Reads what a calibration has measured."""
 
 
 def read_evaluation(folder: str) -> Json:
@@ -46,7 +62,7 @@ def read_evaluation(folder: str) -> Json:
         for row in rows:
             _figure(row, "calls")
             _figure(row, str(found.get("distance")))
-    return found
+    return {**found, "path": str(path)}
 
 
 def _figure(row: Mapping[str, Any], name: str) -> float:
@@ -99,6 +115,10 @@ def _evaluated(evaluation: Json) -> Json:
         "baseline": floor.get("fd") if isinstance(floor, dict) else None,
         "note": f"{evaluation['facts'].get('images a sampler and seed')} images of each seed",
         "command": str(evaluation["facts"].get("command")),
+        "ways": {
+            "command": str(evaluation["facts"].get("command")),
+            "python": "\n".join(_READ).format(path=json.dumps(evaluation["path"])),
+        },
     }
 
 
@@ -154,10 +174,14 @@ def _calibrated(model: Model, origin: Origin, entries: Mapping[str, Mapping[str,
         "baseline": None,
         "note": f"median over {count} latents, on [-1, 1], as the calibration has measured it",
         "command": shlex.join(words),
+        "ways": {
+            "command": shlex.join(words),
+            "python": "\n".join([*origin.lines(model), *_KNOWN, ""]),
+        },
     }
 
 
-def prepare_tradeoff(model: Model, asked: TradeoffAsked) -> Job:
+def prepare_tradeoff(model: Model, origin: Origin, asked: TradeoffAsked) -> Job:
     """Solver error, measured now: how far samplers end from a finer one, from the same latents.
 
     Raises:
@@ -177,7 +201,32 @@ def prepare_tradeoff(model: Model, asked: TradeoffAsked) -> Job:
             )
     fine = finer_sampler(model.schedule, [tableau for _, tableau in lanes])
     condition = Condition().check(model, asked.images, every_class=True)
-    return lambda out: _measure(model, asked, lanes, fine, condition, out)
+    return lambda out: _measure(model, origin, asked, lanes, fine, condition, out)
+
+
+def _again(
+    model: Model,
+    origin: Origin,
+    asked: TradeoffAsked,
+    lanes: Sequence[tuple[Sampler, Tableau]],
+    fine: Sampler,
+) -> str:
+    """The lines of Python that measure the same."""
+    imports = ["from ddim.evaluate.deviation.teacher import image_errors", "import statistics"]
+    samplers = ", ".join(json.dumps(str(sampler)) for sampler, _ in lanes)
+    drawn = f"ddim.sample(model, {asked.images}, {{}}, seed={asked.seed})"
+    return "\n".join(
+        [
+            *origin.lines(model, imports=imports),
+            f"exact = {drawn.format(json.dumps(str(fine)))}",
+            "found = {}",
+            f"for sampler in [{samplers}]:",
+            f"    images = {drawn.format('sampler')}",
+            "    found[sampler] = statistics.median(image_errors(images, exact).tolist())",
+            "    print(sampler, found[sampler])",
+            "",
+        ]
+    )
 
 
 def _usual(model: Model) -> list[str]:
@@ -192,6 +241,7 @@ def _usual(model: Model) -> list[str]:
 
 def _measure(
     model: Model,
+    origin: Origin,
     asked: TradeoffAsked,
     lanes: Sequence[tuple[Sampler, Tableau]],
     fine: Sampler,
@@ -223,5 +273,12 @@ def _measure(
             }
         )
         out.send("point", points[-1])
-    words = {"metric": RMS, "source": "measured", "baseline": None, "note": note, "command": None}
+    words = {
+        "metric": RMS,
+        "source": "measured",
+        "baseline": None,
+        "note": note,
+        "command": None,
+        "ways": {"command": None, "python": _again(model, origin, asked, lanes, fine)},
+    }
     out.send("done", {"points": points, **words})

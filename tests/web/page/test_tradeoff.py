@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import ddim
-from browser import canvas, grid, settled
+from browser import canvas, grid, run_python, settled
 
 MEASURED = ".tradeoff[data-shown='measured']"
 OPENED = ".lane.point[data-phase='done']"
@@ -49,7 +49,7 @@ def test_what_an_evaluation_found_is_drawn_and_opens(visit, models):
     assert page.evaluate("navigator.clipboard.readText()") == EVALUATION["command"]
 
 
-def test_a_few_samplers_are_measured_here_and_a_link_restores_them(visit, models):
+def test_a_few_samplers_are_measured_here_and_a_link_restores_them(visit, models, tmp_path):
     page = visit("#tradeoff?model=classes&seed=2", wait=".tradeoff[data-shown='none']")
     assert "ddim evaluate" in page.locator(".tradeoff pre").text_content()
     page.get_by_role("button", name="Measure here").press("Enter")
@@ -57,6 +57,14 @@ def test_a_few_samplers_are_measured_here_and_a_link_restores_them(visit, models
     rows = page.locator(".numbers tbody tr")
     table = rows.all_text_contents()
     assert table[0].startswith("ddim:steps=5") and len(table) == page.locator(".spot").count()
+    page.locator(".evaluated .ways").first.get_by_role("button", name="Copy as Python").click()
+    page.get_by_text("Copied.").wait_for()
+    text = page.evaluate("navigator.clipboard.readText()")
+    found = run_python(text, tmp_path)["found"]
+    shown = rows.evaluate_all("all => all.map(row => [0, 2].map(i => row.cells[i].textContent))")
+    assert [[name, float(value)] for name, value in shown] == [
+        [name, float(f"{value:.3g}")] for name, value in found.items()
+    ]
     row = rows.filter(has_text="ddim:steps=10")
     row.get_by_role("button").press("Enter")
     page.wait_for_selector(OPENED, state="attached")
