@@ -69,8 +69,14 @@ def test_little_is_said_aloud(visit):
     assert told[-1].startswith("Done in") and len(told) <= 4, told
 
 
-def test_motion_is_reduced_where_that_is_asked_for(visit):
+def test_scheme_and_motion_are_those_asked_for(visit):
     page = visit("#latents?model=tiny&image=none", wait=".latents .primary:enabled")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    papers = []
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        papers.append(page.evaluate(paper))
+    assert papers[0] != papers[1]
     for wish, still in (("reduce", True), ("no-preference", False)):
         page.emulate_media(reduced_motion=wish)
         for selector in (".pad .dot", "nav a"):
@@ -91,15 +97,6 @@ def test_the_language_is_the_browsers_and_a_link_keeps_the_choice(visit):
     again = visit("#" + page.url.split("#")[1], locale="zh-CN", wait=".race .primary:enabled")
     assert again.get_by_role("button", name="Start the race").is_visible()
     assert again.title() == "Race · ddim"
-
-
-def test_schemes_have_their_own_paper(visit):
-    page = visit("#race?model=tiny")
-    page.emulate_media(color_scheme="dark")
-    paper = "getComputedStyle(document.body).backgroundColor"
-    dark = page.evaluate(paper)
-    page.emulate_media(color_scheme="light")
-    assert page.evaluate(paper) != dark
 
 
 def _words(language):

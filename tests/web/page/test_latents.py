@@ -86,18 +86,13 @@ def test_keys_alone_take_an_image_and_walk(visit):
     settled(page, "x=0.550&y=0.550")
 
 
-def test_corners_of_the_square_are_their_images(visit):
-    page = visit(LATENTS + "&others=5", wait=EXACT)
-    _between(page, "square")
-    for key, corner in (("Home", "nw"), ("End", "se")):
-        page.get_by_role("slider", name="Place between four images").press(key)
-        assert np.array_equal(_between(page, "square"), canvas(page, f".latents canvas.{corner}"))
-
-
 def test_the_pointer_moves_over_the_square(visit, tmp_path):
     page = visit(LATENTS + "&others=5&image=none")
     _between(page, "square")
     square = page.get_by_role("slider", name="Place between four images")
+    for key, corner in (("Home", "nw"), ("End", "se")):
+        square.press(key)
+        assert np.array_equal(_between(page, "square"), canvas(page, f".latents canvas.{corner}"))
     square.scroll_into_view_if_needed()
     box = square.bounding_box()
     page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
@@ -130,17 +125,14 @@ def test_a_file_is_taken_and_a_link_restores_it(visit):
     page.get_by_role("slider", name="From first to second").press("ArrowLeft")
     line, square = _between(page, "line"), _between(page, "square")
     assert np.array_equal(canvas(page, DRAWING), values)
-    again = visit(settled(page, "share=0.48"), wait=EXACT)
-    assert np.array_equal(canvas(again, DRAWING), values)
-    assert np.array_equal(_between(again, "line"), line)
-    assert np.array_equal(_between(again, "square"), square)
-
-
-def test_what_is_no_image_is_refused_in_one_line(visit):
-    page = visit(LATENTS + "&image=none", wait=".latents .primary:enabled")
+    address = settled(page, "share=0.48")
     visit.expected.append("status of 400")
     page.locator(".latents input[type=file]").set_input_files(
         {"name": "text.png", "mimeType": "image/png", "buffer": b"no image"}
     )
     page.wait_for_selector(".latents [data-phase='failed']", state="attached")
     assert page.get_by_text("That failed:").is_visible()
+    again = visit(address, wait=EXACT)
+    assert np.array_equal(canvas(again, DRAWING), values)
+    assert np.array_equal(_between(again, "line"), line)
+    assert np.array_equal(_between(again, "square"), square)
