@@ -22,7 +22,7 @@ docs: .venv/docs-installed
 .venv/demo-installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[all]' -c constraints.txt || { \
 	  echo "ncnn and OpenVINO cannot be had here: torch runs the network"; \
-	  $(BIN)/python -m pip install --quiet --editable '.[plot,tensorboard,data,ode,onnx]' \
+	  $(BIN)/python -m pip install --quiet --editable '.[plot,tensorboard,data,ode,onnx,web,hub]' \
 	    -c constraints.txt; }
 	touch $@
 

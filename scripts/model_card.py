@@ -24,12 +24,10 @@ from tqdm import tqdm
 import ddim
 from ddim.base.files import replacing, write_bytes
 from ddim.base.plots import line_style
-from ddim.checkpoints.training import read_training
 from ddim.evaluate.distances.digits import DigitReport, report_digits
-from ddim.nets.unet import UNet, count_flops
-from ddim.train.checkpoint import saved_config
-from ddim.train.config import PRESETS, TrainConfig
-from ddim.train.run import CHECKPOINT
+from ddim.interop.card import checksum_table, command_of, history, size_rows, table
+from ddim.nets.unet import UNet
+from ddim.train.config import TrainConfig
 
 STEPS = 50
 CHUNK = 500
@@ -96,24 +94,6 @@ def draw(model: ddim.Model, cache: Path, arguments: argparse.Namespace) -> torch
     return ddim.from_pixels(torch.cat(parts))
 
 
-def history(run: Path) -> list[TrainConfig]:
-    """The configurations of the run and of the runs that it started from, the first one first."""
-    config = saved_config(read_training(run / CHECKPOINT))
-    before = Path(config.init or "") / CHECKPOINT
-    return [*(history(before.parent) if config.init and before.exists() else []), config]
-
-
-def command(preset: str, config: TrainConfig) -> str:
-    """The command of that run: the preset, and what differs from it."""
-    skip = ("data_root", "threads", "save_every", "sample_every", "log_every", "tensorboard")
-    base, words = PRESETS[preset].to_json(), [f"ddim train --preset {preset}"]
-    for key, value in config.to_json().items():
-        if value != base[key] and key not in skip:
-            shown = " ".join(map(str, value)) if isinstance(value, list) else value
-            words.append(f"--{key.replace('_', '-')} {shown}")
-    return " ".join([*words, f"--threads {config.threads}"])
-
-
 def plot_loss(folders: Sequence[Path], output: Path) -> None:
     """The loss of the runs, one after the other; what it weighs may differ from run to run."""
     figure = Figure(figsize=(6, 3), layout="constrained")
@@ -143,14 +123,17 @@ def write_card(
     config = runs[-1]
     folders = [*(run.init for run in runs[1:]), f"runs/{arguments.name}"]
     commands = "\n".join(
-        f"{command(arguments.name, run)} --output {folder}"
-        for run, folder in zip(runs, folders, strict=True)
+        f"{command_of(run)} --output {folder}" for run, folder in zip(runs, folders, strict=True)
     )
-    parameters = sum(p.numel() for p in model.net.parameters())
     shares = " ".join(f"{share:.1%}" for share in report.class_shares)
-    checksums = "\n".join(
-        f"| `{name}` | `{value}` |" for name, value in model.facts.data["sha256"].items()
-    )
+    rows = {
+        **size_rows(model.net),
+        "images seen": f"{sum(run.images for run in runs):,}",
+        "seed, threads": f"{model.facts.more['seed']}, {model.facts.more['threads']}",
+        "loss": f"{config.weighting}, γ = {config.gamma:g}",
+        "optimizer": f"{config.optimizer}, learning rate {config.lr:g}",
+        "precision": f"{config.precision} autocast, float32 weights",
+    }
     labels = ", labels 0–9 in turn, no guidance" if model.classes else ""
     kind = "A class-conditional" if model.classes else "An unconditional"
     guidance = ""
@@ -167,15 +150,7 @@ label {model.null_label} is 'none'.
 T = {model.schedule.T}, β linear from {config.beta_start:g} to {config.beta_end:g}, predicts ε.
 The folder opens in `ddim` and in diffusers' `DDIMPipeline`; the weights are the moving average.
 
-| | |
-|---|---|
-| parameters | {parameters:,} ({parameters * 4 / 1e6:.1f} MB) |
-| forward pass | {count_flops(model.net) / 1e9:.3f} GFLOP an image |
-| images seen | {sum(run.images for run in runs):,} |
-| seed, threads | {model.facts.more["seed"]}, {model.facts.more["threads"]} |
-| loss | {config.weighting}, γ = {config.gamma:g} |
-| optimizer | {config.optimizer}, learning rate {config.lr:g} |
-| precision | {config.precision} autocast, float32 weights |
+{table(rows)}
 
 ```
 {commands}
@@ -203,9 +178,7 @@ Made by `python scripts/model_card.py RUN --name {arguments.name} --output FOLDE
 
 MNIST (LeCun, Cortes, Burges), training set. SHA-256 of the uncompressed files:
 
-| file | SHA-256 |
-|---|---|
-{checksums}
+{checksum_table(model.facts.data["sha256"])}
 """
 
 

@@ -2,7 +2,8 @@
 
 The tutorials in docs/tutorials are Markdown with cells of code. With --write each gets a notebook
 in examples/notebooks, without outputs, and its Chinese page in docs/zh gets the same cells, one for
-one. Without it, what is not up to date is named.
+one. Without it, what is not up to date is named. Where tool.ddim.repository in pyproject.toml says
+where the repository is, a notebook has a line that opens it in Colab.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 NOTEBOOKS = ROOT / "examples" / "notebooks"
 CHINESE = ROOT / "docs" / "zh"
+LINKS = runpy.run_path(str(ROOT / "scripts" / "readme_links.py"))
 CELL = re.compile(r"^```\{code-cell\} ipython3\n(.*?)^```\n", re.M | re.S)
 TAGS = re.compile(r"\A:tags: \[(.*)\]\n\n?")
 
@@ -46,10 +49,18 @@ def plain(prose: str) -> str:
     return re.sub(r"\]\((\d-[\w-]+)\.md\)", r"](\1.ipynb)", quoted)
 
 
-def notebook(text: str) -> str:
-    """A page as a notebook of version 4.5, without outputs."""
+def notebook(text: str, opener: str = "") -> str:
+    """A page as a notebook of version 4.5, without outputs.
+
+    Args:
+        text: the page.
+        opener: the line that opens it elsewhere, below its title; nothing for none.
+    """
     made = []
     for number, (kind, part) in enumerate(parts(text)):
+        if opener and number == 0:
+            title, _, rest = part.partition("\n")
+            part = f"{title}\n\n{opener}\n{rest}"
         tags = TAGS.match(part) if kind == "code" else None
         source = plain(part) if kind == "markdown" else TAGS.sub("", part)
         cell: dict[str, object] = {
@@ -87,7 +98,9 @@ def made() -> dict[Path, str]:
     files = {}
     for page in TUTORIALS:
         text = page.read_text(encoding="utf-8")
-        files[NOTEBOOKS / f"{page.stem}.ipynb"] = notebook(text)
+        place = NOTEBOOKS / f"{page.stem}.ipynb"
+        opener = LINKS["colab_line"](place.relative_to(ROOT).as_posix(), LINKS["repository"](ROOT))
+        files[place] = notebook(text, opener)
         translation = CHINESE / page.name
         files[translation] = in_step(translation.read_text(encoding="utf-8"), text)
     return files

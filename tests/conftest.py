@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 # Before torch is imported, and for the processes that tests start: the workers share the cores.
@@ -27,6 +28,7 @@ from ddim.denoisers.exact import Gaussian
 from ddim.noise.schedule import Schedule
 from ddim.samplers.loop import final, integrate
 from ddim.samplers.tableau import Tableau
+from fake_hub import FakeHub, serving
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(
@@ -57,6 +59,21 @@ def refuses() -> Callable[[str], contextlib.AbstractContextManager[None]]:
         assert "\n" not in str(info.value)
 
     return check
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """A Hub on this machine, asked by nobody in particular, and caches of one's own."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: tmp_path / "ddim-cache")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    with serving() as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        yield served
 
 
 class GaussianLab:

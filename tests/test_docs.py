@@ -119,7 +119,8 @@ def test_a_method_is_added_by_its_page_alone(tmp_path, monkeypatch):
                 command_line(command, monkeypatch)
     assert done.count("ddim sample --method") == 3
     assert "python -m pytest" in done and "python -m pip" in done
-    assert {path.name for path in Path().glob("*.png")} == {"samples.png", "half.png", "named.png"}
+    drawn = {"samples.png", "half.png", "compared.png", "named.png"}
+    assert {path.name for path in Path().glob("*.png")} == drawn
 
 
 def command_line(command: list[str], monkeypatch) -> None:
@@ -153,8 +154,8 @@ def install(monkeypatch) -> None:
     lookup._installed.cache_clear()
 
 
-def test_the_model_that_the_readme_trains_draws_its_points():
-    (snippet,) = (text for _, text in blocks(ROOT / "README.md") if "# any shape" in text)
+def test_the_model_that_the_tour_trains_draws_its_points():
+    (snippet,) = (text for _, text in blocks(ROOT / "docs" / "tour.md") if "# any shape" in text)
     torch.manual_seed(0)
     drawn = ddim.sample(run(snippet)["model"], n=2000, steps=10)
     assert drawn.mean(0).tolist() == pytest.approx([1.0, -1.0], abs=0.1)

@@ -135,9 +135,10 @@ def test_formulas_become_mathml():
             assert mathematics.mathml(tex, block=True).startswith("<math"), tex
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
+@pytest.mark.parametrize("cells", ["off", pytest.param("cache", marks=pytest.mark.slow)])
+def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path, cells):
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    command += ["-D", f"nb_execution_mode={cells}"]
     done = subprocess.run([*command, str(DOCS), str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loading = re.compile(

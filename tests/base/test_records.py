@@ -126,8 +126,9 @@ def test_what_is_no_file(tmp_path, refuses):
     ("text", "match"),
     [
         ("[" * 200_000, "x is no record: it has more than 20,000 brackets"),
-        ("[" * 9_000, "x is no record: its brackets never end"),
-        ('{"a":' * 9_000, "x is no record: its brackets never end"),
+        # Python 3.13 follows them to their end, where nothing stands.
+        ("[" * 9_000, "x is no record: its brackets never end|x is not valid JSON"),
+        ('{"a":' * 9_000, "x is no record: its brackets never end|x is not valid JSON"),
         ('{"a": ' + "[" * 30 + "]" * 30 + "}", "x is nested in more than 20 levels"),
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "x says 'c' twice"),
         ("{" + ", ".join(f'"{i % 60_000}": 0' for i in range(60_001)) + "}", "says '0' twice"),

@@ -52,12 +52,13 @@ def files(plain, tmp_path_factory):
     return folder
 
 
-def test_every_snippet_runs_in_order(files, monkeypatch, capsys):
+def test_every_snippet_runs_in_order(files, hub, monkeypatch, capsys):
     monkeypatch.chdir(files)
+    hub.add("google/ddpm-cifar10-32", files / "ddpm-folder")
     module = import_module("ddim.model.drawing")  # ddim.generate is the function
     monkeypatch.setattr(module, "pick_batch_size", lambda *_: 2)  # no padding up to eight
     blocks = re.findall(r"```(python|console)\n(.*?)```", PAGE, re.DOTALL)
-    assert [kind for kind, _ in blocks].count("python") == 11
+    assert [kind for kind, _ in blocks].count("python") == 12
     for kind, text in blocks:
         if kind == "python":
             exec(compile(text, "snippet", "exec"), {"__name__": "snippet"})
@@ -75,6 +76,7 @@ def test_every_snippet_runs_in_order(files, monkeypatch, capsys):
 def test_every_source_has_a_section():
     for source in (
         "A diffusers folder",
+        "A name on the Hugging Face Hub",
         "Official DDIM and DDPM",
         "improved-diffusion",
         "guided-diffusion",

@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ddim.checkpoints.diffusers import read_folder, read_scheduler, write_folder
+from ddim.checkpoints.diffusers import read_folder, write_folder
+from ddim.checkpoints.scheduler import read_scheduler
 from ddim.denoisers.clipping import Clipping
 from ddim.denoisers.target import Target
 from ddim.model.drawing import generate

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from ddim.checkpoints.calibration import is_shipped, user_file
+from ddim.checkpoints.calibration import is_shared, user_file
 from ddim.model.opening import load
 
 
@@ -154,17 +154,17 @@ def package(tiny, conditional, tmp_path, monkeypatch):
     shutil.copytree(tiny, tmp_path / "package/tiny")
     shutil.copytree(conditional, tmp_path / "package/conditional")
     monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: tmp_path / "cache")
-    where = "ddim.checkpoints.calibration.is_shipped"
+    where = "ddim.checkpoints.calibration.is_shared"
     monkeypatch.setattr(where, lambda path: tmp_path / "package" in Path(path).parents)
     return tmp_path / "package"
 
 
 def test_shipped_is_what_is_in_the_package(tmp_path):
     shipped = load("mnist").calibration
-    assert shipped is not None and is_shipped(shipped)
-    assert not is_shipped(tmp_path / "calibrated.json")
+    assert shipped is not None and is_shared(shipped)
+    assert not is_shared(tmp_path / "calibrated.json")
     one, other = (user_file(load(name).identity) for name in ("mnist", "mnist-cond"))
-    assert one != other and not is_shipped(one)
+    assert one != other and not is_shared(one)
 
 
 def files(folder):

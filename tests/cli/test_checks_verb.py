@@ -1,7 +1,10 @@
 import json
+import platform
+from importlib.metadata import version
 
 import numpy as np
 
+from ddim import __version__
 from ddim.data.pixels import to_pixels
 from ddim.model.drawing import sample
 from ddim.model.opening import load
@@ -32,6 +35,23 @@ def test_without_data_it_looks_at_the_rest(ddim, conditional):
     assert answer.status == 0, answer.err
     assert "schedule" in answer.out and "[note] the network's predictions were not" in answer.out
     assert "3 for 'none'" in answer.out
+
+
+def test_without_a_model_it_says_what_a_report_needs(ddim):
+    """The shipped model, and the machine."""
+    answer = ddim("checks", "--json")
+    assert answer.status == 0, answer.err
+    facts = json.loads(answer.out)
+    assert facts["model"] == "mnist"
+    machine = facts["environment"]
+    assert machine["ddim"] == __version__ and machine["python"] == platform.python_version()
+    assert machine["torch"] == version("torch") and machine["platform"] == platform.platform()
+    assert machine["cuda"] is None or isinstance(machine["cuda"], str)
+    backends = machine["backends"]
+    assert list(backends) == ["torch", "ncnn", "openvino", "cuda-graph", "compile"]
+    assert backends["torch"] is None
+    if machine["device"] == "cpu":
+        assert backends["compile"] == "is for CUDA, not for cpu"
 
 
 MINE = """

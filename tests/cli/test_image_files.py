@@ -142,3 +142,50 @@ def test_transparent_pictures_are_encoded_on_white(ddim, tiny, tmp_path, caplog)
     assert ddim("decode", "--model", tiny, "--output", "d.npz", "--quiet").status == 0
     with np.load("d.npz") as file:
         assert torch.from_numpy(file["images"]).min() > 250
+
+
+SIGNALS = """
+import torch
+
+import ddim
+
+
+class Net(torch.nn.Module):
+    def forward(self, x, t):
+        raise AssertionError("nothing is to be drawn")
+
+
+def features(images):
+    return images.flatten(1)
+
+
+def signals():
+    return ddim.Model(Net(), ddim.Schedule.linear(20), "eps", (2, 32))
+
+
+def pairs():
+    return ddim.Model(Net(), ddim.Schedule.linear(20), "eps", (2, 8, 8))
+"""
+
+
+def test_models_of_no_images_are_refused_before_anything_is_drawn(fails, photos, tmp_path):
+    (tmp_path / "own.py").write_text(SIGNALS)
+    given = ("--model", f"{tmp_path / 'own.py'}:signals")
+    line = r"images are \(C, H, W\), and model makes \(2, 32\): draw it in Python"
+    # Four signals of two channels have the shape of one picture of four.
+    fails(2, line, "sample", *given, "-n", 4, "--output", "x.png")
+    fails(2, line, "sample", *given, "--output", "x.npz")
+    fails(2, line, "compare", *given, "--steps", 5)
+    fails(2, line, "interpolate", *given)
+    fails(2, line, "demo", *given)
+    fails(2, line, "encode", *given, "--data", photos)
+    features = ("--features", f"{tmp_path / 'own.py'}:features", "--steps", 5, "-n", 3)
+    fails(2, line, "evaluate", *given, "--data", photos, *features)
+
+
+def test_pictures_have_as_many_channels_as_a_picture_can_have(fails, tmp_path):
+    (tmp_path / "own.py").write_text(SIGNALS)
+    given = ("--model", f"{tmp_path / 'own.py'}:pairs")
+    line = r"a picture has 1, 3 or 4 channels, and model makes \(2, 8, 8\)"
+    fails(2, line, "sample", *given)
+    fails(2, line, "compare", *given, "--steps", 5)

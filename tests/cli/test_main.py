@@ -86,9 +86,14 @@ def test_help_of_a_verb(ddim, verb):
     answer = ddim(verb, "--help")
     assert (answer.status, answer.err) == (0, "")
     assert f"usage: ddim {verb}" in answer.out
-    assert {"convert": "DEST", "checks": "MODEL", "calibrate": "MODEL", "verify": "FOLDER"}.get(
-        verb, "--output"
-    ) in answer.out
+    assert {
+        "convert": "DEST",
+        "checks": "MODEL",
+        "calibrate": "MODEL",
+        "verify": "FOLDER",
+        "push": "FOLDER",
+        "serve": "--port",
+    }.get(verb, "--output") in answer.out
 
 
 def options_of(verb: str) -> type:

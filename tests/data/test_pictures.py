@@ -11,7 +11,15 @@ from PIL import Image
 
 from ddim.base.errors import InputError
 from ddim.data.folder import FolderData
-from ddim.data.pictures import on_white, open_picture, quietly, read_header, read_mask, suffixes
+from ddim.data.pictures import (
+    decode_picture,
+    on_white,
+    open_picture,
+    quietly,
+    read_header,
+    read_mask,
+    suffixes,
+)
 
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 HALF = np.repeat([[0, 0, 255, 255]], 3, axis=0).astype(np.uint8)
@@ -261,3 +269,31 @@ def test_damaged_bytes_are_refused_by_name(tmp_path: Path, kind: str):
                 open_picture(path)
             except InputError as error:
                 assert "damaged" in str(error)
+
+
+def content_of(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_that_was_sent_is_what_its_file_is(tmp_path, kind):
+    content = content_of(Image.linear_gradient("L").resize((40, 20)).convert("RGB"), kind)
+    (tmp_path / "one").write_bytes(content)
+    with quietly():
+        sent, kept = decode_picture(content), open_picture(tmp_path / "one")
+    assert sent.mode == kept.mode and sent.tobytes() == kept.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "PPM"])
+def test_other_formats_are_not_decoded_for_strangers(refuses, kind):
+    with quietly(), refuses("drawn.bin cannot be read as an image: it is no PNG, JPEG or WebP"):
+        decode_picture(content_of(Image.new("RGB", (4, 4)), kind), "drawn.bin")
+
+
+def test_a_picture_that_was_sent_is_measured_before_it_is_decoded(refuses, monkeypatch):
+    content = content_of(Image.new("L", (50, 40)), "PNG")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("decoded"))
+    with quietly(), refuses("has 50 x 40 pixels, more than 1,999: make it smaller"):
+        decode_picture(content, most=1999)

@@ -511,3 +511,29 @@ def test_trap_a_pair_is_turned_by_the_tensor_that_is_a_latent():
     # What leads through a linear flow is what spherical interpolation of its ends is.
     (expected,) = slerp(x[:1], x[1:], 0.5)
     assert (middle - expected).square().mean().sqrt() < 0.02
+
+
+def test_latents_that_were_made_one_by_one_are_joined(images):
+    model = make_model(classes=3)
+    labels = [2, 0, 1][: len(images)]
+    how = {"steps": 4, "batch_size": 1}
+    whole = encode(model, images[:3], labels=labels, **how)
+    parts = [encode(model, images[i : i + 1], labels=labels[i], **how) for i in range(len(labels))]
+    joined = Latents.join(parts)
+    assert joined.condition.labels == whole.condition.labels and joined.calls == whole.calls
+    for one, two in zip(joined.tensors, whole.tensors, strict=True):
+        assert torch.equal(one, two)
+    assert torch.equal(decode(model, joined), decode(model, whole))
+
+
+def test_unlike_latents_are_not_joined(images, refuses):
+    model = make_model()
+    one = encode(model, images[:1], steps=4)
+    with refuses("no latents to join"):
+        Latents.join([])
+    with refuses("of one codec can be joined, not of obelm and ddim"):
+        Latents.join([one, encode(model, images[:1], steps=4, codec="ddim")])
+    with refuses("of one set of nodes can be joined"):
+        Latents.join([one, encode(model, images[:1], steps=3)])
+    with refuses("of one identity can be joined"):
+        Latents.join([one, encode(make_model(seed=1), images[:1], steps=4)])

@@ -259,3 +259,14 @@ def test_rescale_needs_guidance_and_reaches_the_images(refuses):
     # The outputs are multiples of the state: all that guidance changes is their spread.
     assert torch.allclose(drawn[1], plain, atol=1e-5)
     assert not torch.allclose(drawn[0], plain, atol=1e-2)
+
+
+def test_conditions_are_joined_row_by_row(refuses):
+    one = Condition([1, 2], {"text": torch.ones(2, 3)}, guidance=2.0)
+    two = Condition([0], {"text": torch.zeros(1, 3)}, guidance=2.0)
+    joined = Condition.join([one, two])
+    assert joined.labels == (1, 2, 0) and joined.guidance == 2.0
+    assert torch.equal(joined.tensors["text"], torch.tensor([[1.0] * 3, [1.0] * 3, [0.0] * 3]))
+    for other in (two.replace(guidance=3.0), two.replace(labels=None), two.replace(tensors={})):
+        with refuses("differ in nothing but their rows"):
+            Condition.join([one, other])

@@ -463,3 +463,5 @@ def test_builders_that_build_no_table_or_half_of_one(own, refuses):
         Sampler("own.py:half", 4).tableau(SCHEDULE)
     with refuses("own.py is a file: name the method in it, as in own.py:NAME"):
         Sampler("own.py", 4)
+    with refuses("'a-name' is no function of own.py: give the function's name, not the one that"):
+        Sampler("own.py:a-name", 4)

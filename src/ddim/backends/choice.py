@@ -19,7 +19,7 @@ from ddim.base.errors import InputError, RunError, unknown
 from ddim.nets.unet import UNet, in_parts
 from ddim.noise.draws import Noise
 
-__all__ = ["Engine", "checksum", "choose", "is_torchs"]
+__all__ = ["Engine", "checksum", "choose", "is_torchs", "standing"]
 
 log = logging.getLogger("ddim")
 
@@ -122,6 +122,11 @@ def _why_not(name: str, net: nn.Module, device: torch.device) -> str | None:
         reason = ncnn.unsupported(net)
         return None if reason is None else f"cannot run this network: {reason}"
     return openvino.why_not(net) if name == "openvino" else None
+
+
+def standing(net: nn.Module, device: torch.device) -> dict[str, str | None]:
+    """Of each back end why it cannot run a network here, as part of a sentence; None if it can."""
+    return {n: None if n == "torch" else _why_not(n, net, device) for n in BACKENDS if n != "auto"}
 
 
 def _made(name: str, net: nn.Module, shape: tuple[int, ...]) -> Engine:

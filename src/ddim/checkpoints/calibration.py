@@ -24,7 +24,7 @@ __all__ = [
     "CALIBRATED",
     "CalibrationFile",
     "find_calibration",
-    "is_shipped",
+    "is_shared",
     "read_calibration",
     "user_file",
     "write_calibration",
@@ -103,20 +103,23 @@ class CalibrationFile:
         )
 
 
-def is_shipped(path: Path) -> bool:
-    """Whether a file is in the package, where nobody's own files are written."""
-    return Path(path).resolve().is_relative_to(Path(__file__).resolve().parents[1])
+def is_shared(path: Path) -> bool:
+    """Whether a file is where no user's are written: in the package, or in the Hub's cache."""
+    if Path(path).resolve().is_relative_to(Path(__file__).resolve().parents[1]):
+        return True
+    parts = Path(path).parts[-4:-1]  # models--OWNER--NAME/snapshots/COMMIT/calibrated.json
+    return len(parts) == 3 and parts[0].startswith("models--") and parts[1] == "snapshots"
 
 
 def user_file(identity: str) -> Path:
-    """Where the user's own calibration of a shipped model is: in the cache, by its identity."""
+    """Where the user's own calibration of a model that is shared is: in the cache, by identity."""
     from platformdirs import user_cache_path
 
     return user_cache_path("ddim", appauthor=False) / "calibrated" / f"{identity[:16]}.json"
 
 
 def find_calibration(path: Path | None, identity: str) -> CalibrationFile | None:
-    """What is known of a model, if anything is; of a shipped one what the user found goes before.
+    """What is known of a model, if anything is; of a shared one what the user found goes before.
 
     Args:
         path: the file beside the model, whether it is there or not.
@@ -127,7 +130,7 @@ def find_calibration(path: Path | None, identity: str) -> CalibrationFile | None
     """
     if path is None:
         return None
-    paths = [user_file(identity), path] if is_shipped(path) else [path]
+    paths = [user_file(identity), path] if is_shared(path) else [path]
     found = [read_calibration(file) for file in paths if file.exists()]
     for one in found:
         if one.identity != identity:

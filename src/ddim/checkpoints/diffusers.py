@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ddim.base.errors import InputError, quoted
+from ddim.base.errors import InputError
 from ddim.base.files import read_json, write_json
 from ddim.base.records import checked, in_file
 from ddim.checkpoints.containers import select
+from ddim.checkpoints.description import describe
 from ddim.checkpoints.record import Facts, Loaded
-from ddim.checkpoints.scheduler import read_scheduler, scheduler_config
-from ddim.checkpoints.shards import find_weights, listing, read_shards
+from ddim.checkpoints.scheduler import scheduler_config
+from ddim.checkpoints.shards import find_weights, read_shards
 from ddim.checkpoints.tensors import read_pickle, read_safetensors, write_safetensors
 from ddim.checkpoints.weights import fill, unfilled
 from ddim.denoisers.clipping import Clipping
@@ -33,18 +34,6 @@ __all__ = ["read_folder", "write_folder"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FACTS = "ddim.json"
-SCHEDULER = "scheduler_config.json"
-_AVERAGING = (
-    "decay",
-    "min_decay",
-    "optimization_step",
-    "update_after_step",
-    "use_ema_warmup",
-    "inv_gamma",
-    "power",
-)
-"""What diffusers' EMAModel adds to the configuration of the network that it averages."""
-
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -61,20 +50,11 @@ def read_folder(folder: Path, weights: str = "ema") -> Loaded:
             the message names the file and the key.
     """
     folder = Path(folder)
-    unet, both = _unet_folder(folder, weights)
-    root = _root(folder, nested=unet != folder)
-    _check_components(root / "model_index.json")
-    # Weights alone, without a record of their own, are of the network beside them.
-    config_path = unet / "config.json"
-    if not config_path.exists():
-        config_path = folder / "unet" / "config.json"
-    made = _config(config_path)
-    with in_file(config_path):
+    said = describe(folder, weights)
+    made, unet, both = said.config, said.unet, said.both
+    schedule, target, clipping = said.schedule, said.target, said.clipping
+    with in_file(said.path):
         net = unfilled(lambda: UNet(made))
-    nested = unet != folder or root != folder
-    scheduler_path = root / ("scheduler" if nested else "") / SCHEDULER
-    schedule, target, clipping = read_scheduler(scheduler_path)
-    _check_variance(made, config_path, scheduler_path)
     kind = load_weights(net, unet, weights)
     own = _own_facts(folder / FACTS)
     if own.schedule is not None:
@@ -97,51 +77,6 @@ def read_folder(folder: Path, weights: str = "ema") -> Loaded:
         own.null_label,
         own.name,
     )
-
-
-def _unet_folder(folder: Path, weights: str) -> tuple[Path, bool]:
-    """The folder of the network that was asked for, and whether there are two.
-
-    Raises:
-        InputError: none, or an average alone where the raw weights were asked for.
-    """
-    raw, average = folder / "unet", folder / "unet_ema"
-    averaged = average.is_dir() and any(average.iterdir())
-    if not raw.is_dir() and averaged:
-        if weights == "net":
-            raise InputError(f"{folder} holds an average (unet_ema) and no raw weights (unet)")
-        return average, False
-    if not raw.is_dir():
-        if not (folder / "config.json").exists():
-            raise InputError(
-                f"{folder} is not a model folder: it has no config.json{listing(folder)}"
-            )
-        return folder, False
-    if not (raw / "config.json").exists():
-        raise InputError(f"{folder} is not a model folder: it has no unet/config.json")
-    return (average if averaged and weights == "ema" else raw), averaged
-
-
-def _root(folder: Path, *, nested: bool) -> Path:
-    """Where the scheduler is: in the folder, or one above, of a network or a checkpoint alone."""
-    own = folder / ("scheduler" if nested else "") / SCHEDULER
-    above = folder.resolve().parent
-    return above if not own.exists() and (above / "scheduler" / SCHEDULER).exists() else folder
-
-
-def _config(path: Path) -> UNetConfig:
-    """The network's configuration, without what diffusers' EMAModel writes into it.
-
-    Raises:
-        InputError: another kind of network, or fields that are none or do not fit one another.
-    """
-    config = read_json(path)
-    kind = config.get("_class_name", "UNet2DModel")
-    if kind != "UNet2DModel":
-        kind = kind if isinstance(kind, str) else quoted(kind)
-        raise InputError(f"{path}: a {kind:.200} cannot be loaded, only a UNet2DModel")
-    with in_file(path):
-        return UNetConfig.from_json({k: v for k, v in config.items() if k not in _AVERAGING})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,42 +103,6 @@ def _own_facts(path: Path) -> _Own:
             if value is not None:
                 own[key] = value
         return _Own(Facts.of(values), schedule, **own)
-
-
-def _check_components(path: Path) -> None:
-    """A UNet and a scheduler draw images; with more parts the UNet's are something else."""
-    if not path.exists():
-        return
-    index = read_json(path)
-    others = [
-        key
-        for key, value in index.items()
-        if not key.startswith("_")
-        and key not in ("unet", "unet_ema", "scheduler")
-        and isinstance(value, list)
-        and any(value)
-    ]
-    if others:
-        raise InputError(
-            f"{path}: a {index.get('_class_name')} has {', '.join(sorted(others))} too, so that "
-            "its UNet makes no images by itself: keep its model and give it a sampler with "
-            "ddim.diffusers_scheduler"
-        )
-
-
-def _check_variance(config: UNetConfig, path: Path, scheduler: Path) -> None:
-    """Twice the channels are a prediction and how to interpolate its variance, and nothing else."""
-    channels, out = config.in_channels, config.out_channels
-    if out not in (channels, 2 * channels):
-        raise InputError(
-            f"{path}: out_channels {out} is neither in_channels {channels} nor twice that"
-        )
-    kind = read_json(scheduler).get("variance_type")
-    if kind == "learned" or (kind == "learned_range" and out == channels):
-        raise InputError(
-            f"{scheduler}: variance_type {quoted(kind)} does not go with out_channels {out}: with "
-            f"twice the {channels} in_channels it would be 'learned_range', otherwise a fixed one"
-        )
 
 
 def _exact(schedule: Schedule, recorded: Schedule) -> Schedule:

@@ -14,7 +14,15 @@ from ddim.base.records import checked, in_file
 from ddim.checkpoints.containers import state_dict
 from ddim.checkpoints.tensors import read_pickle, read_safetensors
 
-__all__ = ["INDEX", "find_weights", "listing", "read_shards"]
+__all__ = [
+    "INDEX",
+    "find_weights",
+    "is_weights",
+    "listing",
+    "pick_weights",
+    "read_shards",
+    "shard_places",
+]
 
 INDEX = ".index.json"
 _FILE = re.compile(
@@ -43,26 +51,44 @@ def find_weights(folder: Path, weights: str) -> tuple[Path, str]:
     Raises:
         InputError: none, or none of a name that says what is meant; the files are listed.
     """
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        index, file = _INDEX.fullmatch(path.name), _FILE.fullmatch(path.name)
+    picked = pick_weights((path.name for path in folder.iterdir()), weights)
+    if picked is None:
+        none = f"there are no weights {folder / 'diffusion_pytorch_model.safetensors'}"
+        raise InputError(none + listing(folder))
+    name, kind = picked
+    return folder / name, kind
+
+
+def pick_weights(names: Iterable[str], weights: str) -> tuple[str, str] | None:
+    """The file of the weights among the names of a folder's files, as :func:`find_weights`.
+
+    Returns:
+        its name and what it holds; None where no name says that it is meant.
+    """
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        index, file = _INDEX.fullmatch(name), _FILE.fullmatch(name)
         if index is not None:
-            found.setdefault(index["variant"] or index["early"] or "", []).append(path)
-        elif file is not None and re.search(r"-\d{5}-of-", path.name) is None:
-            found.setdefault(file["variant"] or file["old"] or "", []).append(path)
+            found.setdefault(index["variant"] or index["early"] or "", []).append(name)
+        elif file is not None and re.search(r"-\d{5}-of-", name) is None:
+            found.setdefault(file["variant"] or file["old"] or "", []).append(name)
     meant = next((names for names in _ORDER[weights] if found.keys() & set(names)), ())
     if not meant and len(found) == 1 and "ema" not in found:
         meant = tuple(found)  # whatever it is called, it is what there is
     if not meant:
-        none = f"there are no weights {folder / 'diffusion_pytorch_model.safetensors'}"
-        raise InputError(none + listing(folder))
+        return None
     # Safetensors before pickles, then full precision, then one file before the index of several.
-    _, variant, path = min(
-        ((".bin" in path.name, rank, path.suffix == ".json"), variant, path)
+    _, variant, name = min(
+        ((".bin" in name, rank, name.endswith(".json")), variant, name)
         for rank, variant in enumerate(meant)
-        for path in found.get(variant, ())
+        for name in found.get(variant, ())
     )
-    return path, _kind(variant, found)
+    return name, _kind(variant, found)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file is one of weights, or their index, by its name."""
+    return (_FILE.fullmatch(name) or _INDEX.fullmatch(name)) is not None
 
 
 def _kind(variant: str, found: Iterable[str]) -> str:
@@ -81,6 +107,20 @@ def listing(folder: Path) -> str:
     return f": it has {quoted(', '.join(names))[1:-1]}" if names else ""
 
 
+def shard_places(index: Path) -> dict[str, str]:
+    """Which file beside an index holds each tensor.
+
+    Raises:
+        InputError: a damaged index, or one that leads out of its folder.
+    """
+    with in_file(index):
+        places = checked("weight_map", read_json(index).get("weight_map"), dict[str, str])
+        for name in set(places.values()):
+            if Path(name).name != name or name in ("", ".."):
+                raise InputError(f"{quoted(name)} is no file beside it")
+    return places
+
+
 def read_shards(index: Path) -> dict[str, Tensor]:
     """The tensors of all files that an index names, memory-mapped where they can be.
 
@@ -88,11 +128,7 @@ def read_shards(index: Path) -> dict[str, Tensor]:
         InputError: a damaged index, one that leads out of its folder, a file that is not there, or
             one that holds other tensors than the index says.
     """
-    with in_file(index):
-        places = checked("weight_map", read_json(index).get("weight_map"), dict[str, str])
-        for name in set(places.values()):
-            if Path(name).name != name or name in ("", ".."):
-                raise InputError(f"{quoted(name)} is no file beside it")
+    places = shard_places(index)
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         path = index.with_name(name)

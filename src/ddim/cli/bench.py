@@ -45,7 +45,7 @@ class BenchOptions:
     cores a run takes some five minutes, on fast ones half of it, beside other programs longer.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim bench mnist --output speeds.md",
         "ddim bench model/ -n 16 --steps 10 --parts images,one --json",
     )
@@ -102,11 +102,12 @@ def main(argv: Sequence[str]) -> int:
     )
     model = options.model.open(where)
 
+    from ddim.checkpoints.hub import pinned
     from ddim.evaluate.speed.measure import measure
     from ddim.train.speed import training_table
 
     quiet = options.report.quiet
-    report = measure(model, plan, options.model.model, training_table, quiet=quiet)
+    report = measure(model, plan, pinned(options.model.model), training_table, quiet=quiet)
     if options.output is not None:
         write_bytes(Path(options.output), report.markdown().encode())
         record(Path(options.output), "bench", options, model=model.name)

@@ -40,7 +40,7 @@ class CalibrateOptions:
     errors printed, with those of plain samplers, are of latents that no choice has seen.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim calibrate model/ --calls 5 8 10",
         "ddim calibrate mine.py:model --calls 8 --output mine.json",
     )
@@ -105,10 +105,10 @@ class CalibrateOptions:
 
     def _kept(self, model: Model) -> Path | None:
         """Where a model's calibration is looked for first: never in the package."""
-        from ddim.checkpoints.calibration import is_shipped, user_file
+        from ddim.checkpoints.calibration import is_shared, user_file
 
         path = model.calibration
-        if path is None or not is_shipped(path):
+        if path is None or not is_shared(path):
             return path
         path = user_file(model.identity)
         try:

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ChecksOptions", "main"]
 
+_PACKAGES = (
+    "torch", "numpy", "safetensors", "tyro", "ncnn", "openvino", "diffusers", "huggingface_hub",
+    "onnx", "onnxruntime", "scipy", "scikit-learn", "matplotlib",
+)  # fmt: skip
+"""What the behaviour of the package may depend on."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ChecksOptions:
@@ -27,10 +33,11 @@ class ChecksOptions:
 
     With --data, clean images of what it was trained on, the network's own predictions are looked at
     too, which is what finds a wrong target, time convention or schedule. The exit status is 1 if
-    there is a problem.
+    there is a problem. With --json it says the machine's versions and back ends too, which belongs
+    into a report of something that does not work.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim checks model/ --data FOLDER",
         "ddim checks mine.py:model --data images.npz --steps 20 --json",
     )
@@ -76,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
         print_json(
             {
                 **_about(model),
+                "environment": _environment(model),
                 "images": used,
                 "asked": options.n,
                 "predictions": rows,
@@ -99,6 +107,28 @@ def _about(model: Model) -> dict[str, object]:
         "classes": model.classes,
         "schedule": str(model.schedule),
         "identity": model.identity,
+    }
+
+
+def _environment(model: Model) -> dict[str, object]:
+    """What a report of something that does not work needs to say of the machine."""
+    import platform
+
+    import torch
+
+    from ddim import __version__
+    from ddim.backends.choice import standing
+    from ddim.evaluate.speed.machine import machine
+
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "ddim": __version__,
+        **machine(_PACKAGES),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cuda": cuda,
+        "device": str(model.device),
+        "backends": standing(model.network, model.device),
     }
 
 

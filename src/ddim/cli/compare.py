@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing, write_bytes
+from ddim.cli.files import check_images
 from ddim.cli.groups import (
     ConditionOptions,
     Count,
@@ -42,7 +43,7 @@ class CompareOptions:
     network's own solution, which deterministic samplers approach the more steps they take.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim compare --steps 5 10 50 --methods ddim dpmpp:order=3",
         "ddim compare --model model/ --steps 10 --nodes uniform quadratic 500-250-100-0",
     )
@@ -78,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
     options = parse(CompareOptions, "compare", argv)
     output = options.check()
     model = options.model.open(options.run)
+    check_images(model)
     samplers = options.sweep.samplers(model)
     condition = options.condition.condition().check(model, options.n, every_class=True)
     options.picture.check(model.shape, options.n, len(samplers))

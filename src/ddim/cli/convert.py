@@ -126,13 +126,13 @@ class ConvertOptions:
     is compared with ddim sample where onnxruntime is installed.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim convert model-790000.ckpt cifar10",
         "ddim convert mnist-cond --onnx digits.onnx --steps 10 --guidance 2",
     )
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """A checkpoint of another program, a training run, a model folder, a shipped model's name."""
+    """A checkpoint of another program, a training run, a folder, a shipped model, OWNER/NAME."""
     dest: Annotated[tyro.conf.Positional[str | None], unset("none", "DEST")] = None
     """The folder to write."""
     weights: Literal["ema", "net"] = "ema"

@@ -12,7 +12,7 @@ import tyro
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
-from ddim.cli.files import clear_images, write_images
+from ddim.cli.files import check_images, clear_images, write_images
 from ddim.cli.groups import GridOptions, NamedModelOptions, OutputOptions, RunOptions, unset
 from ddim.cli.options import parse, replaced
 from ddim.cli.report import print_json, record
@@ -43,7 +43,7 @@ class DecodeOptions:
     else a folder with a PNG for each image.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim decode --latents latents.safetensors --output decoded.png",
         "ddim decode --model mnist-cond --labels 7 --guidance 2 --output sevens.npz",
     )
@@ -85,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
 
     latents = Latents.load(options.latents)
     model = options.model.open(options.run, str(latents.dtype).removeprefix("torch."))
+    check_images(model, pictures=output.suffix.lower() != ".npz")
     if output.suffix.lower() == ".png":
         options.grid.check_grid(model.shape, len(latents))
     condition = Condition.of(latents.condition, options.labels or None, options.guidance)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing
+from ddim.cli.files import check_images
 from ddim.cli.groups import Count, ModelOptions, OutputOptions, PictureOptions, RunOptions, Switch
 from ddim.cli.options import parse, replaced
 from ddim.cli.report import print_json, record, table
@@ -38,7 +39,7 @@ class DemoOptions:
     nodes and the method that `ddim calibrate` found are drawn too.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim demo",
         "ddim demo --model mnist-cond -n 100 --steps 100 25 --no-ddpm --output few.png",
     )
@@ -95,6 +96,7 @@ def main(argv: Sequence[str]) -> int:
     options = parse(DemoOptions, "demo", argv)
     output = options.check()
     model = options.model.open(options.run)
+    check_images(model)
 
     from ddim.base.files import write_bytes
     from ddim.data import pixels

@@ -54,7 +54,7 @@ class EncodeOptions:
     status is 1.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim encode --data mnist -n 16 --steps 20",
         "ddim encode --data photos --codec implicit --dtype float64 --output photos.safetensors",
     )

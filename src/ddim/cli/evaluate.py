@@ -62,7 +62,7 @@ class EvaluateOptions:
     5,10,20 or 5 10 20.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim evaluate --steps 5,10,20 --eta 0,1 -n 1000",
         "ddim evaluate --data FOLDER --methods ddim dpmpp:order=3 --steps 10 --seeds 0,1,2",
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ddim.model.model import Model
 
 __all__ = [
+    "check_images",
     "clear_images",
     "comparison",
     "image_name",
@@ -32,6 +33,27 @@ __all__ = [
 ]
 
 log = logging.getLogger("ddim")
+
+
+def check_images(model: Model, *, pictures: bool = True) -> None:
+    """Refuse a model of signals or volumes before anything is drawn.
+
+    Args:
+        model: the model.
+        pictures: whether they go into pictures, which have 1, 3 or 4 channels.
+
+    Raises:
+        InputError: its samples are no images.
+    """
+    if len(model.shape) != 3:
+        raise InputError(
+            f"images are (C, H, W), and {model.name} makes {tuple(model.shape)}: draw it in "
+            "Python, by ddim.sample"
+        )
+    if pictures and model.shape[0] not in (1, 3, 4):
+        raise InputError(
+            f"a picture has 1, 3 or 4 channels, and {model.name} makes {tuple(model.shape)}"
+        )
 
 
 def read_images(
@@ -65,6 +87,7 @@ def read_images(
     from ddim.model.agreement import agree_on
 
     root = Path(options.data_root) if options.data_root else None
+    check_images(model, pictures=False)
     channels, height, width = model.shape
     if height != width:
         raise InputError(f"{model.name} has images that are not square: {model.shape}")

@@ -75,7 +75,7 @@ class NamedModelOptions:
     """Which network."""
 
     model: str = "mnist"
-    """Shipped model, model folder, training run, checkpoint of any known kind, FILE.py:NAME."""
+    """Shipped model, folder, training run, checkpoint, FILE.py:NAME, or OWNER/NAME on the Hub."""
     null_label: Annotated[int | None, unset("the model's own", "LABEL")] = None
     """The label that stands for no class, which guidance needs."""
 
@@ -119,7 +119,7 @@ class ModelArgument(ModelOptions):
     """Which network, and how it is taken."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = "mnist"
-    """Shipped model, model folder, training run, checkpoint of any known kind, FILE.py:NAME."""
+    """Shipped model, folder, training run, checkpoint, FILE.py:NAME, or OWNER/NAME on the Hub."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,7 @@ class InspectOptions:
     The schedule is a model's (--model), or one described by --schedule and its options.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim inspect --method dpmpp:order=3 --steps 5",
         "ddim inspect --model mnist --method calibrated --steps 10 --output schedule.png",
     )

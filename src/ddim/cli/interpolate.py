@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ddim.base.errors import InputError
 from ddim.base.files import refuse_existing, write_bytes
-from ddim.cli.files import read_images
+from ddim.cli.files import check_images, read_images
 from ddim.cli.groups import (
     CodecOptions,
     DataOptions,
@@ -63,7 +63,7 @@ class InterpolateOptions:
     or row by row through the square.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim interpolate --between 0 3 --frames 11 --steps 20",
         "ddim interpolate --data mnist --between 0 1 2 3 --output square.webp",
     )
@@ -160,6 +160,7 @@ def _read(options: InterpolateOptions, path: str) -> tuple[Model, Latents]:
 
     latents = Latents.load(path)
     model = options.model.open(options.run, str(latents.dtype).removeprefix("torch."))
+    check_images(model)
     return latents.check(model), latents
 
 
@@ -174,6 +175,7 @@ def _made(options: InterpolateOptions) -> tuple[Model, Latents, int]:
     if not options.data.data and coding.codec != "ddim":
         raise InputError("images that are drawn have one latent, which is of the codec ddim")
     model = options.model.open(options.run)
+    check_images(model)
     if options.data.data:
         images, labels = read_images(options.data, model, list(options.between))
         latents = encode(

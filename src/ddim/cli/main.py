@@ -29,7 +29,11 @@ GROUPS = {
         "train": "train a model on images",
         "calibrate": "find the best few steps for a network: nodes, method and weights",
         "convert": "turn a checkpoint of another program into a model folder",
+        "push": "put a model folder on the Hugging Face Hub, with a card",
         "checks": "say what a model is, and find what is wrong with it",
+    },
+    "look": {
+        "serve": "show in a browser what models do: samplers side by side, step by step, latents",
     },
     "draw": {
         "sample": "draw images from a model",
@@ -61,7 +65,7 @@ _DAY = 86400.0
 _LOCKING = ("train", "calibrate")
 """Verbs that lock their outputs themselves: in the library, and when the model has said where."""
 
-_ALONE = ("bench", "checks", "convert", "demo", "inspect", "merge", "verify")
+_ALONE = ("bench", "checks", "convert", "demo", "inspect", "merge", "push", "serve", "verify")
 """Verbs of which several processes would only do the same, or measure each other."""
 
 _OWN = ("device", "threads")

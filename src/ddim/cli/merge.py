@@ -25,7 +25,7 @@ class MergeOptions:
     shards already; interrupted, the same command goes on.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim merge part-0 part-1 part-2 --output digits",
         "ddim merge part-3 --output digits --json",
     )

@@ -69,7 +69,7 @@ class ReconstructOptions:
     converge on all, the exit status is 1.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim reconstruct --data mnist -n 16",
         "ddim reconstruct --codecs obelm,edict --steps 10,50 --dtypes float32,float64",
     )

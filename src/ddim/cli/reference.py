@@ -11,6 +11,7 @@ from ddim.base.errors import InputError
 from ddim.base.files import locked
 from ddim.base.progress import meter
 from ddim.base.ranks import here
+from ddim.cli.files import check_images
 from ddim.cli.groups import Switch, unset
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ class RealImages:
         from ddim.data.load import load_data
 
         shape, root = self.model.shape, self.options.data_root
-        if len(shape) != 3 or shape[1] != shape[2]:
+        check_images(self.model, pictures=False)
+        if shape[1] != shape[2]:
             raise InputError(f"{self.model.name} has images that are not square: {shape}")
         return load_data(
             self.options.data,

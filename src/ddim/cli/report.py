@@ -71,9 +71,18 @@ def record(output: Path, verb: str, options: Any, **known: object) -> None:
     )
     path = output / "run.toml" if output.is_dir() else output.with_name(f"{output.name}.run.toml")
     values = {key: value for key, value in flat(options).items() if key not in SILENT}
+    values = {**values, **_pinned(values)}
     # None is what a key that is absent means, but for options whose default is something else.
     values |= {key: "None" for key in _always(options) if values[key] is None}
     write_bytes(path, to_toml(values, comment).encode())
+
+
+def _pinned(values: Mapping[str, object]) -> dict[str, object]:
+    """Names on the Hub among the options, with the commits that they stood for in this run."""
+    from ddim.checkpoints.hub import pinned
+
+    models = {key: values[key] for key in ("model", "source") if key in values}
+    return {key: pinned(name) for key, name in models.items() if isinstance(name, str)}
 
 
 def _always(options: Any) -> list[str]:
@@ -100,6 +109,7 @@ def check_resumed(path: Path, options: Any, free: Collection[str]) -> dict[str, 
         InputError: another value; it is named. Or the record is damaged.
     """
     before, now = read_toml(path, list(flat(options))), flat(options)
+    now = {**now, **_pinned(now)}
     lost = [key for key in _always(options) if key not in before]
     if lost:
         raise InputError(

@@ -16,6 +16,7 @@ from ddim.base.files import refuse_existing, write_bytes
 from ddim.base.progress import bar
 from ddim.base.ranks import here
 from ddim.cli.files import (
+    check_images,
     clear_images,
     comparison,
     image_name,
@@ -62,7 +63,7 @@ class SampleOptions:
     command again draws what is left.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim sample --images photo.png --mask mask.png --strength 0.8 -n 4",
         "ddim sample -n 50000 --steps 20 --shard-size 1000 --output digits",
     )
@@ -145,6 +146,7 @@ def main(argv: Sequence[str]) -> int:
     model = options.model.open(options.run)
     if options.shards.wanted:
         return draw_set(options, output, model, sampler)
+    check_images(model, pictures=output.suffix.lower() != ".npz")
     if output.suffix.lower() in MOVING and model.runs_on == "cuda-graph":
         raise InputError(
             f"{output.name} shows the steps, of which a CUDA graph gives none but the last: "

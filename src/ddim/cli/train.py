@@ -53,7 +53,7 @@ class TrainOptions:
     the same weights, bit for bit. `ddim train --preset NAME --help` shows a preset's values.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim train --preset mnist --output runs/mnist",
         "ddim train --data photos/ --size 32 --channels 64 128 128 --output runs/photos",
     )

@@ -32,7 +32,10 @@ class VerifyOptions:
     set draws missing shards again, and damaged ones once they are removed.
     """
 
-    EXAMPLES: ClassVar = ("ddim verify digits", "ddim verify digits --json --quiet")
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "ddim verify digits",
+        "ddim verify digits --json --quiet",
+    )
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """The set."""

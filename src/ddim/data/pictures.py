@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -19,9 +20,22 @@ from ddim.base.quiet import quiet
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Header", "on_white", "open_picture", "quietly", "read_header", "read_mask", "suffixes"]
+__all__ = [
+    "SENT",
+    "Header",
+    "decode_picture",
+    "on_white",
+    "open_picture",
+    "quietly",
+    "read_header",
+    "read_mask",
+    "suffixes",
+]
 
 log = logging.getLogger("ddim")
+
+SENT = ("PNG", "JPEG", "WEBP")
+"""The formats of pictures that strangers may send."""
 
 # Stubs that need a reader from elsewhere, films, and a format that Pillow runs Ghostscript on.
 _CLOSED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -82,28 +96,42 @@ def _opened(path: Path) -> Iterator[Image]:
     Raises:
         InputError: no such file, or not a picture, or a damaged one.
     """
-    from PIL import Image, UnidentifiedImageError
-
     if not path.is_file():
         raise InputError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
+    # Not by name: then Pillow 13 maps a TIFF that is to be turned with its sides swapped.
+    with _named(path), path.open("rb") as file, _read(file, _formats()) as image:
+        yield image
+
+
+def _read(file: IO[bytes], formats: Sequence[str]) -> Image:
+    from PIL import Image
+
+    return Image.open(file, formats=tuple(formats))
+
+
+@contextlib.contextmanager
+def _named(name: Path | str, kinds: str = "of no kind that Pillow knows") -> Iterator[None]:
+    """Say in one line, with a picture's name, whatever Pillow raises of it.
+
+    Raises:
+        InputError: it raised something.
+    """
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        # Not by name: then Pillow 13 maps a TIFF that is to be turned with its sides swapped.
-        with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
-            yield image
+        yield
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError(
-            f"{path} cannot be read as an image: it is of no kind that Pillow knows"
-        ) from None
+        raise InputError(f"{name} cannot be read as an image: it is {kinds}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(
-            f"{path} has more pixels than the {Image.MAX_IMAGE_PIXELS} that Pillow takes for a "
+            f"{name} has more pixels than the {Image.MAX_IMAGE_PIXELS} that Pillow takes for a "
             "picture (PIL.Image.MAX_IMAGE_PIXELS): make it smaller"
         ) from None
     except Exception as error:  # Pillow's readers raise nearly everything on damaged files.
         reason = str(error) or type(error).__name__
-        raise InputError(f"{path} cannot be read as an image: {reason[:200]}") from error
+        raise InputError(f"{name} cannot be read as an image: {reason[:200]}") from error
 
 
 def read_header(path: Path) -> Header:
@@ -138,22 +166,53 @@ def open_picture(path: Path, *, binary: bool = False) -> Image:
         InputError: not a picture, a damaged one, one whose white is not known, or floating point
             outside [0, 1].
     """
+    with _opened(path) as image:
+        return _decoded(image, path, binary)
+
+
+def decode_picture(content: bytes, name: str = "the image", most: int = 4_000_000) -> Image:
+    """A picture that somebody has sent, as :func:`open_picture`: a PNG, a JPEG or a WebP.
+
+    Its size is looked at before it is decoded. To be called within :func:`quietly`.
+
+    Args:
+        content: the file's bytes.
+        name: what messages call it.
+        most: pixels that it may have.
+
+    Returns:
+        mode L, RGB, or, where some of it is transparent, RGBA.
+
+    Raises:
+        InputError: another format, a damaged one, or more pixels.
+    """
+    kinds = "no PNG, JPEG or WebP"
+    with _named(name, kinds), _read(io.BytesIO(content), SENT) as image:
+        if image.width * image.height > most:
+            raise InputError(
+                f"{name} has {image.width} x {image.height} pixels, more than {most:,}: make it "
+                "smaller"
+            )
+        return _decoded(image, name, binary=False)
+
+
+def _decoded(image: Image, name: Path | str, binary: bool) -> Image:
+    """An opened picture, decoded, upright and in 8 bits; see :func:`open_picture`."""
     from PIL import ImageOps
 
-    with _opened(path) as image:
-        image.load()
-        white, orientation = _white(image, path), image.getexif().get(_ORIENTATION, 1)
-        if white is not None:
-            image = _scaled(image, white, path, binary)
-        elif image.has_transparency_data:
-            # From La only LA is reached.
-            image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        elif image.mode not in ("L", "RGB"):
-            image = image.convert("L" if image.mode == "1" else "RGB")
-        if image.mode in ("LA", "RGBA") and image.getchannel("A").getextrema() == (255, 255):
-            image = image.convert("L" if image.mode == "LA" else "RGB")
-        image.getexif()[_ORIENTATION] = orientation  # which conversions lose
-        return ImageOps.exif_transpose(image)
+    image.load()
+    white, orientation = _white(image, name), image.getexif().get(_ORIENTATION, 1)
+    if white is not None:
+        image = _scaled(image, white, name, binary)
+    elif image.has_transparency_data:
+        # From La only LA is reached.
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    if image.mode in ("LA", "RGBA") and image.getchannel("A").getextrema() == (255, 255):
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    image.getexif()[_ORIENTATION] = orientation  # which conversions lose
+    return ImageOps.exif_transpose(image)
 
 
 def on_white(picture: Image) -> Image:
@@ -203,7 +262,7 @@ def read_mask(path: Path) -> np.ndarray:
     return painted
 
 
-def _white(image: Image, path: Path) -> float | None:
+def _white(image: Image, path: Path | str) -> float | None:
     """The value that is white in a picture of more than 8 bits; None in others.
 
     Raises:
@@ -223,7 +282,7 @@ def _white(image: Image, path: Path) -> float | None:
     return 2.0**bits - 1
 
 
-def _scaled(image: Image, white: float, path: Path, binary: bool) -> Image:
+def _scaled(image: Image, white: float, path: Path | str, binary: bool) -> Image:
     """A deep picture as L, or as LA if one of its values is transparent."""
     from PIL import Image
 

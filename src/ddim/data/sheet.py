@@ -47,14 +47,14 @@ _POINTS = 1024
 def show(images: Tensor, *, scale: int | None = None, columns: int | None = None) -> Image:
     """Images as one picture, which a notebook displays, at least 512 pixels wide.
 
-    =================  ========================================================================
-    ``(H, W)``         one image in grey
-    ``(C, H, W)``      one image
-    ``(N, C, H, W)``   a grid; three channels are colours, one is grey, of others each is a grey
-                       image of its own
-    ``(N, C, L)``      signals, whose C curves stand one above the other
-    ``(N, C, D, H, W)``  volumes, of each up to eight slices along D in a row
-    =================  ========================================================================
+    ====================  ========================================================================
+    ``(H, W)``            one image in grey
+    ``(C, H, W)``         one image
+    ``(N, C, H, W)``      a grid; three channels are colours, one is grey, of others each is a grey
+                          image of its own
+    ``(N, C, L)``         signals, whose C curves stand one above the other
+    ``(N, C, D, H, W)``   volumes, of each up to eight slices along D in a row
+    ====================  ========================================================================
 
     Three dimensions are an image where the first is 1 or 3 and the second above 4, else signals.
 

@@ -209,7 +209,8 @@ def ask(
         raise InputError(
             f"the network fails on a state of {tuple(x.shape)} and {x.dtype}, with times of "
             f"{time.dtype}: {quoted(str(error))}; a model's time, time_dtype, labels_as and "
-            "arguments say how its network is called"
+            "arguments say how its network is called, and the tensors of a condition what differs "
+            "between images"
         ) from error
     if before != [0 if v.is_inference() else v._version for v in beside]:
         raise InputError(

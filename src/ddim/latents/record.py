@@ -84,6 +84,42 @@ class Latents:
             residual=None if self.residual is None else self.residual[chosen],
         )
 
+    @classmethod
+    def join(cls, parts: Sequence[Latents]) -> Latents:
+        """Latents of several images, encoded one by one, as one.
+
+        Args:
+            parts: at least one; of one model, codec, nodes and precision.
+
+        Raises:
+            InputError: none, or some that differ in more than their images.
+
+        Example:
+            >>> import ddim, torch
+            >>> model = ddim.load("mnist")
+            >>> one = ddim.encode(model, torch.zeros(1, 1, 28, 28), steps=2, batch_size=1)
+            >>> len(Latents.join([one, one]))
+            2
+        """
+        if not parts:
+            raise InputError("there are no latents to join")
+        first = parts[0]
+        for name in ("codec", "nodes", "identity", "batch_size", "backend", "dtype", "tolerance"):
+            found = list(dict.fromkeys(str(getattr(part, name)) for part in parts))
+            if len(found) > 1:
+                what = "set of nodes" if name == "nodes" else name.replace("_", " ")
+                raise InputError(
+                    f"latents of one {what} can be joined, not of {found[0]} and {found[1]}"
+                )
+        residuals = [part.residual for part in parts if part.residual is not None]
+        return dataclasses.replace(
+            first,
+            tensors=tuple(map(torch.cat, zip(*(part.tensors for part in parts), strict=True))),
+            condition=Condition.join([part.condition for part in parts]),
+            residual=torch.cat(residuals) if residuals else None,
+            calls=max(part.calls for part in parts),
+        )
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the tensors; decoding is done in it."""

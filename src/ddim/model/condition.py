@@ -147,6 +147,29 @@ class Condition:
                 )
         return self.replace(labels=labels)
 
+    @classmethod
+    def join(cls, parts: Sequence[Condition]) -> Condition:
+        """The conditions of sets of images, each with a row for each of its own, as that of all.
+
+        Args:
+            parts: at least one, alike but for their rows.
+
+        Raises:
+            InputError: they differ in guidance, clipping, or in what they have.
+        """
+        first = parts[0]
+        for other in parts:
+            alike = (other.guidance, other.rescale, other.clip, other.labels is None)
+            if alike != (first.guidance, first.rescale, first.clip, first.labels is None) or (
+                other.tensors.keys() != first.tensors.keys()
+            ):
+                raise InputError("conditions are joined that differ in nothing but their rows")
+        labels = None
+        if first.labels is not None:
+            labels = [label for part in parts for label in part.labels or ()]
+        tensors = {name: torch.cat([p.tensors[name] for p in parts]) for name in first.tensors}
+        return first.replace(labels=labels, tensors=tensors)
+
     def __getitem__(self, images: Sequence[int] | slice) -> Condition:
         """The condition of some of the images."""
         labels = self.labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ from ddim.base.errors import InputError, unknown
 from ddim.checkpoints.calibration import CALIBRATED
 from ddim.checkpoints.diffusers import read_folder
 from ddim.checkpoints.foreign import read_foreign
+from ddim.checkpoints.hub import HubName, fetch, in_words_of, named
 from ddim.checkpoints.record import Hints, Loaded
 from ddim.checkpoints.training import is_training, read_training
 from ddim.model.model import Model
@@ -45,7 +47,8 @@ def load(
             of a shipped model, a model folder (diffusers' layout), a training run's
             folder, a training checkpoint, or a checkpoint of another program (official DDIM and
             DDPM, improved-diffusion, guided-diffusion, denoising-diffusion-pytorch, the MNIST
-            notebook), whose layout is told from its tensors.
+            notebook), whose layout is told from its tensors. Where there is no such path,
+            ``owner/name`` or ``owner/name@revision`` is a model on the Hugging Face Hub.
         device: where to put it; ``auto`` is CUDA where there is one, else MPS, else the CPU.
         weights: of a checkpoint, ``ema`` or ``net`` (the raw ones).
         schedule: the noise schedule of another program's checkpoint, which seldom holds one.
@@ -57,7 +60,9 @@ def load(
 
     Raises:
         InputError: nothing of that name, no such device, not a model, a damaged one, code in a
-            pickle; a schedule or hints for a model that has its own.
+            pickle; a schedule or hints for a model that has its own; as
+            :func:`ddim.checkpoints.hub.fetch`.
+        RunError: the Hub cannot be reached.
 
     Example:
         >>> load("mnist").shape
@@ -70,13 +75,18 @@ def load(
             raise own_schedule
         own = own if null_label is None else own.replace(null_label=null_label)
         return own.to(pick_device(device))
-    path = Path(source)
+    path, remote = Path(source), None
     if str(source) in shipped():
         path = Path(str(resources.files("ddim") / "shipped" / str(source)))
     elif not path.exists():
-        raise InputError(f"{unknown('model', str(source), shipped())} and there is no such path")
+        remote = _hub_name(source)
     if weights not in ("ema", "net"):
         raise unknown("weights", weights, ("ema", "net"))
+    if remote is not None:
+        if schedule is not None or hints is not None:
+            raise own_schedule
+        device = pick_device(device)
+        return _from_hub(remote, weights, null_label).to(device)
     if path.is_file() and not is_training(path):
         loaded, beside = read_foreign(path, weights, schedule, hints), f"{path.name}.{CALIBRATED}"
         if loaded.facts.assumed:
@@ -114,6 +124,35 @@ def _model(loaded: Loaded, name: str, calibration: Path, null_label: int | None)
         facts=loaded.facts,
         calibration=calibration,
     )
+
+
+def _hub_name(source: str | Path) -> HubName:
+    """What is no path, as a name on the Hub.
+
+    Raises:
+        InputError: it is none, or looks like a path that was mistyped.
+    """
+    name = named(source) if isinstance(source, str) else None
+    if name is None:
+        raise InputError(f"{unknown('model', str(source), shipped())} and there is no such path")
+    owner = Path(name.repo).parent
+    if name.revision is None and owner.is_dir():
+        raise InputError(
+            f"there is no {source} in the folder {owner}, which is here: write {source}@main for "
+            "the model of that name on the Hub"
+        )
+    return name
+
+
+def _from_hub(name: HubName, weights: str, null_label: int | None) -> Model:
+    """A model folder of the Hub; name and commit go into every output."""
+    snapshot = fetch(name, weights)
+    with in_words_of(snapshot):
+        loaded = read_folder(snapshot.folder, weights)
+    origin = {"name": name.repo, "commit": snapshot.commit}
+    facts = dataclasses.replace(loaded.facts, more={**loaded.facts.more, "hub": origin})
+    loaded = dataclasses.replace(loaded, facts=facts)
+    return _model(loaded, str(snapshot), snapshot.folder / CALIBRATED, null_label)
 
 
 def _own_model(source: str) -> Model:

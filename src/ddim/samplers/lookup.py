@@ -114,6 +114,12 @@ def _unknown_method(name: str) -> InputError:
     """The error for a method that is not known: by what other programs call it, or the nearest."""
     if name.endswith(".py"):
         return InputError(f"{name} is a file: name the method in it, as in {name}:NAME")
+    file, found, function = name.rpartition(".py:")
+    if found:
+        return InputError(
+            f"{quoted(function)} is no function of {file}.py: give the function's name, not the "
+            f"one that it is declared under, as in {file}.py:NAME"
+        )
     names = method_names()
     plain = re.sub(r"[_ ]+", "-", name.lower())
     stem, digits = re.fullmatch(r"(.*?)-?(\d?)", plain).groups()  # pyright: ignore[reportOptionalMemberAccess]

@@ -68,7 +68,7 @@ class Network:
     label_dropout: float = 0.1
     """Share of labels replaced by 'none', which classifier-free guidance needs."""
     init: str | None = None
-    """Start from this model's weights: a shipped name, a folder, a run, a checkpoint."""
+    """Start from these weights: a shipped name, a folder, a run, a checkpoint, OWNER/NAME."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The local page: what serves it, and what it is made of."""
