@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import secrets
 import sys
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from ddim.web.ways import Origin
 
 __all__ = ["ServeOptions", "main"]
+
+LATER = 3.0
+"""Seconds after which the first model is loaded, whether or not somebody has come."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +108,8 @@ def main(argv: Sequence[str]) -> int:
     address = Address(options.host, listener.getsockname()[1], token)
 
     def begun() -> None:
-        models.load_first()
+        # Importing torch holds the interpreter: the page, which asks for its model, comes first.
+        asyncio.get_running_loop().call_later(LATER, models.load_first)
         _tell(options, address, [model["name"] for model in models.state()])
 
     serve(make_app(app, address), listener, jobs, begun)

@@ -80,8 +80,10 @@ class Models:
         return [served.state() for served in self._served.values()]
 
     def load_first(self) -> None:
-        """Begin to load the first."""
-        self._load(next(iter(self._served.values())))
+        """Begin to load the first, if that has not begun."""
+        first = next(iter(self._served.values()))
+        if first.phase == "idle":
+            self._load(first)
 
     def ready(self, name: str) -> tuple[Model, Origin]:
         """A model that can be used.

@@ -220,11 +220,13 @@ def _helpers(corners: Sequence[Corner]) -> tuple[list[str], list[str]]:
     imports, lines = [], []
     if any(corner.place is None for corner in corners):
         channels, height, width = corners[0].shape
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
         imports += ["import numpy as np", "from PIL import Image"]
         lines += [
             "",
             "def read(file):",
-            f"    pixels = np.array(Image.open(file)).reshape(1, {height}, {width}, {channels})",
+            f"    picture = Image.open(file).convert({_text(mode)})",
+            f"    pixels = np.array(picture).reshape(1, {height}, {width}, {channels})",
             "    return ddim.from_pixels(pixels.transpose(0, 3, 1, 2))",
             "",
         ]

@@ -42,7 +42,7 @@ def test_a_server_that_ends_is_missed_and_found_again(visits, models):
         marks = "performance.getEntriesByType('mark').map(mark => [mark.name, mark.startTime])"
         early = dict(page.evaluate(marks))
         assert "model" not in early and early["interactive"] < 2000, early
-        assert page.get_by_text("The model tiny is loading").is_visible()
+        page.get_by_text("The model tiny is loading").wait_for()
         assert page.get_by_role("button", name="Start the race").is_disabled()
         page.wait_for_selector(".race .primary:enabled")
         square = visit("#latents?model=tiny&steps=3", wait=".latents .pair canvas[data-shares]")
