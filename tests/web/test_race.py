@@ -10,7 +10,7 @@ from ddim.model.drawing import sample
 from ddim.model.opening import load
 
 LANES = [
-    "ddpm:steps=20",
+    "ddpm:steps=6",
     "ddim:steps=5:eta=0.5:nodes=quadratic",
     "dpmpp:order=2:steps=4",
     "heun:steps=3",
@@ -36,7 +36,7 @@ def test_every_lane_is_what_sample_draws(page, folders, name, labels, n, size):
     assert events[0][0] == "start" and events[-1][0] == "done"
     start, lanes, model = events[0][1], lanes_of(events), load(folders[name])
     assert start["batch_size"] == (size or 8)
-    assert [lane["calls"] for lane in start["lanes"]] == [20, 5, 4, 5]
+    assert [lane["calls"] for lane in start["lanes"]] == [6, 5, 4, 5]
     assert [lane["stochastic"] for lane in start["lanes"]] == [True, True, False, False]
     for number, text in enumerate(LANES):
         exact = to_pixels(sample(model, n, text, seed=7, labels=labels, batch_size=size))

@@ -77,6 +77,7 @@ def sample_ways(
     words += ["--seed", str(seed)] if seed else []
     words += ["--labels", *map(str, labels)] if labels else []
     words += ["--batch-size", str(batch_size)] if batch_size else []
+    words += ["--scale", "1"]
     given = [_text(str(sampler)), f"seed={seed}"]
     given += [f"labels={list(labels)}"] if labels else []
     given += [f"batch_size={batch_size}"] if batch_size else []
@@ -155,7 +156,8 @@ def encode_ways(origin: Origin, model: Model, corner: Corner) -> dict[str, str |
         draw += ["--method", corner.drawing()]
         draw += [] if corner.label is None else ["--labels", str(corner.label)]
         if corner.noise:
-            draw += ["--batch-size", "1", *(["--clip", "false"] if corner.clips else [])]
+            draw += ["--batch-size", "1", "--scale", "1"]
+            draw += ["--clip", "false"] if corner.clips else []
             return {"command": shlex.join(draw), "python": python}
         file = f"drawn/{image:06d}.png"
         commands.append([*draw, "--output", "drawn"])
@@ -210,7 +212,16 @@ def _line_command(origin: Origin, corners: Sequence[Corner], frames: int | None)
         return None
     words = ["ddim", "interpolate", *origin.options(), "--between", *(str(i) for _, i in places)]
     words += ["--frames", str(frames), "--seed", str(places[0][0])]
-    words += ["--codec", "ddim", "--steps", str(corners[0].steps), "--batch-size", "1"]
+    words += [
+        "--codec",
+        "ddim",
+        "--steps",
+        str(corners[0].steps),
+        "--batch-size",
+        "1",
+        "--scale",
+        "1",
+    ]
     labels = [str(corner.label) for corner in corners if corner.label is not None]
     return shlex.join([*words, *(["--labels", *labels] if labels else [])])
 
