@@ -11,6 +11,7 @@ from PIL import Image
 
 from asking import images, sent
 from ddim.data.pixels import from_pixels, grid, to_pixels
+from ddim.data.sheet import labelled
 from ddim.latents.coding import encode
 from ddim.latents.slerp import interpolate
 from ddim.model.drawing import sample
@@ -122,7 +123,8 @@ def test_a_line_of_drawn_images_has_a_command(page, ways):
     assert torch.equal(line[4:], images(ids[1]["decoded"]))
     said = done["ways"]
     (made,) = ways({"command": said["command"]}, "interpolation.png")
-    assert np.array_equal(made, picture(grid(line, 5)))
+    heads = ["0%", "25%", "50%", "75%", "100%"]
+    assert np.array_equal(made, np.array(labelled([line], ["0 to 2"], heads)))
     (made,) = ways({"python": said["python"]}, "decoded.png")
     assert np.array_equal(made, picture(grid(line, 5)))
 
