@@ -34,6 +34,7 @@ IN_WHEEL = (
     "ddim/__init__.pyi",
     "ddim/evaluate/sweep/report.html.jinja",
     "ddim/interop/card.md.jinja",
+    "ddim/web/page/index.html",
     "ddim/shipped/mnist/unet/diffusion_pytorch_model.safetensors",
     "ddim/shipped/mnist/calibrated.json",
     "ddim/shipped/mnist-cond/unet/diffusion_pytorch_model.safetensors",
@@ -53,6 +54,7 @@ EXTRAS: dict[str, str] = {
     "onnx": "convert mnist --onnx mnist.onnx",
     "fast": "sample --backend ncnn -n 1 --output y.png",
     "hub": "sample --model someone/model -n 1 --output y.png",
+    "web": "serve --no-browser",
     "tensorboard": "train --data images.npz --channels 8 --groups 4 --output run --tensorboard",
     "wandb": "train --data images.npz --channels 8 --groups 4 --output run --wandb project",
 }
