@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ddim.base.errors import InputError
 from ddim.nets.unet import UNetConfig
@@ -129,9 +130,24 @@ class Shapes:
 
 def unfilled(build: Callable[[], Net]) -> Net:
     """A network without values, to be filled and used, not trained: none are drawn."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         net = build()
     return net.requires_grad_(False).eval()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no normal first values, for which torch would import its compiler, some seconds."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call everything else."""
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
 
 
 def fill(
