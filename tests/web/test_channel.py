@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -10,6 +11,12 @@ from ddim.base.errors import RunError
 from ddim.web import channel, stream
 from ddim.web.channel import Channel, Stopped
 from ddim.web.stream import EventStream
+
+
+def run(main):
+    """What a coroutine returns, on a thread: this one may have the loop of a browser."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(main())).result()
 
 
 def taken(channel):
@@ -77,7 +84,7 @@ def test_a_silent_stream_beats(monkeypatch):
 
         await answered(made, send)
 
-    asyncio.run(main())
+    run(main)
     assert sent[0]["status"] == 200 and sent[-1] == {"type": "http.response.body", "body": b""}
     assert ("done", {"value": 1}) in events(b"".join(m.get("body", b"") for m in sent).decode())
 
@@ -93,7 +100,7 @@ def test_a_client_who_leaves_stops_the_job():
         await asyncio.wait_for(answered(made, send, gone), 5)
         return ended == [made.channel]
 
-    assert asyncio.run(main())
+    assert run(main)
 
 
 def test_a_client_who_never_reads_is_given_up_and_costs_no_memory(monkeypatch):
@@ -113,7 +120,7 @@ def test_a_client_who_never_reads_is_given_up_and_costs_no_memory(monkeypatch):
         await asyncio.wait_for(answered(made, send), 5)
         return ended == [made.channel] and size < 11_000
 
-    assert asyncio.run(main())
+    assert run(main)
 
 
 def test_large_events_are_sent_in_pieces():
@@ -131,5 +138,5 @@ def test_large_events_are_sent_in_pieces():
         await answered(made, send)
         return text, sizes
 
-    text, sizes = asyncio.run(main())
+    text, sizes = run(main)
     assert max(sizes) <= stream.PIECE and json.loads(text.split(b"data: ")[1])

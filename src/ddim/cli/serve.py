@@ -34,7 +34,7 @@ class ServeOptions:
     encrypted. Every picture comes with the command and the Python that make it again, bit for bit.
     """
 
-    EXAMPLES: ClassVar = (
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
         "ddim serve --model mnist runs/mine --port 8000",
         "ddim serve --host 0.0.0.0 --no-browser",
     )
