@@ -244,9 +244,9 @@ def _texts(options: InterpolateOptions) -> list[str]:
     """What the rows lead from and to; those within a square how far down they are."""
     first, second, *others = options.between
     if not others:
-        return [f"{first} to {second}"]
+        return [f"#{first} to #{second}"]
     within = _shares(options.frames)[1:-1]
-    return [f"{first} to {second}", *within, f"{others[0]} to {others[1]}"]
+    return [f"#{first} to #{second}", *within, f"#{others[0]} to #{others[1]}"]
 
 
 def _tell(options: InterpolateOptions, between: Latents, ends: Latents, seconds: float) -> None:

@@ -104,8 +104,9 @@ export function rounded(value) {
 }
 
 function shape(i) {
-  if (i % 3 === 1) return s("rect", { x: -4.5, y: -4.5, width: 9, height: 9 });
-  if (i % 3 === 2) return s("path", { d: "M0,-6 L6,0 L0,6 L-6,0 Z" });
+  if (i % 4 === 1) return s("rect", { x: -4.5, y: -4.5, width: 9, height: 9 });
+  if (i % 4 === 2) return s("path", { d: "M0,-6 L6,0 L0,6 L-6,0 Z" });
+  if (i % 4 === 3) return s("path", { d: "M0,-6 L6,5 L-6,5 Z" });
   return s("circle", { r: 5 });
 }
 
