@@ -43,7 +43,12 @@ def blocks(page: Path, kinds: str = "python") -> list[tuple[str, str]]:
 
 
 SNIPPETS = [
-    pytest.param(text, id=f"{page.name}-{i}")
+    pytest.param(
+        text,
+        id=f"{page.name}-{i}",
+        # The same is in tests/interop.
+        marks=[pytest.mark.slow] if "onnxruntime" in text else [],
+    )
     for page in PAGES
     if page.stem not in IN_ORDER
     for i, (_, text) in enumerate(blocks(page))

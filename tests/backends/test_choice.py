@@ -179,6 +179,7 @@ def run(*words):
     )
 
 
+@pytest.mark.slow
 def test_the_command_says_what_ran_and_resumes_with_that(tmp_path):
     words = ["sample", "--model", "mnist", "--steps", 1, "--output", tmp_path / "out"]
     done = run(*words, "-n", 1, "--backend", "torch", "--json")

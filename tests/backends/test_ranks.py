@@ -155,6 +155,7 @@ def test_several_processes_make_the_files_of_one(alone, tmp_path, count):
     assert not list(folder.rglob("*.lock"))
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job_which_is_resumed(alone, tmp_path):
     """Process 1 dies in the second cell: nothing is left of that, and the rest is kept."""
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

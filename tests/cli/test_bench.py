@@ -76,6 +76,7 @@ def test_a_quick_run_has_every_table(ddim, tiny, tmp_path, slow):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
 def test_a_back_end_says_what_it_takes_beforehand(ddim, tiny, monkeypatch, tmp_path):
     pytest.importorskip("openvino")
     without(monkeypatch, "diffusers")

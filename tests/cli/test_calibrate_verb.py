@@ -90,6 +90,7 @@ def test_a_calibration_that_cannot_be_written_is_not_begun(ddim, fails, copy, mo
     fails(2, "copy cannot be written to: Read-only file system", *arguments, "--force")
 
 
+@pytest.mark.slow
 def test_the_optimal_variance_is_of_the_most_latents(ddim, copy):
     arguments = ("calibrate", copy, "--moves", 0, "--quiet")
     path = copy / "calibrated.json"
@@ -216,6 +217,7 @@ def test_the_users_calibration_goes_before_the_shipped_one(ddim, package):
         (("--guidance", 2, "--clip", "false"), ("--guidance", 2), None),
     ],
 )
+@pytest.mark.slow
 def test_another_guidance_or_clipping_than_the_calibrations(
     ddim, conditional, tmp_path, made, used, said
 ):

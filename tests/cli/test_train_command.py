@@ -191,9 +191,9 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("how", "status", "step"),
     [
-        ("killed", -signal.SIGKILL, 5),
+        pytest.param("killed", -signal.SIGKILL, 5, marks=pytest.mark.slow),
         ("killed while saving", -signal.SIGKILL, 5),
-        ("terminated", 143, 8),
+        pytest.param("terminated", 143, 8, marks=pytest.mark.slow),
     ],
 )
 def test_trap_a_process_that_was_killed_resumes_to_the_same_bits(

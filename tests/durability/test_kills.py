@@ -115,7 +115,13 @@ def check(run, whole, verb: str, **kill) -> int:
     return killed.status
 
 
-@pytest.mark.parametrize("verb", CASES)
+SLOW = ("calibrate", "decode", "pngs", "reconstruct")
+"""What is killed between any two files in the long run alone; of each kind there is another."""
+
+
+@pytest.mark.parametrize(
+    "verb", [pytest.param(v, marks=[pytest.mark.slow] if v in SLOW else []) for v in CASES]
+)
 def test_trap_killed_between_two_files(run, whole, verb):
     changes = whole(verb)[1].changes
     assert changes

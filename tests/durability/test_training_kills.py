@@ -65,6 +65,7 @@ def test_trap_training_killed_between_two_files(run, whole):
         assert killed_and_resumed(run, whole, {"change": change}) == [-signal.SIGKILL]
 
 
+@pytest.mark.slow
 def test_trap_training_killed_twice_at_some_moment(run, whole):
     moments = random.Random(1)
     killed_and_resumed(

@@ -105,6 +105,7 @@ def test_the_file_is_sound_and_says_what_it_is(plain):
     assert b"site-packages" not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_equal_models_make_equal_bytes_and_steps_take_no_weights(plain, tmp_path):
     path, _ = plain
     for model, name in ((PLAIN, "fewer.onnx"), (make(), "again.onnx")):
@@ -124,8 +125,16 @@ def test_equal_models_make_equal_bytes_and_steps_take_no_weights(plain, tmp_path
         # A learned variance, and eps kept where x0 is clipped.
         ("ddpm:steps=2", {"twice": True, "clipping": Clipping("clip", stale_eps=True)}),
         # A level between nodes, and a network of other conventions.
-        ("dpm-solver-2:steps=1", {"target": "v", "time": "fraction", "data_range": (0, 1)}),
-        ("ddim:eta=0.5:steps=1", {"clipping": Clipping("threshold", limit=2, ratio=0.9)}),
+        pytest.param(
+            "dpm-solver-2:steps=1",
+            {"target": "v", "time": "fraction", "data_range": (0, 1)},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "ddim:eta=0.5:steps=1",
+            {"clipping": Clipping("threshold", limit=2, ratio=0.9)},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_methods_targets_and_clipping(tmp_path, sampler, fields):

@@ -297,6 +297,7 @@ def test_trap_a_model_whose_weights_changed_is_another_one():
     assert model.identity == identity
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_the_same_model():
     class Halved(torch.nn.Module):  # a wrapper that does something
         def __init__(self, net):

@@ -102,6 +102,7 @@ def test_one_is_killed_and_the_others_draw_its_shard(saved, tmp_path, files):
     assert found == wanted
 
 
+@pytest.mark.slow
 def test_told_to_stop_it_keeps_what_it_has_drawn(saved, tmp_path, files):
     one, cut = tmp_path / "one", tmp_path / "cut"
     words = f"sample --model tiny {SLOW}"

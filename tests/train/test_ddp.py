@@ -381,6 +381,7 @@ def torchrun(
     )
 
 
+@pytest.mark.slow
 def test_trap_torchrun_restarts_a_run_that_lost_a_process(jobs, one):
     """By one command, which begins in a folder with nothing in it and resumes what is there."""
     done = torchrun(jobs, "again", "--max-restarts", "3", target="os.getpid()", number="SIGKILL")

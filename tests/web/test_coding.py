@@ -124,7 +124,7 @@ def test_a_line_of_drawn_images_has_a_command(page, ways):
     said = done["ways"]
     (made,) = ways({"command": said["command"]}, "interpolation.png")
     heads = ["0%", "25%", "50%", "75%", "100%"]
-    assert np.array_equal(made, np.array(labelled([line], ["#0 to #2"], heads)))
+    assert np.array_equal(made, np.array(labelled([line], ["#0 to #2"], heads, 1)))
     (made,) = ways({"python": said["python"]}, "decoded.png")
     assert np.array_equal(made, picture(grid(line, 5)))
 
