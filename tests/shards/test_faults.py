@@ -13,7 +13,6 @@ import pytest
 
 from ddim.base import files as base_files
 from ddim.base.files import retried
-from ddim.cli.main import main
 from ddim.shards.checking import verify
 from ddim.shards.drawing import draw
 from ddim.shards.progress import Progress
@@ -111,18 +110,21 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_ends_it_in_one_line_and_more_room_lets_it_go_on(
-    tmp_path, saved, small_disk, files, capsys
+    tmp_path, saved, small_disk, files
 ):
     words = [*WORDS, "--model", str(saved), "-n", "400", "--shard-size", "40"]
-    assert main([*words, "--output", str(tmp_path / "whole")]) == 0
-    capsys.readouterr()
-    assert main([*words, "--output", str(small_disk / "set")]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "No space left on device" in said
+
+    def run(output):
+        command = [sys.executable, "-m", "ddim", *words, "--output", str(output)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run(tmp_path / "whole").returncode == 0
+    ended = run(small_disk / "set")
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
+    assert "No space left on device" in ended.stderr
     assert 0 < len(list((small_disk / "set").glob("*.npz"))) < 10
     subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
-    assert main([*words, "--output", str(small_disk / "set")]) == 0
+    assert run(small_disk / "set").returncode == 0
     wanted, found = files(tmp_path / "whole"), files(small_disk / "set")
     assert {k: v for k, v in found.items() if k != "run.toml"} == {
         k: v for k, v in wanted.items() if k != "run.toml"

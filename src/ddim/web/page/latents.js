@@ -104,9 +104,14 @@ export function latents(app) {
 
   async function drawn() {
     if (!app.info) return;
+    await noted();
+    prepare();
+  }
+
+  /** Lets addresses have the drawing, if it is not too long for them. */
+  async function noted() {
     const text = drawing.empty ? "" : await packed(drawing.pixels());
     image = text.length > LINK ? "" : text;
-    prepare();
   }
 
   function resettle() {
@@ -123,12 +128,7 @@ export function latents(app) {
     }
     const bytes = new Uint8Array(await given.arrayBuffer());
     file.value = "";
-    await prepare({ png: textOf(bytes) });
-    if (!mine) return;
-    drawing.put(bytesOf(mine.given.pixels));
-    const text = await packed(drawing.pixels());
-    image = text.length > LINK ? "" : text;
-    app.moved(api);
+    prepare({ png: textOf(bytes) });
   }
 
   async function seeded() {
@@ -154,12 +154,17 @@ export function latents(app) {
     app.moved(api);
     round = new AbortController();
     const { signal } = round;
-    const source = given?.png ? given : drawing.empty ? null : { pixels: textOf(drawing.pixels()) };
+    const source = given ?? (drawing.empty ? null : { pixels: textOf(drawing.pixels()) });
     if (source) {
       const done = await task.run("/api/encode", body({ image: source }), {
         frame: (data) => paint(shown.latent.canvas, data.state),
       });
       if (signal.aborted || !done) return;
+      if (given) {
+        drawing.put(bytesOf(done.given.pixels));
+        await noted();
+        if (signal.aborted) return;
+      }
       encoded(done);
     } else task.phase("idle", "latents.empty");
     try {
