@@ -189,6 +189,7 @@ def test_what_is_found_for_a_shipped_model_is_the_users(ddim, fails, package):
     assert len(list(Path("cache").rglob("*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_the_users_calibration_goes_before_the_shipped_one(ddim, package):
     """For numbers of calls that the user has not calibrated for, the shipped one still serves."""
     model = package / "tiny"

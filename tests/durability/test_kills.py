@@ -165,7 +165,7 @@ def chain(run, whole, verb: str, moments: random.Random) -> int:
     return kills
 
 
-@pytest.mark.parametrize("verb", ["shards", "pngs", "merge"])
+@pytest.mark.parametrize("verb", ["shards", pytest.param("pngs", marks=pytest.mark.slow), "merge"])
 def test_trap_killed_again_and_again(run, whole, verb):
     moments = random.Random(verb)
     assert sum(chain(run, whole, verb, moments) for _ in range(4)) > 0
