@@ -115,13 +115,12 @@ def check(run, whole, verb: str, **kill) -> int:
     return killed.status
 
 
-SLOW = ("calibrate", "decode", "pngs", "reconstruct")
-"""What is killed between any two files in the long run alone; of each kind there is another."""
+LONG = ("calibrate", "decode", "pngs", "reconstruct")
+VERBS = [pytest.param(v, marks=[pytest.mark.slow] if v in LONG else []) for v in CASES]
+"""Some are killed in the long run alone; of each kind there is another."""
 
 
-@pytest.mark.parametrize(
-    "verb", [pytest.param(v, marks=[pytest.mark.slow] if v in SLOW else []) for v in CASES]
-)
+@pytest.mark.parametrize("verb", VERBS)
 def test_trap_killed_between_two_files(run, whole, verb):
     changes = whole(verb)[1].changes
     assert changes
@@ -129,7 +128,7 @@ def test_trap_killed_between_two_files(run, whole, verb):
         check(run, whole, verb, change=change)
 
 
-@pytest.mark.parametrize("verb", CASES)
+@pytest.mark.parametrize("verb", VERBS)
 def test_trap_killed_at_some_moment(run, whole, verb):
     seconds = random.Random(verb).uniform(0.01, whole(verb)[1].seconds)
     check(run, whole, verb, seconds=seconds)

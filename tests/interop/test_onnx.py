@@ -125,18 +125,11 @@ def test_equal_models_make_equal_bytes_and_steps_take_no_weights(plain, tmp_path
         # A learned variance, and eps kept where x0 is clipped.
         ("ddpm:steps=2", {"twice": True, "clipping": Clipping("clip", stale_eps=True)}),
         # A level between nodes, and a network of other conventions.
-        pytest.param(
-            "dpm-solver-2:steps=1",
-            {"target": "v", "time": "fraction", "data_range": (0, 1)},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "ddim:eta=0.5:steps=1",
-            {"clipping": Clipping("threshold", limit=2, ratio=0.9)},
-            marks=pytest.mark.slow,
-        ),
+        ("dpm-solver-2:steps=1", {"target": "v", "time": "fraction", "data_range": (0, 1)}),
+        ("ddim:eta=0.5:steps=1", {"clipping": Clipping("threshold", limit=2, ratio=0.9)}),
     ],
 )
+@pytest.mark.slow
 def test_methods_targets_and_clipping(tmp_path, sampler, fields):
     model = make(**fields)
     made = export_onnx(model, tmp_path / "m.onnx", sampler)

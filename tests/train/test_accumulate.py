@@ -56,7 +56,7 @@ def trained(
     return torch.tensor([step.loss for step in steps], dtype=torch.float64), weights
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("optimizer", ["adam", pytest.param("muon", marks=pytest.mark.slow)])
 def test_parts_train_to_the_same_losses_and_weights(optimizer):
     """Fifty steps with mirrored images and dropped labels, over epochs that end within a batch."""
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
