@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 PAGE = Path(__file__).parents[3] / "src" / "ddim" / "web" / "page"
 
 LISTEN = """() => {
@@ -69,6 +71,7 @@ def test_little_is_said_aloud(visit):
     assert told[-1].startswith("Done in") and len(told) <= 4, told
 
 
+@pytest.mark.slow
 def test_scheme_and_motion_are_those_asked_for(visit):
     page = visit("#latents?model=tiny&image=none", wait=".latents .primary:enabled")
     paper = "getComputedStyle(document.body).backgroundColor"

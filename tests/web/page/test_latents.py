@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import ddim
@@ -62,6 +63,7 @@ def test_a_drawing_makes_the_round_trip(visit, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_keys_alone_take_an_image_and_walk(visit):
     page = visit(LATENTS + "&others=5", wait=EXACT)
     before = canvas(page, DRAWING)
@@ -86,6 +88,7 @@ def test_keys_alone_take_an_image_and_walk(visit):
     settled(page, "x=0.550&y=0.550")
 
 
+@pytest.mark.slow
 def test_the_pointer_moves_over_the_square(visit, tmp_path):
     page = visit(LATENTS + "&others=5&image=none")
     _between(page, "square")

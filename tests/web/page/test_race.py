@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import ddim
@@ -60,6 +61,7 @@ def test_what_is_copied_makes_the_same_pixels(visit, tmp_path, monkeypatch):
         assert np.array_equal(np.asarray(one)[::scale, ::scale], np.asarray(other))
 
 
+@pytest.mark.slow
 def test_a_row_of_the_table_restores_its_race(visit):
     page = visit(RACE + "&run=1")
     _finished(page)
@@ -79,6 +81,7 @@ def test_a_row_of_the_table_restores_its_race(visit):
     assert np.array_equal(canvas(page, ".lane.ddpm canvas"), before)
 
 
+@pytest.mark.slow
 def test_sliders_say_what_runs(visit):
     page = visit(RACE, wait=".race .primary:enabled")
     lane = page.locator(".lane.yours .spelling")
@@ -111,6 +114,7 @@ def test_a_race_is_cancelled_and_another_begins(visit):
     _finished(page, 2)
 
 
+@pytest.mark.slow
 def test_labels_race_where_a_model_knows_classes(visit, models):
     page = visit("#race?model=classes&images=2&steps=3&label=2&run=1")
     _finished(page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 import ddim
 from browser import canvas, grid, settled
@@ -73,6 +74,7 @@ def test_the_rows_numbers_stand_beside_equation_12(visit, models):
     assert page.get_by_role("cell", name="–").count() > 0
 
 
+@pytest.mark.slow
 def test_the_schedule_is_named_and_its_place_marked(visit, models):
     page = visit(STEPS + "&at=3", wait=READY)
     schedule = ddim.load(models["tiny"]).schedule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 import ddim
 from browser import canvas, grid, run_python, settled
@@ -49,6 +50,7 @@ def test_what_an_evaluation_found_is_drawn_and_opens(visit, models):
     assert page.evaluate("navigator.clipboard.readText()") == EVALUATION["command"]
 
 
+@pytest.mark.slow
 def test_a_few_samplers_are_measured_here_and_a_link_restores_them(visit, models, tmp_path):
     page = visit("#tradeoff?model=classes&seed=2", wait=".tradeoff[data-shown='none']")
     assert "ddim evaluate" in page.locator(".tradeoff pre").text_content()

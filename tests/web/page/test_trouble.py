@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+import pytest
+
 from browser import end, serving
 
 RACE = "#race?model=tiny&images=2&steps=3"
@@ -92,6 +94,7 @@ def test_a_busy_server_says_so(visit):
     page.wait_for_selector(".lane.ddpm[data-phase='done']", state="attached")
 
 
+@pytest.mark.slow
 def test_who_waits_is_told_the_place(visit):
     page = visit(RACE, wait=".race .primary:enabled")
     other = visit("#race?model=slow&images=1&steps=3&run=1")
@@ -112,6 +115,7 @@ def test_a_model_that_does_not_load_is_named(visit):
     assert not page.get_by_text("did not load").is_visible()
 
 
+@pytest.mark.slow
 def test_what_a_sampler_refuses_is_said(visit):
     visit.expected.append("status of 400")
     page = visit("#steps?model=tiny&steps=3&method=dpmpp&order=3&nodes=nonsense")
