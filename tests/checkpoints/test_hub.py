@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from ddim.base.errors import InputError, RunError
-from ddim.checkpoints.hub import named, pinned
+from ddim.checkpoints.hub import pinned
+from ddim.checkpoints.names import named
 from ddim.checkpoints.tensors import read_safetensors
 from ddim.denoisers.target import Target
 from ddim.model.model import Model

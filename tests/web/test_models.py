@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from asking import paged
-from ddim.web.models import Models, check_source, shipped_names
+from ddim.web.models import Models, check_source
 from ddim.web.ways import Origin
 
 MINE = """
@@ -110,9 +110,10 @@ def test_names_are_plain_and_each_there_once(tmp_path):
 
 
 def test_sources_are_looked_at_before_anything_begins(refuses, tmp_path):
-    assert check_source("mnist", shipped_names()) == "mnist"
-    assert check_source(str(tmp_path), []) == str(tmp_path)
+    assert check_source("mnist") == "mnist"
+    assert check_source(str(tmp_path)) == str(tmp_path)
+    assert check_source("owner/name@main") == "owner/name@main"
     with refuses("did you mean 'mnist'"):
-        check_source("mnits", shipped_names())
+        check_source("mnits")
     with refuses("no such path"):
-        check_source("mine.py:model", [])
+        check_source("mine.py:model")

@@ -28,16 +28,15 @@ from ddim.checkpoints.hub_access import (
     endpoint,
     offline,
 )
+from ddim.checkpoints.names import HubName, named
 from ddim.checkpoints.shards import INDEX, pick_weights, shard_places
 
-__all__ = ["RECORDS", "HubName", "Snapshot", "fetch", "in_words_of", "named", "pinned"]
+__all__ = ["RECORDS", "Snapshot", "fetch", "in_words_of", "pinned"]
 
 log = logging.getLogger("ddim")
 
-_NAME = re.compile(r"(?P<repo>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>[\w./+-]{1,200}))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHORT = re.compile(r"[0-9a-f]{7,39}")
-_FILES = (".bin", ".ckpt", ".json", ".npz", ".onnx", ".pt", ".pth", ".py", ".safetensors")
 RECORDS = (
     "config.json",
     "unet/config.json",
@@ -51,22 +50,6 @@ RECORDS = (
 """What a model has beside its weights, small all of it."""
 
 _COMMITS: dict[str, str] = {}
-
-
-@dataclasses.dataclass(frozen=True)
-class HubName:
-    """A model on the Hub.
-
-    Attributes:
-        repo: ``owner/name``.
-        revision: a branch, a tag or a commit; None for the branch main.
-    """
-
-    repo: str
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,23 +68,6 @@ class Snapshot:
 
     def __str__(self) -> str:
         return f"{self.name.repo}@{self.commit[:12]}"
-
-
-def named(text: str) -> HubName | None:
-    """The name that a text is, if it could be one: a path of more parts, or to a file, is none.
-
-    Example:
-        >>> str(named("google/ddpm-cifar10-32@main"))
-        'google/ddpm-cifar10-32@main'
-        >>> [named(t) for t in ("mnist", "./runs/mnist", "runs/a/model", "runs/model-10.pt")]
-        [None, None, None, None]
-    """
-    match = _NAME.fullmatch(text)
-    if match is None or ".." in match["repo"] or "--" in match["repo"]:
-        return None
-    if match["revision"] is None and match["repo"].endswith(_FILES):
-        return None
-    return HubName(match["repo"], match["revision"])
 
 
 def pinned(text: str) -> str:

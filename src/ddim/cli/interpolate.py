@@ -195,29 +195,22 @@ def _made(options: InterpolateOptions) -> tuple[Model, Latents, int]:
 
 
 def _drawn(options: InterpolateOptions, model: Model, coding: Coding) -> Latents:
-    """The latents that `ddim sample` would start from, at the size of its noise."""
+    """The latents that `ddim sample` would start from."""
     import torch
 
-    from ddim.latents.record import Latents
+    from ddim.latents.drawn import drawn_latents
     from ddim.model.condition import Condition
-    from ddim.model.drawing import pick_batch_size
-    from ddim.noise.draws import Noise
 
-    condition = Condition(options.labels or None).check(model, len(options.between))
-    nodes = coding.place(model.schedule)
-    spread = model.schedule.level(nodes[0]).spread
-    dtype = getattr(torch, options.model.dtype)
-    noise = Noise(options.seed, options.between, model.shape, model.device, dtype)(0)
-    return Latents(
-        ((spread * noise).cpu(),),
-        coding.codec,
-        nodes,
-        model.name,
-        model.identity,
-        pick_batch_size(model, options.run.batch_size),
-        condition,
-        backend=model.runs_on,
-        schedule=model.schedule.spec,
+    return drawn_latents(
+        model,
+        options.between,
+        seed=options.seed,
+        codec=coding.codec,
+        steps=coding.sampler.steps,
+        nodes=coding.sampler.nodes,
+        condition=Condition(options.labels or None),
+        batch_size=options.run.batch_size,
+        dtype=getattr(torch, options.model.dtype),
     )
 
 

@@ -40,7 +40,8 @@ class ServeOptions:
     )
 
     model: Annotated[tuple[str, ...], unset("the shipped models", "MODEL ...")] = ()
-    """Shipped models, model folders, training runs, checkpoints of any known kind, FILE.py:NAME."""
+    """Shipped models, model folders, training runs, checkpoints of any known kind, FILE.py:NAME,
+    owner/name on the Hub."""
     evaluation: Annotated[str | None, unset("none", "FOLDER")] = None
     """A folder that `ddim evaluate` has written, whose figures the page shows."""
     host: str = "127.0.0.1"
@@ -63,10 +64,10 @@ class ServeOptions:
         Raises:
             InputError: one of them is not there.
         """
-        from ddim.web.models import check_source, shipped_names
+        from ddim.model.names import shipped
+        from ddim.web.models import check_source
 
-        shipped = shipped_names()
-        return [check_source(each, shipped) for each in listed(self.model) or shipped]
+        return [check_source(each) for each in listed(self.model) or shipped()]
 
     def secret(self, host_is_loopback: bool) -> str | None:
         """The token.

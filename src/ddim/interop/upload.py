@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ddim.base.errors import InputError, RunError
 from ddim.base.files import read_json
 from ddim.checkpoints.calibration import find_calibration
-from ddim.checkpoints.hub import RECORDS, HubName, named
+from ddim.checkpoints.hub import RECORDS
 from ddim.checkpoints.hub_access import SECONDS, api, asking, check_installed, endpoint, offline
+from ddim.checkpoints.names import HubName, named
 from ddim.checkpoints.shards import find_weights, is_weights, shard_places
 from ddim.interop.card import commands_of, front_matter, model_card
 from ddim.model.model import Model

@@ -16,11 +16,12 @@ from ddim.base.errors import InputError, unknown
 from ddim.checkpoints.calibration import CALIBRATED
 from ddim.checkpoints.diffusers import read_folder
 from ddim.checkpoints.foreign import read_foreign
-from ddim.checkpoints.hub import HubName, fetch, in_words_of, named
+from ddim.checkpoints.hub import fetch, in_words_of
+from ddim.checkpoints.names import HubName
 from ddim.checkpoints.record import Hints, Loaded
 from ddim.checkpoints.training import is_training, read_training
 from ddim.model.model import Model
-from ddim.model.names import shipped
+from ddim.model.names import hub_name, shipped
 from ddim.noise.schedule import Schedule
 
 __all__ = ["load", "shipped"]
@@ -79,7 +80,7 @@ def load(
     if str(source) in shipped():
         path = Path(str(resources.files("ddim") / "shipped" / str(source)))
     elif not path.exists():
-        remote = _hub_name(source)
+        remote = hub_name(source)
     if weights not in ("ema", "net"):
         raise unknown("weights", weights, ("ema", "net"))
     if remote is not None:
@@ -124,24 +125,6 @@ def _model(loaded: Loaded, name: str, calibration: Path, null_label: int | None)
         facts=loaded.facts,
         calibration=calibration,
     )
-
-
-def _hub_name(source: str | Path) -> HubName:
-    """What is no path, as a name on the Hub.
-
-    Raises:
-        InputError: it is none, or looks like a path that was mistyped.
-    """
-    name = named(source) if isinstance(source, str) else None
-    if name is None:
-        raise InputError(f"{unknown('model', str(source), shipped())} and there is no such path")
-    owner = Path(name.repo).parent
-    if name.revision is None and owner.is_dir():
-        raise InputError(
-            f"there is no {source} in the folder {owner}, which is here: write {source}@main for "
-            "the model of that name on the Hub"
-        )
-    return name
 
 
 def _from_hub(name: HubName, weights: str, null_label: int | None) -> Model:

@@ -13,11 +13,11 @@ from ddim.data.pictures import decode_picture, quietly
 from ddim.data.pixels import from_pixels, to_pixels
 from ddim.latents.codecs import decoder, encoder
 from ddim.latents.coding import Coding
+from ddim.latents.drawn import drawn_latents
 from ddim.latents.record import Latents
 from ddim.model.condition import Condition
 from ddim.model.drawing import generate, pick_batch_size
 from ddim.model.model import Model
-from ddim.noise.draws import Noise
 from ddim.samplers.sampler import Sampler
 from ddim.samplers.tableau import Tableau
 from ddim.web.asked import (
@@ -81,7 +81,14 @@ def prepare_drawing(model: Model, origin: Origin, asked: DrawLatentsAsked, kept:
 
     def job(out: Channel) -> None:
         if coding.codec == "ddim":
-            latents = _noise(model, asked, coding, listed, condition)
+            latents = drawn_latents(
+                model,
+                [asked.image],
+                seed=asked.seed,
+                steps=coding.sampler.steps,
+                condition=Condition(asked.label),
+                batch_size=1,
+            )
             given = to_pixels(decoded(model, latents, out))
         else:
             own = Condition(asked.label).check(model, 1)
@@ -200,28 +207,6 @@ def _encoded(
         1,
         condition.replace(clip=None),
         tableau.calls,
-        backend=model.runs_on,
-        schedule=model.schedule.spec,
-    )
-
-
-def _noise(
-    model: Model,
-    asked: DrawLatentsAsked,
-    coding: Coding,
-    listed: tuple[int, ...],
-    condition: Condition,
-) -> Latents:
-    """The noise that ``ddim sample`` starts from, as a latent."""
-    noise = Noise(asked.seed, [asked.image], model.shape, model.device)(0)
-    return Latents(
-        ((model.schedule.level(listed[0]).spread * noise).cpu(),),
-        coding.codec,
-        listed,
-        model.name,
-        model.identity,
-        1,
-        condition.replace(clip=None),
         backend=model.runs_on,
         schedule=model.schedule.spec,
     )

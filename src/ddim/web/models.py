@@ -6,12 +6,12 @@ import dataclasses
 import logging
 import re
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddim.base.code import is_named
 from ddim.base.errors import InputError, unknown
+from ddim.model.names import hub_name, shipped
 from ddim.web.jobs import Jobs
 from ddim.web.refused import Refused
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ddim.model.model import Model
     from ddim.web.ways import Origin
 
-__all__ = ["Models", "Served", "check_source", "shipped_names"]
+__all__ = ["Models", "Served", "check_source"]
 
 log = logging.getLogger("ddim")
 
@@ -151,25 +151,18 @@ def facts_of(model: Model) -> dict[str, Any]:
     }
 
 
-def shipped_names() -> list[str]:
-    """The models that come with the package, as :func:`ddim.shipped` has them; without torch."""
-    root = resources.files("ddim") / "shipped"
-    return sorted(p.name for p in root.iterdir() if (p / "model_index.json").is_file())
-
-
-def check_source(source: str, shipped: Sequence[str]) -> str:
+def check_source(source: str) -> str:
     """What ``--model`` was given, if there may be a model there.
 
     Args:
-        source: a shipped model's name, a path, or ``FILE.py:NAME``.
-        shipped: the names of the models that come with the package.
+        source: a shipped model's name, a path, ``FILE.py:NAME``, or a name on the Hub.
 
     Raises:
         InputError: there is nothing.
     """
     path = Path(source.rpartition(":")[0]) if is_named(source) else Path(source)
-    if source not in shipped and not path.exists():
-        raise InputError(f"{unknown('model', source, shipped)} and there is no such path")
+    if source not in shipped() and not path.exists():
+        hub_name(source)
     return source
 
 

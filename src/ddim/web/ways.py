@@ -130,7 +130,11 @@ class Corner:
         else:
             seed, image = self.place
             if self.noise:
-                return f"noise({seed}, {image}, {self.label})"
+                own = "" if self.label is None else f", condition=ddim.Condition({self.label})"
+                return (
+                    f"drawn_latents(model, [{image}], seed={seed}, steps={self.steps}{own}, "
+                    "batch_size=1)"
+                )
             drawn = f"ddim.sample(model, {image + 1}, {_text(self.drawing())}, seed={seed}{label})"
             images = f"ddim.from_pixels(ddim.to_pixels({drawn}[{image}:]))"
         clip = ", clip=False" if self.clips else ""
@@ -212,16 +216,8 @@ def _line_command(origin: Origin, corners: Sequence[Corner], frames: int | None)
         return None
     words = ["ddim", "interpolate", *origin.options(), "--between", *(str(i) for _, i in places)]
     words += ["--frames", str(frames), "--seed", str(places[0][0])]
-    words += [
-        "--codec",
-        "ddim",
-        "--steps",
-        str(corners[0].steps),
-        "--batch-size",
-        "1",
-        "--scale",
-        "1",
-    ]
+    words += ["--codec", "ddim", "--steps", str(corners[0].steps), "--batch-size", "1"]
+    words += ["--scale", "1"]
     labels = [str(corner.label) for corner in corners if corner.label is not None]
     return shlex.join([*words, *(["--labels", *labels] if labels else [])])
 
@@ -242,18 +238,5 @@ def _helpers(corners: Sequence[Corner]) -> tuple[list[str], list[str]]:
             "",
         ]
     if any(corner.noise for corner in corners):
-        imports += ["from ddim.latents.coding import codec_nodes"]
-        lines += [
-            "",
-            "def noise(seed, image, label):",
-            f'    nodes = codec_nodes(model, "ddim", {corners[0].steps})',
-            "    start = ddim.Noise(seed, [image], model.shape, model.device)(0)",
-            "    start = (model.schedule.level(nodes[0]).spread * start).cpu()",
-            "    return ddim.Latents(",
-            '        (start,), "ddim", nodes, model.name, model.identity, batch_size=1,',
-            "        condition=ddim.Condition(label), backend=model.runs_on,",
-            "        schedule=model.schedule.spec,",
-            "    )",
-            "",
-        ]
+        imports += ["from ddim.latents.drawn import drawn_latents"]
     return imports, lines
